@@ -1,0 +1,108 @@
+"""Data sets as frames. One file per data set; `open_source` is the only door."""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from data_cache.errors import SourceError
+from data_cache.rig import Frame, Rig
+
+
+class Source(Protocol):
+    """A data set: what it holds is known when it is opened, frames are read one by one."""
+
+    @property
+    def name(self) -> str:
+        """Name of the data set; part of the cache identity."""
+        ...
+
+    @property
+    def rig(self) -> Rig:
+        """The cameras in ring order."""
+        ...
+
+    @property
+    def drives(self) -> Mapping[str, tuple[str, ...]]:
+        """Frame ids of each drive (scene, sequence), in time order."""
+        ...
+
+    @property
+    def splits(self) -> Mapping[str, tuple[str, ...]]:
+        """Drive names of each split that the data set itself defines."""
+        ...
+
+    def frame(self, frame_id: str) -> Frame:
+        """One frame; nothing heavy is read yet. Raises FrameError if its metadata cannot be used."""
+        ...
+
+
+def open_source(kind: str, root: Path | None, version: str = "") -> Source:
+    """Open a data set.
+
+    Args:
+        kind: a key of SOURCES.
+        root: data set folder; None for sources that live in memory.
+        version: which of several releases under one root (nuScenes), empty where there is one.
+
+    Raises:
+        SourceError: if the kind is unknown or the folder is not such a data set (with what was looked for).
+    """
+    from data_cache.sources.ddad import DdadSource
+    from data_cache.sources.nuscenes import NuscenesSource
+    from data_cache.sources.pandaset import PandasetSource
+    from data_cache.sources.synthetic import SyntheticSource
+
+    if kind == "synthetic":
+        return SyntheticSource()
+    if root is None:
+        raise SourceError(f"{kind}: no data folder given; pass --data DIR (make: DATA=DIR) or set data.root")
+    if not root.is_dir():
+        raise SourceError(f"{kind}: expected a data folder, found nothing at {root}; pass --data DIR (make: DATA=DIR)")
+    match kind:
+        case "ddad":
+            return DdadSource(root)
+        case "nuscenes":
+            return NuscenesSource(root, version)
+        case "pandaset":
+            return PandasetSource(root)
+    raise SourceError(f"unknown source {kind!r}; it is one of synthetic, ddad, nuscenes, pandaset")
+
+
+_SELECTOR = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<slice>-?\d*:-?\d*(:\d+)?)\])?")
+
+
+def select(source: Source, selectors: Iterable[str]) -> tuple[str, ...]:
+    """Frame ids named by selectors, in order, each once.
+
+    A selector is a drive or a split of the data set, with an optional Python slice over its frames: `002[:17]`,
+    `train`, `train[::3]`.
+
+    Raises:
+        SourceError: if a selector is malformed, names nothing, or selects no frame.
+    """
+    chosen: dict[str, None] = {}
+    for selector in selectors:
+        match = _SELECTOR.fullmatch(selector)
+        if match is None:
+            raise SourceError(f"selector {selector!r}: expected NAME or NAME[start:stop:step]")
+        name = match["name"]
+        drives = source.splits.get(name, (name,))
+        unknown = [drive for drive in drives if drive not in source.drives]
+        if unknown:
+            raise SourceError(
+                f"{source.name}: no drive or split {unknown[0]!r}; splits: {_some(source.splits)};"
+                f" drives: {_some(source.drives)}"
+            )
+        ids = [frame_id for drive in drives for frame_id in source.drives[drive]]
+        if match["slice"]:
+            ids = ids[slice(*(int(part) if part else None for part in match["slice"].split(":")))]
+        if not ids:
+            raise SourceError(f"{source.name}: selector {selector!r} selects no frame")
+        chosen.update(dict.fromkeys(ids))
+    return tuple(chosen)
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:8]) + (f", ... ({len(listed)})" if len(listed) > 8 else "") or "none"
