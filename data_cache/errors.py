@@ -1,16 +1,20 @@
-"""Errors of data at rest. Each message says what was expected, what was found, where, and what to do."""
+"""Errors that are meant for the user. Each says what was expected, what was found, where, and what to do."""
 
 
-class DataError(Exception):
-    """Base of every error that this package raises on purpose."""
+class SurroundError(Exception):
+    """Base of every error that this program raises on purpose; anything else is a bug."""
 
 
-class SourceError(DataError):
+class SourceError(SurroundError):
     """A data set is missing, empty or laid out unlike its format."""
 
 
-class FrameError(DataError):
+class FrameError(SurroundError):
     """One frame cannot be used (damaged image, NaN calibration, empty LiDAR).
 
     Stage one quarantines the frame with this text and goes on.
     """
+
+
+class SettingError(SurroundError, ValueError):
+    """A setting is impossible on this machine or with these weights."""

@@ -3,12 +3,13 @@
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from data_cache.errors import SourceError
 from data_cache.rig import Frame, Rig
 
 
+@runtime_checkable
 class Source(Protocol):
     """A data set: what it holds is known when it is opened, frames are read one by one."""
 
@@ -37,39 +38,45 @@ class Source(Protocol):
         ...
 
 
+SOURCES = ("synthetic", "ddad", "nuscenes", "pandaset")
+
+
 def open_source(kind: str, root: Path | None, version: str = "") -> Source:
     """Open a data set.
 
     Args:
-        kind: a key of SOURCES.
+        kind: one of SOURCES.
         root: data set folder; None for sources that live in memory.
         version: which of several releases under one root (nuScenes), empty where there is one.
 
     Raises:
         SourceError: if the kind is unknown or the folder is not such a data set (with what was looked for).
     """
-    from data_cache.sources.ddad import DdadSource
-    from data_cache.sources.nuscenes import NuscenesSource
-    from data_cache.sources.pandaset import PandasetSource
-    from data_cache.sources.synthetic import SyntheticSource
-
+    if kind not in SOURCES:
+        raise SourceError(f"unknown source {kind!r}; it is one of {', '.join(SOURCES)}")
+    # Each source is imported only when it is asked for: the synthetic one needs a ray caster, the others do not.
     if kind == "synthetic":
+        from data_cache.sources.synthetic import SyntheticSource
+
         return SyntheticSource()
     if root is None:
         raise SourceError(f"{kind}: no data folder given; pass --data DIR (make: DATA=DIR) or set data.root")
     if not root.is_dir():
         raise SourceError(f"{kind}: expected a data folder, found nothing at {root}; pass --data DIR (make: DATA=DIR)")
-    match kind:
-        case "ddad":
-            return DdadSource(root)
-        case "nuscenes":
-            return NuscenesSource(root, version)
-        case "pandaset":
-            return PandasetSource(root)
-    raise SourceError(f"unknown source {kind!r}; it is one of synthetic, ddad, nuscenes, pandaset")
+    if kind == "ddad":
+        from data_cache.sources.ddad import DdadSource
+
+        return DdadSource(root)
+    if kind == "nuscenes":
+        from data_cache.sources.nuscenes import NuscenesSource
+
+        return NuscenesSource(root, version)
+    from data_cache.sources.pandaset import PandasetSource
+
+    return PandasetSource(root)
 
 
-_SELECTOR = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<slice>-?\d*:-?\d*(:\d+)?)\])?")
+_SELECTOR = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<slice>-?\d*:-?\d*(:([1-9]\d*)?)?)\])?")
 
 
 def select(source: Source, selectors: Iterable[str]) -> tuple[str, ...]:

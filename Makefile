@@ -1,0 +1,45 @@
+# A thin skin over the `surround` command. Every target that needs it makes the environment first.
+.PHONY: help demo test check bench teacher-cache train-student eval
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+RECIPE ?= demo
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+STAGE_ARGS = $(RECIPE) $(if $(DATA),--data "$(DATA)") $(if $(RUN),--run "$(RUN)") $(ARGS)
+# Exit code 3 is success with some frames quarantined; the list was printed.
+QUARANTINE_OK = || { code=$$?; [ $$code -eq 3 ] || exit $$code; }
+
+help:           ## list targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@echo "  stages take RECIPE=<name or path> [DATA=<data set folder>] [RUN=<run folder>] [ARGS=...]"
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+demo: $(READY)  ## environment, weights, the three stages on the embedded synthetic drive, report
+	$(MAKE) teacher-cache RECIPE=demo
+	$(MAKE) train-student RECIPE=demo
+	$(MAKE) eval RECIPE=demo
+
+teacher-cache: $(READY)  ## stage 1: run the teacher once over every frame
+	$(BIN)/surround teacher-cache $(STAGE_ARGS) $(QUARANTINE_OK)
+
+train-student: $(READY)  ## stage 2: train the student from the cache and sparse LiDAR
+	$(BIN)/surround train-student $(STAGE_ARGS)
+
+eval: $(READY)  ## stage 3: measure the student and write the report
+	$(BIN)/surround eval $(STAGE_ARGS) $(QUARANTINE_OK)
+
+test: $(READY)  ## all tests
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+check: $(READY) ## lint, types, tests
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	$(MAKE) test
+
+bench: $(READY) ## print speed, memory and size; asserts nothing
+	$(BIN)/python -m pytest -m bench tests/benchmarks -s $(ARGS)

@@ -1,0 +1,89 @@
+"""Cached frames as torch tensors: a frame joined with what the teacher said about it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from data_cache.reader import CacheReader
+from data_cache.schema import unpack_depth_m
+
+
+@dataclass(frozen=True, eq=False)
+class CachedRigs:
+    """One frame (no leading axis) or a batch of frames (leading B).
+
+    Attributes:
+        frame_ids: one per frame.
+        image: RGB bytes.
+        lidar_depth_m: metres, 0 = no return.
+        bin_first, bin_prob: the teacher's windowed probabilities; stages/bins.py decodes them.
+        relation: the teacher's view relations.
+        focal_px: fx of each view at the size of `image`.
+        view_valid: False for missing cameras.
+    """
+
+    frame_ids: tuple[str, ...]
+    image: UInt8[Tensor, "*B V 3 H W"]
+    lidar_depth_m: Float[Tensor, "*B V H W"]
+    bin_first: UInt8[Tensor, "*B V h w"]
+    bin_prob: UInt8[Tensor, "*B V h w S"]
+    relation: Float[Tensor, "*B V P P"]
+    focal_px: Float[Tensor, "*B V"]
+    view_valid: Bool[Tensor, "*B V"]
+
+
+class CachedFrames(Dataset[CachedRigs]):
+    """Frames of a cache by position in `frame_ids`."""
+
+    def __init__(self, reader: CacheReader, frame_ids: Sequence[str]):
+        """Serve these frames of `reader`."""
+        self.reader, self.frame_ids = reader, tuple(frame_ids)
+
+    def __len__(self) -> int:
+        return len(self.frame_ids)
+
+    def __getitem__(self, position: int) -> CachedRigs:
+        frame_id = self.frame_ids[position]
+        record = self.reader.read(frame_id)
+        # A missing camera has no focal length; 1 keeps its meaningless depths finite.
+        focal_px = np.where(record.view_valid, record.intrinsics[:, 0, 0], 1.0)
+        return CachedRigs(
+            frame_ids=(frame_id,),
+            image=torch.from_numpy(record.image).permute(0, 3, 1, 2),
+            lidar_depth_m=torch.from_numpy(unpack_depth_m(record.lidar_depth)),
+            bin_first=torch.from_numpy(record.bin_first),
+            bin_prob=torch.from_numpy(record.bin_prob),
+            relation=torch.from_numpy(record.relation).float(),
+            focal_px=torch.from_numpy(focal_px).float(),
+            view_valid=torch.from_numpy(record.view_valid),
+        )
+
+
+def collate(rigs: Sequence[CachedRigs]) -> CachedRigs:
+    """Stack frames into a batch."""
+    tensors = {
+        field.name: torch.stack([getattr(rig, field.name) for rig in rigs])
+        for field in fields(CachedRigs)
+        if field.name != "frame_ids"
+    }
+    return CachedRigs(frame_ids=tuple(frame_id for rig in rigs for frame_id in rig.frame_ids), **tensors)
+
+
+def batches(dataset: CachedFrames, order: Sequence[Sequence[int]], workers: int) -> Iterator[CachedRigs]:
+    """Batches in the given order of positions; the order does not depend on the number of workers.
+
+    Workers are spawned, never forked: forked ones deadlock with some codecs once the parent has read.
+    """
+    loader = DataLoader(
+        dataset,
+        batch_sampler=order,
+        num_workers=workers,
+        collate_fn=collate,
+        multiprocessing_context="spawn" if workers else None,
+    )
+    return iter(loader)

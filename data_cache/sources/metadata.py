@@ -1,0 +1,50 @@
+"""Reading JSON metadata of data sets: whatever is wrong with it, the message names the file."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from data_cache.errors import SourceError
+
+
+def read_json(path: Path, visit: Callable[[dict[str, Any]], object] | None = None) -> Any:
+    """Parse a JSON file.
+
+    Args:
+        path: the file.
+        visit: called with every object of the file as soon as it is parsed; its answer stands for the object.
+
+    Raises:
+        SourceError: if the file is missing or is not JSON.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise SourceError(f"expected the metadata file {path}, found none; complete the download") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"{path}: cannot be read as text: {error}") from error
+    try:
+        return json.loads(text, object_hook=visit)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise SourceError(f"{path}: expected JSON, found {error}; fetch the file again") from error
+
+
+@contextmanager
+def fields_of(where: object) -> Iterator[None]:
+    """Turn a missing or ill-typed field that is met inside into a SourceError naming `where`."""
+    try:
+        yield
+    except KeyError as error:
+        raise SourceError(f"{where}: expected the key {error}, found none; the file is damaged or trimmed") from error
+    except (AttributeError, IndexError, OverflowError, TypeError, ValueError) as error:
+        raise SourceError(f"{where}: unexpected content: {error}; the file is damaged or of another format") from error
+
+
+def found_in(folder: Path) -> str:
+    """What a folder holds, short enough for an error message."""
+    if not folder.is_dir():
+        return f"found no folder at {folder}"
+    names = sorted(path.name for path in folder.iterdir())
+    return f"found in {folder}: " + (", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "nothing")

@@ -1,0 +1,152 @@
+"""PandaSet in its original layout: one folder per sequence, LiDAR as pandas pickles in world coordinates."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from data_cache.errors import FrameError, SourceError
+from data_cache.images import load_rgb
+from data_cache.rig import Camera, Frame, Rig, Sweep, View, make_sweep, pose_from_quaternion
+from data_cache.sources.metadata import fields_of, found_in, read_json
+from data_cache.sources.pickles import load_columns
+
+CAMERAS = ("front_camera", "front_right_camera", "right_camera", "back_camera", "left_camera", "front_left_camera")
+IMAGE_SIZE = (1080, 1920)  # the metadata does not say it; every PandaSet camera has it
+SPINNING_LIDAR = 0  # column d: 0 is the 360-degree sensor, 1 looks forward only
+
+
+@dataclass(frozen=True, eq=False)
+class _Track:
+    """One camera over a sequence."""
+
+    K_px: Float[np.ndarray, "3 3"]
+    poses: Float[np.ndarray, "T 7"]  # quaternion w, x, y, z, then position x, y, z in metres
+    time_ns: Int[np.ndarray, " T"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Sequence:
+    """What the metadata of one sequence says."""
+
+    folder: Path
+    tracks: Mapping[str, _Track]
+    sweep_count: int
+
+    @property
+    def frame_count(self) -> int:
+        return max([self.sweep_count, *(len(track.time_ns) for track in self.tracks.values())])
+
+
+class PandasetSource:
+    """PandaSet as frames; ids are `sequence/NN`, the file stem. The data set defines no splits.
+
+    Args:
+        root: the folder that holds the sequences (`root/002/camera/...`).
+
+    Raises:
+        SourceError: if it holds none, or the metadata of one cannot be used.
+    """
+
+    name = "pandaset"
+
+    def __init__(self, root: Path) -> None:
+        if not root.is_dir() or _is_sequence(root):
+            raise SourceError(
+                f"pandaset: expected a folder of sequences (NNN/camera, NNN/lidar), {found_in(root)};"
+                " pass the folder above the sequences"
+            )
+        folders = sorted(path for path in root.iterdir() if _is_sequence(path))
+        if not folders:
+            raise SourceError(
+                f"pandaset: expected sequences (NNN/camera/front_camera/poses.json), {found_in(root)};"
+                " pass the folder that holds 001, 002, ..."
+            )
+        self.rig = Rig(self.name, CAMERAS)
+        self._sequences = {folder.name: _read_sequence(folder) for folder in folders}
+        self.drives: Mapping[str, tuple[str, ...]] = {
+            name: tuple(f"{name}/{index:02d}" for index in range(sequence.frame_count))
+            for name, sequence in self._sequences.items()
+        }
+        self.splits: Mapping[str, tuple[str, ...]] = {}
+
+    def frame(self, frame_id: str) -> Frame:
+        """One frame; images and LiDAR are read when asked for.
+
+        Raises:
+            FrameError: if there is no such frame, or its calibration or a pose is not finite.
+        """
+        drive, _, stem = frame_id.partition("/")
+        if frame_id not in self.drives.get(drive, ()):
+            raise FrameError(f"pandaset: no frame {frame_id!r}; ids look like 002/07")
+        sequence, index = self._sequences[drive], int(stem)
+        views = tuple(_view(sequence, name, index) for name in CAMERAS)
+        if index >= sequence.sweep_count:
+            return Frame(frame_id, views)
+        return Frame(frame_id, views, partial(_load_sweep, sequence.folder / "lidar" / f"{stem}.pkl.gz"))
+
+
+def _is_sequence(folder: Path) -> bool:
+    return (folder / "camera").is_dir() or (folder / "lidar").is_dir()
+
+
+def _read_sequence(folder: Path) -> _Sequence:
+    present = [name for name in CAMERAS if (folder / "camera" / name).is_dir()]
+    tracks = {name: _read_track(folder / "camera" / name) for name in present}
+    stamps = folder / "lidar" / "timestamps.json"
+    sweep_count = len(_times_ns(stamps)) if stamps.parent.is_dir() else 0
+    sequence = _Sequence(folder, tracks, sweep_count)
+    if sequence.frame_count == 0:
+        raise SourceError(f"pandaset: expected frames in {folder}, found none; complete or remove this sequence")
+    return sequence
+
+
+def _read_track(folder: Path) -> _Track:
+    with fields_of(folder / "intrinsics.json"):
+        lens = read_json(folder / "intrinsics.json")
+        # The devkit draws its projections onto pixels centred at integers, as OpenCV calibrates them; ours are centred
+        # at half-integers.
+        K_px = np.array(
+            [[lens["fx"], 0, lens["cx"] + 0.5], [0, lens["fy"], lens["cy"] + 0.5], [0, 0, 1]], dtype=np.float64
+        )
+    with fields_of(folder / "poses.json"):
+        poses = np.array([_pose_row(pose) for pose in read_json(folder / "poses.json")], dtype=np.float64)
+    time_ns = _times_ns(folder / "timestamps.json")
+    if len(poses) != len(time_ns):
+        raise SourceError(f"{folder}: expected as many poses as time stamps, found {len(poses)} and {len(time_ns)}")
+    return _Track(K_px, poses.reshape(-1, 7), time_ns)
+
+
+def _pose_row(pose: Mapping[str, Mapping[str, float]]) -> list[float]:
+    return [pose["heading"][key] for key in "wxyz"] + [pose["position"][key] for key in "xyz"]
+
+
+def _times_ns(path: Path) -> Int[np.ndarray, " T"]:
+    with fields_of(path):
+        times_s: list[Any] = list(read_json(path))
+        # Seconds since 1970 in a float64 are good to a quarter of a microsecond, so rounding to nanoseconds adds noise.
+        return np.array([round(time_s * 1e6) * 1000 for time_s in times_s], dtype=np.int64)
+
+
+def _view(sequence: _Sequence, name: str, index: int) -> View | None:
+    track = sequence.tracks.get(name)
+    if track is None or index >= len(track.time_ns):
+        return None
+    w, x, y, z, *position_m = track.poses[index].tolist()
+    return View(
+        Camera(name, track.K_px, width_px=IMAGE_SIZE[1], height_px=IMAGE_SIZE[0]),
+        pose_from_quaternion((w, x, y, z), (position_m[0], position_m[1], position_m[2])),
+        int(track.time_ns[index]),
+        partial(load_rgb, sequence.folder / "camera" / name / f"{index:02d}.jpg", IMAGE_SIZE),
+    )
+
+
+def _load_sweep(path: Path) -> Sweep:
+    table = load_columns(path, ("x", "y", "z", "d"))
+    points = table[table[:, 3] == SPINNING_LIDAR]
+    # The points are stored in world coordinates, so the pose of the sensor is already in them.
+    return make_sweep(points, np.eye(4), f"{path} (360-degree sensor, d == {SPINNING_LIDAR})")

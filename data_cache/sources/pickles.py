@@ -1,0 +1,209 @@
+"""Tables of numbers out of pandas pickles, without running what a pickle asks for.
+
+A pickle is a program, and PandaSet's come from strangers. Here the names it asks for are words of a file format: each
+stands for a small class below that only stores what it is given. Nothing of pandas or numpy is called on the file's
+behalf, so files written by pandas 1 read the same under pandas 3, or without pandas.
+"""
+
+import gzip
+import io
+import pickle
+import pickletools
+import zlib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from jaxtyping import Shaped
+
+from data_cache.errors import FrameError
+
+# A PandaSet sweep unpacks to 8 MB; a few kilobytes of gzip can unpack to more than the machine's memory.
+UNPACKED_LIMIT = 256 * 2**20
+
+_T = TypeVar("_T")
+
+
+def load_columns(path: Path, names: tuple[str, ...]) -> Shaped[np.ndarray, "N C"]:
+    """Columns of a gzipped, pickled pandas.DataFrame of numbers.
+
+    Args:
+        path: a `.pkl.gz` file.
+        names: the columns wanted, in this order.
+
+    Returns:
+        (N, C) float64, one column per name.
+
+    Raises:
+        FrameError: if the file is missing, damaged, refers to a global that such a table does not need (which one), or
+            lacks a column.
+    """
+    try:
+        with gzip.open(path) as stream:
+            data = stream.read(UNPACKED_LIMIT + 1)
+    except FileNotFoundError as error:
+        raise FrameError(f"LiDAR file missing: {path}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise FrameError(f"{path}: expected a gzip file, found {error}") from error
+    if len(data) > UNPACKED_LIMIT:
+        raise FrameError(f"{path}: expected a table of at most {UNPACKED_LIMIT} bytes, found more")
+    try:
+        _require_small_memo(data)
+        columns = _columns(_TableUnpickler(io.BytesIO(data)).load())
+    except pickle.UnpicklingError as error:
+        raise FrameError(f"{path}: {error}") from error
+    except Exception as error:  # a damaged pickle can fail in any way, from EOFError to MemoryError
+        raise FrameError(f"{path}: expected a pickled table, found a damaged one: {error!r}") from error
+    missing = [name for name in names if name not in columns]
+    if missing:
+        raise FrameError(f"{path}: expected the columns {list(names)}, found {list(columns)}")
+    return np.stack([columns[name] for name in names], axis=1)
+
+
+class _Standin:
+    """Base of the stand-ins. A pickle that sets the state of a class or of a stateless value is refused."""
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError(f"{type(self).__name__} has no state to set")
+
+
+class _Dtype(_Standin):
+    """numpy.dtype of plain numbers, or of objects where an array is really a list."""
+
+    def __init__(self, code: str, align: object = False, copy: object = True) -> None:
+        if code != "O8" and not (len(code) == 2 and code[0] in "fiu" and code[1] in "1248"):
+            raise pickle.UnpicklingError(f"expected a dtype of plain numbers, found {code!r}")
+        self.code = code
+        self.order = "="
+
+    def __setstate__(self, state: Any) -> None:
+        if state[1] not in ("<", ">", "=", "|"):
+            raise pickle.UnpicklingError(f"expected a byte order, found {state[1]!r}")
+        self.order = state[1]
+
+    def array(self, data: Any, shape: tuple[int, ...], order: str) -> Any:
+        """An array over raw bytes; a list for objects."""
+        if self.code == "O8":
+            return list(data)
+        return np.frombuffer(data, dtype=self.order + self.code).reshape(shape, order="F" if order == "F" else "C")
+
+
+class _Ndarray(_Standin):
+    """numpy.ndarray; only ever named, never made from this name."""
+
+
+class _Reconstruct(_Standin):
+    """numpy's `_reconstruct`: an empty array, filled by its state."""
+
+    def __init__(self, kind: object, shape: object, code: object) -> None:
+        self.value: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, is_fortran, data = state
+        self.value = _as(dtype, _Dtype).array(data, shape, "F" if is_fortran else "C")
+
+
+class _Frombuffer(_Standin):
+    """numpy's `_frombuffer`: an array over bytes, the form of pickle protocol 5."""
+
+    def __init__(self, data: Any, dtype: Any, shape: Any, order: Any, axis_order: object = None) -> None:
+        if order not in ("C", "F"):
+            raise pickle.UnpicklingError(f"expected an array in C or F order, found {order!r}")
+        self.value = _as(dtype, _Dtype).array(data, shape, order)
+
+
+class _Index(_Standin):
+    """A pandas index, made by `_new_Index(kind, fields)`; only the one of the columns is looked at."""
+
+    def __init__(self, kind: object = None, fields: Any = None) -> None:
+        self.fields = fields
+
+
+class _Block(_Standin):
+    """Some columns of one dtype, as `_unpickle_block(values, placement, ndim)` states them."""
+
+    def __init__(self, values: Any, placement: Any, ndim: object = 2) -> None:
+        self.values = values
+        self.placement = placement
+
+
+class _BlockManager(_Standin):
+    """Blocks and axes: as arguments since pandas 1.3, as state before."""
+
+    def __init__(self, blocks: Any = (), axes: Any = ()) -> None:
+        self.blocks = blocks
+        self.axes = axes
+
+    def __setstate__(self, state: Any) -> None:
+        layout = state[3]["0.14.1"]
+        self.axes = layout["axes"]
+        self.blocks = [_Block(block["values"], block["mgr_locs"]) for block in layout["blocks"]]
+
+
+class _DataFrame(_Standin):
+    """A table: a dict with its block manager, under the name `_data` before pandas 1.1."""
+
+    manager: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.manager = state["_mgr"] if "_mgr" in state else state["_data"]
+
+
+_STANDINS: dict[tuple[str, str], type] = {
+    ("builtins", "slice"): slice,
+    ("numpy", "dtype"): _Dtype,
+    ("numpy", "ndarray"): _Ndarray,
+    ("numpy._core.multiarray", "_reconstruct"): _Reconstruct,
+    ("numpy.core.multiarray", "_reconstruct"): _Reconstruct,
+    ("numpy._core.numeric", "_frombuffer"): _Frombuffer,
+    ("numpy.core.numeric", "_frombuffer"): _Frombuffer,
+    ("pandas", "DataFrame"): _DataFrame,
+    ("pandas.core.frame", "DataFrame"): _DataFrame,
+    ("pandas", "Index"): _Index,
+    ("pandas", "RangeIndex"): _Index,
+    ("pandas.core.indexes.base", "_new_Index"): _Index,
+    ("pandas.core.indexes.base", "Index"): _Index,
+    ("pandas.core.indexes.range", "RangeIndex"): _Index,
+    ("pandas.core.indexes.numeric", "Int64Index"): _Index,
+    ("pandas._libs.internals", "_unpickle_block"): _Block,
+    ("pandas.core.internals.managers", "BlockManager"): _BlockManager,
+}
+
+
+class _TableUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        """The stand-in of a global.
+
+        Raises:
+            pickle.UnpicklingError: for every other global, by name.
+        """
+        if (module, name) not in _STANDINS:
+            raise pickle.UnpicklingError(
+                f"expected a table of numbers, found a pickle that asks for {module}.{name}; refused: it could run code"
+            )
+        return _STANDINS[module, name]
+
+
+def _require_small_memo(data: bytes) -> None:
+    # The unpickler reserves memory up to the largest memo index that a pickle names: ten bytes could ask for all of it.
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name.endswith("PUT") and int(argument or 0) > len(data):
+            raise pickle.UnpicklingError(f"expected memo indices below {len(data)}, found {argument}; refused")
+
+
+def _columns(table: Any) -> dict[str, np.ndarray]:
+    manager = _as(_as(table, _DataFrame).manager, _BlockManager)
+    names = _as(manager.axes[0], _Index).fields["data"].value
+    columns: dict[str, np.ndarray] = {}
+    for block in manager.blocks:
+        placement = block.placement
+        indices = range(len(names))[placement] if isinstance(placement, slice) else placement.value.tolist()
+        for index, column in zip(indices, block.values.value, strict=True):
+            columns[str(names[index])] = np.asarray(column, dtype=np.float64)
+    return columns
+
+
+def _as(value: object, kind: type[_T]) -> _T:
+    if not isinstance(value, kind):
+        raise pickle.UnpicklingError(f"expected a {kind.__name__.strip('_')}, found {type(value).__name__}")
+    return value

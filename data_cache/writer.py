@@ -1,0 +1,269 @@
+"""Writing a cache: whole shards, each followed by its receipt."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import zarr
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+from data_cache.schema import (
+    ArraySpec,
+    CacheError,
+    CacheIdentity,
+    DamagedCacheError,
+    DiskFullError,
+    FrameRecord,
+    Layout,
+    Receipt,
+    Resolved,
+    SplitFrames,
+    StaleCacheError,
+    StoredFile,
+    array_table,
+    load_description,
+)
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class CacheWriter:
+    """Owns one cache folder while it is being filled.
+
+    The unit of work is the Zarr shard: frames [i * shard_frames, (i + 1) * shard_frames). Two writers never share a
+    shard, so nothing is locked. A shard's receipt is written last and moved into place in one step: kill the process
+    anywhere and the next run redoes at most the shards that were open.
+    """
+
+    def __init__(self, root: Path, identity: CacheIdentity, resolved: Resolved, frames: SplitFrames):
+        """Create the cache at `root`, or take up the one that is there.
+
+        Raises:
+            StaleCacheError: if the cache there has another identity or precision.
+            DiskFullError, CacheError: if it cannot be created.
+        """
+        self.layout = Layout(root)
+        self.identity = identity
+        self.frames = frames
+        self.frame_ids = frames.ordered
+        self._table = array_table(identity)
+        try:
+            if not self.layout.description.exists():
+                self._init(resolved)
+        except OSError as error:
+            raise _explain(error, root) from error
+        found, begun_with = load_description(root)
+        differences = found.differences(asdict(identity))
+        if begun_with.precision != resolved.precision:
+            differences["teacher_precision"] = (begun_with.precision, resolved.precision)
+        if differences:
+            raise StaleCacheError(root, differences)
+
+    def _init(self, resolved: Resolved) -> None:
+        """Write all metadata, `cache.json` last; of two processes that start together both end with the same files."""
+        layout = self.layout
+        layout.receipt(0).parent.mkdir(parents=True, exist_ok=True)
+        partial = layout.arrays.with_suffix(f".{os.getpid()}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        group = zarr.create_group(partial)
+        for name, spec in self._table.items():
+            group.create_array(
+                name,
+                shape=(self.identity.frame_count, *spec.shape),
+                dtype=spec.dtype,
+                chunks=(1, *spec.shape),
+                shards=(self.identity.shard_frames, *spec.shape),
+                compressors=[_compressor(spec), Crc32cCodec()],
+                fill_value=0,
+                config={"write_empty_chunks": True},
+            )
+        if layout.arrays.exists():
+            if _metadata(layout.arrays) != _metadata(partial):
+                raise CacheError(f"{layout.arrays} is there but is not this recipe's; move it away or choose another --run")
+            shutil.rmtree(partial)
+        else:
+            with suppress(FileExistsError):
+                os.rename(partial, layout.arrays)
+        write_atomically(layout.frame_list, json.dumps(asdict(self.frames), indent=0) + "\n")
+        description = {"identity": asdict(self.identity), "resolved": asdict(resolved)}
+        write_atomically(layout.description, json.dumps(description, indent=1, sort_keys=True) + "\n")
+
+    def frame_range(self, shard: int) -> range:
+        """Frame numbers of one shard."""
+        return self.identity.shard_range(shard)
+
+    def pending(self, *, part: tuple[int, int] = (1, 1), retry_quarantined: bool = False) -> list[int]:
+        """Shards still to be written, in order.
+
+        Args:
+            part: (I, N) takes every N-th shard, I in 1..N; parts are disjoint and cover everything.
+            retry_quarantined: count finished shards that hold quarantined frames as pending.
+
+        Raises:
+            CacheError: if there are fewer shards than parts.
+        """
+        index, count = part
+        if not 1 <= index <= count:
+            raise CacheError(f"--part {index}/{count}: expected I/N with 1 <= I <= N")
+        if count > self.identity.shard_count:
+            raise CacheError(
+                f"--part {index}/{count}: the cache has only {self.identity.shard_count} shards of"
+                f" {self.identity.shard_frames} frames; use at most that many parts"
+            )
+        return [
+            shard
+            for shard in range(index - 1, self.identity.shard_count, count)
+            if not self._done(shard, retry_quarantined)
+        ]
+
+    def _done(self, shard: int, retry_quarantined: bool) -> bool:
+        """A shard is done when its receipt is readable, is ours, and its files have the sizes it says."""
+        path = self.layout.receipt(shard)
+        try:
+            receipt = Receipt.from_json(path.read_text(), path)
+        except (FileNotFoundError, DamagedCacheError):
+            return False
+        if receipt.identity_sha256 != self.identity.sha256() or (retry_quarantined and receipt.quarantined):
+            return False
+        return not wrong_sizes(self.layout.root, receipt)
+
+    def commit(
+        self,
+        shard: int,
+        records: Sequence[FrameRecord | None],
+        quarantined: Mapping[str, str],
+        notes: Mapping[str, str],
+    ) -> Receipt:
+        """Store every array of one shard, then its receipt.
+
+        Args:
+            shard: number of the shard.
+            records: one per frame of the shard, None where the frame is quarantined.
+            quarantined, notes: texts by frame id, kept in the receipt.
+
+        Raises:
+            DiskFullError: if the disk is full; the shard stays pending.
+        """
+        frames = self.frame_range(shard)
+        if len(records) != len(frames):
+            raise ValueError(f"shard {shard} takes {len(frames)} records, got {len(records)}")
+        try:
+            self.layout.receipt(shard).unlink(missing_ok=True)
+            files = {}
+            group = zarr.open_group(self.layout.arrays, mode="r+")
+            for name, spec in self._table.items():
+                path = self.layout.shard_file(name, spec, shard)
+                _remove_leftovers(path)
+                array = group[name]
+                assert isinstance(array, zarr.Array)
+                array = array.with_config({"write_empty_chunks": True})
+                array[frames.start : frames.stop] = _stack(name, spec, records)
+                files[str(path.relative_to(self.layout.root))] = _settle(path)
+            receipt = Receipt(shard, self.identity.sha256(), files, dict(quarantined), dict(notes))
+            write_atomically(self.layout.receipt(shard), receipt.to_json())
+        except OSError as error:
+            raise _explain(error, self.layout.root) from error
+        return receipt
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace `path` with `text`, or leave it as it was; durable when this returns."""
+
+    def write(partial: Path) -> None:
+        partial.write_text(text)
+
+    replace_atomically(path, write)
+
+
+def replace_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a partial file, then move it to `path` in one step, flushed to disk.
+
+    A failed write leaves `path` as it was and no partial file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        write(partial)
+        _fsync(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    _fsync(path.parent)
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def wrong_sizes(root: Path, receipt: Receipt) -> dict[str, str]:
+    """Files of a receipt that are missing or of another size, with what was found."""
+    wrong = {}
+    for name, stored in receipt.files.items():
+        try:
+            found = (root / name).stat().st_size
+        except FileNotFoundError:
+            wrong[name] = "missing"
+            continue
+        if found != stored.bytes:
+            wrong[name] = f"{found} bytes, receipt says {stored.bytes}"
+    return wrong
+
+
+def _compressor(spec: ArraySpec) -> BloscCodec:
+    # Bit shuffling is what lets zstd see that the low bits of depths and floats are noise and the high ones are not.
+    return BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=np.dtype(spec.dtype).itemsize)
+
+
+def _stack(name: str, spec: ArraySpec, records: Sequence[FrameRecord | None]) -> np.ndarray:
+    stacked = np.zeros((len(records), *spec.shape), dtype=spec.dtype)
+    for row, record in zip(stacked, records, strict=True):
+        if record is not None:
+            value = getattr(record, name)
+            if value.shape != spec.shape or value.dtype != spec.dtype:
+                raise ValueError(f"{name}: expected {spec.dtype} {spec.shape}, got {value.dtype} {value.shape}")
+            row[...] = value
+    return stacked
+
+
+def _settle(path: Path) -> StoredFile:
+    """Flush a shard file to disk and describe it."""
+    _fsync(path)
+    _fsync(path.parent)
+    return StoredFile(path.stat().st_size, file_sha256(path))
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Partial files that a killed writer left where this shard goes; nobody else writes there."""
+    for partial in path.parent.glob("*.partial") if path.parent.is_dir() else ():
+        partial.unlink(missing_ok=True)
+
+
+def _metadata(group: Path) -> dict[str, str]:
+    return {str(path.relative_to(group)): path.read_text() for path in sorted(group.glob("**/zarr.json"))}
+
+
+def _explain(error: OSError, root: Path) -> CacheError:
+    if error.errno in _FULL:
+        free = shutil.disk_usage(root).free
+        return DiskFullError(
+            f"disk full while writing {root}: {free / 1e6:.1f} MB free ({error.strerror}); finished shards are kept:"
+            " free some space, or move the folder to a larger disk, and run teacher-cache again"
+        )
+    return CacheError(f"cannot write {error.filename or root}: {error.strerror}; check the folder and its permissions")

@@ -1,0 +1,214 @@
+"""The command `surround`. Parses, calls one function, prints its report; heavy imports wait until a stage runs."""
+
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from data_cache.errors import SettingError, SourceError, SurroundError
+from pipeline.errors import RecipeError
+from stages.progress import Preempted
+
+if TYPE_CHECKING:
+    from pipeline.config import Recipe
+    from pipeline.run import RunFolder
+
+EXIT_FAILED, EXIT_USAGE, EXIT_QUARANTINED, EXIT_PREEMPTED = 1, 2, 3, 75
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="surround-distill", prog_name="surround")
+def main() -> None:
+    """Metric depth for full-surround cameras, distilled offline from a depth foundation model.
+
+    RECIPE is a built-in name (demo, pandaset, nuscenes, ddad) or a TOML file. Exit codes: 0 done; 1 failed; 2 bad usage
+    or recipe; 3 done, but some frames were quarantined; 75 stopped by a signal after saving, run it again to go on.
+    """
+
+
+def recipe_options(command: F) -> F:
+    """What every stage takes: the recipe, where the data is, where the run goes, and overrides."""
+    for option in (
+        click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a recipe value."),
+        click.option("--run", "run", type=click.Path(path_type=Path), help="Run folder; default runs/<recipe>."),
+        click.option("--data", type=click.Path(path_type=Path), help="Data set folder."),
+        click.argument("recipe"),
+    ):
+        command = option(command)
+    return command
+
+
+@main.command("teacher-cache")
+@recipe_options
+@click.option("--part", default="1/1", metavar="I/N", show_default=True, help="Do only every N-th shard, from the I-th.")
+@click.option("--retry", is_flag=True, help="Try quarantined frames again.")
+def teacher_cache(
+    recipe: str, data: Path | None, run: Path | None, overrides: tuple[str, ...], part: str, retry: bool
+) -> None:
+    """Stage 1: run the teacher over every frame, once; what is done is skipped."""
+    from pipeline.run import run_teacher_cache
+
+    with _errors():
+        parsed, folder = _open_run(recipe, data, run, overrides)
+        done = run_teacher_cache(parsed, folder, part=_part(part), retry_quarantined=retry)
+    report, status = done.report, done.status
+    rate = f", {report.frames_written / report.seconds:.2f} frames/s" if report.frames_written else ""
+    frames = status.identity.frame_count
+    per_frame = f", {status.bytes / frames / 1e3:.0f} kB per frame" if status.complete else ""
+    click.echo(
+        f"teacher-cache: {report.shards_written} shards written ({report.frames_written} frames in {report.seconds:.0f} s"
+        f"{rate}), {report.shards_skipped} already done; {status.shards_done} of {status.identity.shard_count} shards,"
+        f" {status.bytes / 1e6:.1f} MB{per_frame} in {folder.cache}"
+    )
+    _list("LiDAR points left out", status.notes)
+    _exit_quarantined(status.quarantined, "fix the files and pass --retry")
+
+
+@main.command("train-student")
+@recipe_options
+@click.option("--resume/--fresh", default=True, show_default=True, help="Continue the saved state, or start over.")
+def train_student(
+    recipe: str, data: Path | None, run: Path | None, overrides: tuple[str, ...], resume: bool
+) -> None:
+    """Stage 2: train the student from the cache and sparse LiDAR."""
+    from pipeline.run import run_train_student
+
+    with _errors():
+        parsed, folder = _open_run(recipe, data, run, overrides)
+        report = run_train_student(parsed, folder, fresh=not resume)
+    best = f", best selection AbsRel {report.best_abs_rel:.4f}" if report.best_abs_rel is not None else ""
+    left_out = f"; {report.quarantined_count} quarantined frames left out" if report.quarantined_count else ""
+    click.echo(
+        f"train-student: {report.steps_done} steps in {report.seconds:.0f} s ({report.frames_per_s:.1f} frames/s),"
+        f" {report.steps_skipped} already done{best}{left_out}; checkpoint in {folder.student}"
+    )
+
+
+@main.command("eval")
+@recipe_options
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Student to measure; default: the run's own.")
+@click.option("--protocol", help="Evaluation protocol; default: the recipe's.")
+def evaluate(
+    recipe: str,
+    data: Path | None,
+    run: Path | None,
+    overrides: tuple[str, ...],
+    checkpoint: Path | None,
+    protocol: str | None,
+) -> None:
+    """Stage 3: measure the student on the test split and write the report."""
+    from pipeline.report import report_table
+    from pipeline.run import run_evaluate
+
+    with _errors():
+        if protocol is not None:
+            overrides = (*overrides, f'eval.protocol="{protocol}"')
+        parsed, folder = _open_run(recipe, data, run, overrides)
+        done = run_evaluate(parsed, folder, checkpoint=checkpoint)
+    click.echo(report_table(done.report))
+    click.echo(f"report: {done.html}")
+    _exit_quarantined(done.report.quarantined, "they were not measured")
+
+
+@main.group()
+def cache() -> None:
+    """Look at a cache."""
+
+
+@cache.command("status")
+@click.argument("folder", type=click.Path(path_type=Path))
+def cache_status(folder: Path) -> None:
+    """How far the cache in FOLDER (a run or cache folder) is."""
+    from data_cache.reader import cache_status as status_of
+
+    with _errors():
+        status = status_of(_cache_folder(folder))
+    identity = status.identity
+    click.echo(
+        f"{status.shards_done} of {identity.shard_count} shards, {identity.frame_count} frames of {identity.source},"
+        f" {status.bytes / 1e6:.1f} MB, teacher {identity.teacher_name} ({identity.teacher_licence}),"
+        f" {status.resolved.precision}"
+    )
+    _list("LiDAR points left out", status.notes)
+    _exit_quarantined(status.quarantined, "fix the files and run teacher-cache --retry")
+
+
+@cache.command("verify")
+@click.argument("folder", type=click.Path(path_type=Path))
+def cache_verify(folder: Path) -> None:
+    """Hash every file of the cache in FOLDER (a run or cache folder) against its receipt."""
+    from data_cache.reader import verify_cache
+
+    with _errors():
+        damages = verify_cache(_cache_folder(folder))
+    for damage in damages:
+        click.echo(damage, err=True)
+    if damages:
+        sys.exit(EXIT_FAILED)
+    click.echo("verified: every file is what its receipt says")
+
+
+@main.command()
+@click.argument("name", required=False)
+def weights(name: str | None) -> None:
+    """Fetch pinned weights, or list them."""
+    from pipeline.weights import fetch_weights, known_weights_table
+
+    with _errors():
+        if name is None:
+            click.echo(known_weights_table())
+            return
+        found = fetch_weights(name)
+    click.echo(f"{name}: {found.path} ({found.route}; {found.licence}; sha256 {found.sha256})")
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Turn our own errors into a message and an exit code; anything else is a bug and keeps its traceback."""
+    try:
+        yield
+    except Preempted as error:
+        click.echo(f"{error}. Run the same command to continue.", err=True)
+        sys.exit(EXIT_PREEMPTED)
+    except SurroundError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(EXIT_USAGE if isinstance(error, (RecipeError, SourceError, SettingError)) else EXIT_FAILED)
+
+
+def _open_run(
+    recipe: str, data: Path | None, run: Path | None, overrides: tuple[str, ...]
+) -> "tuple[Recipe, RunFolder]":
+    from pipeline.config import load_recipe
+    from pipeline.run import RunFolder
+
+    parsed = load_recipe(recipe, overrides, data)
+    return parsed, RunFolder(run or Path("runs") / parsed.name)
+
+
+def _part(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None:
+        raise click.BadParameter(f"expected I/N, got {text!r}", param_hint="--part")
+    return int(match[1]), int(match[2])
+
+
+def _cache_folder(folder: Path) -> Path:
+    return folder / "cache" if (folder / "cache").is_dir() else folder
+
+
+def _list(title: str, entries: Mapping[str, str]) -> None:
+    if entries:
+        click.echo(f"{title} in {len(entries)} frames:", err=True)
+        for frame_id, reason in entries.items():
+            click.echo(f"  {frame_id}: {reason}", err=True)
+
+
+def _exit_quarantined(quarantined: Mapping[str, str], remedy: str) -> None:
+    if quarantined:
+        _list(f"Quarantined ({remedy})", quarantined)
+        sys.exit(EXIT_QUARANTINED)

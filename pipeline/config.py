@@ -1,0 +1,176 @@
+"""The recipe: one TOML file, one frozen tree, read once at the door."""
+
+import difflib
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+import tomli_w
+
+from pipeline.errors import RecipeError
+from stages.bins import BinSpec
+from stages.evaluate import EvaluateSpec
+from stages.losses import LossWeights
+from stages.student.model import StudentSpec
+from stages.teacher_cache import TeacherCacheSpec
+from stages.train_student import TrainStudentSpec
+
+T = TypeVar("T")
+SUFFIX = ".toml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """Which frames.
+
+    Attributes:
+        source: synthetic, pandaset, nuscenes or ddad.
+        root: data set folder, relative to the recipe file; --data overrides it; empty for synthetic.
+        version: which release under one root (nuScenes), empty where there is one.
+        train, selection, test: selectors, see data_cache/sources: a drive or split, optionally sliced.
+        depth_range_m: LiDAR depths outside are not learnt from.
+    """
+
+    source: str
+    root: str = ""
+    version: str = ""
+    train: tuple[str, ...]
+    selection: tuple[str, ...] = ()
+    test: tuple[str, ...]
+    depth_range_m: tuple[float, float] = (0.1, 80.0)
+
+    def __post_init__(self) -> None:
+        near, far = self.depth_range_m
+        if not 0 < near < far < math.inf:
+            raise ValueError(f"depth_range_m: need 0 < near < far, got [{near}, {far}]")
+        if not self.train or not self.test:
+            raise ValueError("train and test: expected at least one selector each")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All that a run needs to know; each stage receives the sections it needs."""
+
+    name: str
+    data: DataSpec
+    teacher_cache: TeacherCacheSpec
+    student: StudentSpec
+    train_student: TrainStudentSpec
+    bins: BinSpec = field(default_factory=BinSpec)
+    losses: LossWeights = field(default_factory=LossWeights)
+    eval: EvaluateSpec = field(default_factory=EvaluateSpec)
+
+
+def built_in_recipes() -> dict[str, Path]:
+    """Recipes that come with the program, by name."""
+    folder = Path(str(resources.files("pipeline"))) / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*" + SUFFIX))}
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = (), data: Path | None = None) -> Recipe:
+    """Read a recipe, apply `section.key=value` overrides and the data folder.
+
+    Args:
+        name_or_path: a built-in name or a TOML file.
+        overrides: TOML values; a bare word is a string.
+        data: replaces data.root.
+
+    Raises:
+        RecipeError: if there is no such recipe, or anything in it is unknown or impossible.
+    """
+    known = built_in_recipes()
+    path = known.get(name_or_path, Path(name_or_path))
+    if not path.is_file():
+        raise RecipeError(f"no recipe {name_or_path!r}: not a file, and the built-in ones are {', '.join(known)}")
+    try:
+        table = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not valid TOML: {error}") from error
+    for override in overrides:
+        _override(table, override)
+    table.setdefault("name", path.stem)
+    recipe = parse(Recipe, table, path.name)
+    if data is not None:
+        root = data.resolve()
+    elif recipe.data.root:
+        root = (path.parent / recipe.data.root).resolve()
+    else:
+        return recipe
+    return replace(recipe, data=replace(recipe.data, root=str(root)))
+
+
+def recipe_toml(recipe: Recipe) -> str:
+    """The resolved recipe as TOML that `load_recipe` reads back equal."""
+    return tomli_w.dumps(asdict(recipe))
+
+
+def parse(cls: type[T], table: Mapping[str, Any], where: str) -> T:
+    """Build dataclass `cls` from a TOML table, recursing into nested dataclasses.
+
+    Raises:
+        RecipeError: naming the key, what was expected and the nearest known key.
+    """
+    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    for key in table:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(sorted(known))}"
+            raise RecipeError(f"{where}: no key {key!r}; {hint}")
+    hints = get_type_hints(cls)
+    values = {key: _value(hints[key], value, f"{where}[{key}]") for key, value in table.items()}
+    try:
+        return cls(**values)
+    except TypeError as error:
+        missing = str(error).partition("argument")[2].lstrip("s: ")
+        raise RecipeError(f"{where}: missing {missing}") from error
+    except ValueError as error:
+        raise RecipeError(f"{where}: {error}") from error
+
+
+def _value(kind: Any, value: Any, where: str) -> Any:
+    if is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise RecipeError(f"{where}: expected a table, got {value!r}")
+        return parse(kind, value, where)  # type: ignore[arg-type]
+    if get_origin(kind) is tuple:
+        return _tuple(get_args(kind), value, where)
+    if kind is float and type(value) is int:
+        return float(value)
+    # bool is an int to Python, but `steps = true` is a mistake.
+    if type(value) is not kind:
+        raise RecipeError(f"{where}: expected {_name(kind)}, got {value!r}")
+    return value
+
+
+def _tuple(kinds: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise RecipeError(f"{where}: expected a list, got {value!r}")
+    if kinds[-1] is not ... and len(value) != len(kinds):
+        raise RecipeError(f"{where}: expected {len(kinds)} values, got {value!r}")
+    each = [kinds[0]] * len(value) if kinds[-1] is ... else kinds
+    return tuple(_value(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(each, value, strict=True)))
+
+
+def _name(kind: Any) -> str:
+    words = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
+    return words.get(kind, str(kind))
+
+
+def _override(table: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    *sections, last = key.strip().split(".")
+    if not equals or not last or not all(sections):
+        raise RecipeError(f"--set {override!r}: expected section.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise RecipeError(f"--set {override!r}: {section} is not a section")
+    table[last] = value

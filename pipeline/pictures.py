@@ -1,0 +1,145 @@
+"""Pictures of depth for people: one colour scale, LiDAR points large enough to see, images that fit into a web page."""
+
+import base64
+import io
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from matplotlib import colormaps
+from PIL import Image
+
+from data_cache.images import resize_rgb
+
+PANEL_WIDTH_PX = 400
+POINT_RADIUS_PX = 2
+NO_DEPTH_RGB = (128, 128, 128)
+BACKDROP_BRIGHTNESS = 0.3
+WEBP_QUALITY = 82
+
+# A car sees nothing nearer than this; spending colours on it would leave half of them for the street.
+NEAREST_COLOUR_M = 1.0
+TICK_STEPS = (1, 2, 5)
+TICK_GAP = 0.05
+
+
+@dataclass(frozen=True)
+class DepthScale:
+    """The one mapping from metres to colour, logarithmic: near is warm, far is cold.
+
+    Attributes:
+        near_m, far_m: where the colours begin and end; what lies outside has the colour of that end.
+    """
+
+    near_m: float
+    far_m: float
+
+    def fraction(self, depth_m: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+        """0 at the near end, 1 at the far end, equal steps for equal ratios. Depths must be > 0."""
+        inside = np.clip(depth_m, self.near_m, self.far_m, dtype=np.float64)
+        return np.asarray(np.log(inside / self.near_m) / math.log(self.far_m / self.near_m))
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A label of the colour bar.
+
+    Attributes:
+        fraction: place along the bar, 0 = near end.
+        label: metres.
+    """
+
+    fraction: float
+    label: str
+
+
+def depth_scale(range_m: tuple[float, float]) -> DepthScale:
+    """The scale for depths of a protocol's range; the first metre shares one colour."""
+    near_m, far_m = range_m
+    return DepthScale(NEAREST_COLOUR_M if near_m < NEAREST_COLOUR_M < far_m else near_m, far_m)
+
+
+def scale_ticks(scale: DepthScale, range_m: tuple[float, float]) -> tuple[Tick, ...]:
+    """Labels at both ends and at the round numbers between them; the near end says whether nearer depths share it."""
+    decades = range(math.floor(math.log10(scale.near_m)), math.ceil(math.log10(scale.far_m)) + 1)
+    ticks = [Tick(0.0, f"{'≤ ' if range_m[0] < scale.near_m else ''}{scale.near_m:g}")]
+    for round_m in (step * 10.0**decade for decade in decades for step in TICK_STEPS):
+        fraction = float(scale.fraction(np.array(round_m)))
+        if TICK_GAP < fraction < 1 - TICK_GAP:
+            ticks.append(Tick(fraction, f"{round_m:g}"))
+    return (*ticks, Tick(1.0, f"{scale.far_m:g}"))
+
+
+def colour_depth(depth_m: Float[np.ndarray, "H W"], scale: DepthScale) -> UInt8[np.ndarray, "H W 3"]:
+    """Colour a depth map; pixels without a depth (0, negative, not finite) are grey, which the scale never is."""
+    known = np.isfinite(depth_m) & (depth_m > 0)
+    nearness = 1 - scale.fraction(np.where(known, depth_m, scale.far_m))
+    rgb = colormaps["turbo"](nearness, bytes=True)[..., :3]
+    return np.asarray(np.where(known[..., None], rgb, np.array(NO_DEPTH_RGB, np.uint8)))
+
+
+def draw_points(
+    image: UInt8[np.ndarray, "h w 3"], depth_m: Float[np.ndarray, "H W"], scale: DepthScale
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Draw sparse depth as discs on the darkened, colourless image; where discs overlap the nearest is on top."""
+    size = (image.shape[0], image.shape[1])
+    discs_m = _dilated(_scattered(depth_m, size), POINT_RADIUS_PX)
+    backdrop = (image.mean(axis=2, keepdims=True) * BACKDROP_BRIGHTNESS).astype(np.uint8)
+    return np.where(np.isfinite(discs_m)[..., None], colour_depth(discs_m, scale), backdrop)
+
+
+def panel_image(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:
+    """A camera image at panel size."""
+    return resize_rgb(image, _panel_size(image))
+
+
+def panel_depth(depth_m: Float[np.ndarray, "H W"]) -> Float[np.ndarray, "h w"]:
+    """A depth map at panel size, by nearest neighbour: a mean of two depths is a surface that nobody saw."""
+    h, w = _panel_size(depth_m)
+    rows = (np.arange(h) * 2 + 1) * depth_m.shape[0] // (2 * h)
+    columns = (np.arange(w) * 2 + 1) * depth_m.shape[1] // (2 * w)
+    return depth_m[rows[:, None], columns]
+
+
+def panorama_order(view_count: int) -> tuple[int, ...]:
+    """Views from left to right, as a driver sees them: the ring (clockwise, front first) cut open behind the car.
+
+    The front is in the middle; of an even number it is left of the middle, and the back view is last.
+    """
+    return tuple((view_count // 2 + 1 + i) % view_count for i in range(view_count))
+
+
+def webp_uri(rgb: UInt8[np.ndarray, "H W 3"]) -> str:
+    """A picture as a data URI, for a page that loads nothing."""
+    with io.BytesIO() as file:
+        Image.fromarray(rgb).save(file, "WEBP", quality=WEBP_QUALITY, method=4)
+        return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _panel_size(image: np.ndarray) -> tuple[int, int]:
+    return max(1, round(PANEL_WIDTH_PX * image.shape[0] / image.shape[1])), PANEL_WIDTH_PX
+
+
+def _scattered(depth_m: Float[np.ndarray, "H W"], size: tuple[int, int]) -> Float[np.ndarray, "h w"]:
+    """Sparse depth on another grid; of points that meet, the nearest stays. inf = no point."""
+    scattered = np.full(size, np.inf)
+    y, x = np.nonzero(depth_m > 0)
+    rows = (2 * y + 1) * size[0] // (2 * depth_m.shape[0])
+    columns = (2 * x + 1) * size[1] // (2 * depth_m.shape[1])
+    np.minimum.at(scattered, (rows, columns), depth_m[y, x])
+    return scattered
+
+
+def _dilated(depth_m: Float[np.ndarray, "H W"], radius_px: int) -> Float[np.ndarray, "H W"]:
+    """Grow every finite depth to a disc; the nearest wins."""
+    H, W = depth_m.shape
+    padded = np.pad(depth_m, radius_px, constant_values=np.inf)
+    offsets = range(-radius_px, radius_px + 1)
+    shifted = [
+        padded[radius_px + dy : radius_px + dy + H, radius_px + dx : radius_px + dx + W]
+        for dy in offsets
+        for dx in offsets
+        if dy * dy + dx * dx <= radius_px * radius_px
+    ]
+    return np.asarray(np.minimum.reduce(shifted))

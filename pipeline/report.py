@@ -1,0 +1,288 @@
+"""The report of stage three, three times the same numbers: for machines (JSON), terminals (Markdown) and people (HTML)."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+from pathlib import Path
+
+import jinja2
+import numpy as np
+
+from data_cache.writer import write_atomically
+from pipeline.pictures import (
+    DepthScale,
+    colour_depth,
+    depth_scale,
+    draw_points,
+    panel_depth,
+    panel_image,
+    panorama_order,
+    scale_ticks,
+    webp_uri,
+)
+from stages.evaluate import EvaluateReport, Evaluation, FramePictures, Latency
+from stages.metrics import DepthErrors
+
+ERROR_COLUMNS = ("AbsRel", "SqRel", "RMSE", "RMSElog", "d1", "d2", "d3", "images", "pixels")
+COLUMN_GUIDE = "SqRel and RMSE in metres. AbsRel to RMSElog: lower is better; d1 to d3: higher is better."
+TEACHER_NOTE = "aligned per image by least squares in disparity; not metric"
+NO_VALUE = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts, ready for any format.
+
+    Attributes:
+        title: heading.
+        note: what the numbers are; empty where the title says it.
+        header: column names, the first over the row names.
+        rows: cells; the first of each row is its name.
+        numeric: align all but the first column to the right.
+        empty: what to say if there are no rows.
+    """
+
+    title: str
+    note: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numeric: bool = True
+    empty: str = "None."
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A number worth a large font."""
+
+    label: str
+    value: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture of a strip; without a picture, a box that says why."""
+
+    text: str
+    uri: str | None = None
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One kind of picture of a frame, left to right; None where the frame lacks the camera."""
+
+    label: str
+    note: str
+    panels: tuple[Panel | None, ...]
+
+
+@dataclass(frozen=True)
+class Surround:
+    """All pictures of a frame: strips over the same cameras."""
+
+    frame_id: str
+    abs_rel: str
+    cameras: tuple[str, ...]
+    strips: tuple[Strip, ...]
+
+
+def report_table(report: EvaluateReport) -> str:
+    """The table of results in Markdown, aligned for a terminal."""
+    return _markdown(_results(report))
+
+
+def write_report(folder: Path, evaluation: Evaluation, provenance: Mapping[str, object]) -> Path:
+    """Write report.json, report.md and report.html, each in one step.
+
+    A number that is not finite becomes null in JSON and a dash in tables: JSON knows no NaN, and hours of measuring
+    are not thrown away for one.
+
+    Args:
+        folder: where to; created if it is missing.
+        evaluation: what was measured, with its pictures.
+        provenance: where the numbers come from; values are texts, numbers, or mappings and lists of them.
+
+    Returns:
+        The path of report.html.
+    """
+    content = {**asdict(evaluation.report), "provenance": provenance}
+    write_atomically(folder / "report.json", json.dumps(_json_safe(content), indent=2, allow_nan=False) + "\n")
+    write_atomically(folder / "report.md", markdown_report(evaluation.report, provenance))
+    page = folder / "report.html"
+    write_atomically(page, html_report(evaluation, provenance))
+    return page
+
+
+def markdown_report(report: EvaluateReport, provenance: Mapping[str, object]) -> str:
+    """All tables of the report in Markdown."""
+    parts = [f"# Depth of {_markdown_text(_subject(report))}", _markdown_text(_summary(report))]
+    for table in [_results(report), *_details(report), _quarantined(report), _provenance(provenance)]:
+        parts += [f"## {table.title}", _markdown_text(table.note), _markdown(table) if table.rows else table.empty]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def html_report(evaluation: Evaluation, provenance: Mapping[str, object]) -> str:
+    """The report as one page that loads nothing: styles and pictures are inside."""
+    report = evaluation.report
+    scale = depth_scale(report.range_m)
+    bar = np.geomspace(scale.near_m, scale.far_m, 256)[None]
+    # The suffix of the template would not switch escaping on by itself, and frame ids come from strangers.
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(
+        subject=_subject(report),
+        summary=_summary(report),
+        headlines=_headlines(report),
+        results=_results(report),
+        details=_details(report),
+        surrounds=[_surround(pictures, scale) for pictures in evaluation.pictures],
+        bar_uri=webp_uri(colour_depth(bar, scale)),
+        ticks=scale_ticks(scale, report.range_m),
+        quarantined=_quarantined(report),
+        provenance=_provenance(provenance),
+    )
+
+
+def _subject(report: EvaluateReport) -> str:
+    return f"{report.dataset}, split {report.split}"
+
+
+def _summary(report: EvaluateReport) -> str:
+    near_m, far_m = report.range_m
+    return (
+        f"Protocol {report.protocol}, {near_m:g} to {far_m:g} m: {_count(report.frames, 'frame')},"
+        f" {_count(report.images, 'image')}, {_count(report.valid_pixels, 'valid pixel')}."
+    )
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _headlines(report: EvaluateReport) -> list[Headline]:
+    errors, latency = report.student.metric.mean, report.latency
+    headlines = [
+        Headline("AbsRel", _number(errors.abs_rel), "metric, lower is better"),
+        Headline("d1", _number(errors.d1), "within 25 %, higher is better"),
+        Headline("RMSE", f"{_number(errors.rmse, 2)} m", "metric, lower is better"),
+        Headline("Overlap", _number(report.consistency.overlap_abs_rel), "difference of adjacent cameras"),
+    ]
+    if latency is not None:
+        detail = f"per rig of {_count(latency.images_per_rig, 'image')}, {latency.precision} on {latency.device}"
+        headlines.append(Headline("Latency", f"{latency.student_ms_per_rig:.1f} ms", detail))
+        if latency.speedup is not None:
+            headlines.append(Headline("Speed-up", f"{latency.speedup:.1f} ×", "faster than the teacher"))
+    return headlines
+
+
+def _results(report: EvaluateReport) -> Table:
+    student = report.student
+    scores = {
+        "student metric": student.metric,
+        "student median-scaled": student.median_scaled,
+        "student affine-invariant": student.affine_invariant,
+    }
+    if report.teacher is not None:
+        scores["teacher affine-invariant"] = report.teacher.affine_invariant
+    absent = "" if report.teacher is not None else " The teacher was not measured."
+    note = f"Mean of the cameras. {COLUMN_GUIDE}{absent}"
+    return _error_table("Results", note, "estimate", {name: entry.mean for name, entry in scores.items()})
+
+
+def _details(report: EvaluateReport) -> list[Table]:
+    metric, consistency = report.student.metric, report.consistency
+    pairs = [*consistency.pairs.items(), ("mean of pairs", consistency.overlap_abs_rel)]
+    return [
+        _error_table(
+            "Per camera",
+            "Student, metric.",
+            "camera",
+            {**metric.per_camera, "mean of cameras": metric.mean},
+        ),
+        _error_table(
+            "By distance",
+            "Student, metric, by true distance in metres.",
+            "distance",
+            {f"{band} m": errors for band, errors in metric.by_distance_m.items()},
+        ),
+        Table(
+            "Overlap consistency",
+            "Student: relative difference of depth where two adjacent cameras see the same surface; lower is better.",
+            ("pair", "AbsRel"),
+            tuple((name, _number(value)) for name, value in pairs) if consistency.pairs else (),
+            empty="No adjacent cameras see the same surface.",
+        ),
+        _latency_table(report.latency),
+    ]
+
+
+def _error_table(title: str, note: str, first: str, errors: Mapping[str, DepthErrors]) -> Table:
+    rows = tuple((name, *_error_cells(entry)) for name, entry in errors.items())
+    return Table(title, note, (first, *ERROR_COLUMNS), rows)
+
+
+def _error_cells(errors: DepthErrors) -> tuple[str, ...]:
+    values = (errors.abs_rel, errors.sq_rel, errors.rmse, errors.rmse_log, errors.d1, errors.d2, errors.d3)
+    return (*(_number(value) for value in values), f"{errors.images:,}", f"{errors.pixels:,}")
+
+
+def _latency_table(latency: Latency | None) -> Table:
+    header = ("model", "ms per rig (p50)", "ms per rig (p95)", "rigs per second", "input (h × w)")
+    if latency is None:
+        return Table("Latency", "", header, (), empty="Not measured.")
+    rows = [
+        _latency_row("student", latency.student_ms_per_rig, latency.student_p95_ms_per_rig, latency.input),
+    ]
+    note = f"One rig of {_count(latency.images_per_rig, 'image')}, {latency.precision} on {latency.device}."
+    if latency.teacher_ms_per_rig is not None:
+        rows.append(
+            _latency_row("teacher", latency.teacher_ms_per_rig, latency.teacher_p95_ms_per_rig, latency.teacher_input)
+        )
+        note += f" The student is {_number(latency.speedup, 1)} times as fast as the teacher."
+    return Table("Latency", note, header, tuple(rows))
+
+
+def _latency_row(name: str, p50_ms: float, p95_ms: float | None, size: tuple[int, int] | None) -> tuple[str, ...]:
+    pixels = f"{size[0]} × {size[1]}" if size is not None else NO_VALUE
+    return (name, _number(p50_ms, 1), _number(p95_ms, 1), _number(1e3 / p50_ms, 1), pixels)
+
+
+def _quarantined(report: EvaluateReport) -> Table:
+    return Table(
+        "Quarantined frames",
+        "Frames that could not be read; they are in none of the numbers." if report.quarantined else "",
+        ("frame", "reason"),
+        tuple(report.quarantined.items()),
+        numeric=False,
+    )
+
+
+def _provenance(provenance: Mapping[str, object]) -> Table:
+    rows = tuple((str(name), _plain_text(value)) for name, value in provenance.items())
+    return Table("Provenance", "", ("what", "value"), rows, numeric=False, empty="Not recorded.")
+
+
+def _surround(pictures: FramePictures, scale: DepthScale) -> Surround:
+    order = panorama_order(len(pictures.camera_names))
+    strips = [
+        _strip(pictures, order, "Camera", "", lambda i: webp_uri(panel_image(pictures.image[i]))),
+        _strip(pictures, order, "LiDAR", "points enlarged", lambda i: _lidar_uri(pictures, i, scale)),
+    ]
+    teacher_m = pictures.teacher_depth_m
+    if teacher_m is not None:
+        strips.append(_strip(pictures, order, "Teacher", TEACHER_NOTE, lambda i: _depth_uri(teacher_m[i], scale)))
+    student_m = pictures.student_depth_m
+    strips.append(_strip(pictures, order, "Student", "metric", lambda i: _depth_uri(student_m[i], scale)))
+    return Surround(
+        pictures.frame_id,
+        _number(pictures.student_abs_rel),
+        tuple(pictures.camera_names[i] for i in order),
+        tuple(strips),
+    )

@@ -1,0 +1,53 @@
+"""Where computation runs and in which precision, resolved once from what the recipe says."""
+
+from contextlib import AbstractContextManager
+
+import torch
+
+from data_cache.errors import SettingError
+
+DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` is the GPU where there is one, else the CPU.
+
+    Raises:
+        SettingError: if the device is unknown or not there.
+    """
+    if device not in DEVICES:
+        raise SettingError(f"device: expected one of {', '.join(DEVICES)}, got {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SettingError("device: cuda asked for, but torch sees no GPU; use device = 'auto' or install a CUDA build")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """`auto` is bf16 where the hardware multiplies it (GPU from Ampere on; AMX or AVX512-BF16 on a CPU), else fp32.
+
+    Raises:
+        SettingError: if the precision is unknown.
+    """
+    if precision not in PRECISIONS:
+        raise SettingError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        fast = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return "bf16" if fast else "fp32"
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Mixed precision for a forward pass; a no-op in fp32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was asked, so that a clock reads true."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

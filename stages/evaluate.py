@@ -1,0 +1,368 @@
+"""Stage three: measure the student the way the field measures, and keep what a picture of it needs."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from data_cache.errors import SurroundError, FrameError
+from data_cache.geometry import sparse_depth
+from data_cache.images import resize_rgb
+from data_cache.rig import Frame
+from data_cache.sources import Source
+from data_cache.views import RigViews, load_native_images, rig_views
+from stages import metrics
+from stages.consistency import Overlap, overlap_consistency
+from stages.devices import autocast
+from stages.latency import measure
+from stages.metrics import DepthErrors, mean_errors
+from stages.progress import Preempted, progress_bar
+from stages.student.model import Student
+from stages.teacher.base import Teacher, to_disparity
+
+PROTOCOLS = ("surrounddepth",)
+RANGE_M = {"ddad": (0.1, 200.0)}
+DEFAULT_RANGE_M = (0.1, 80.0)
+BAND_EDGES_M = (0, 20, 40, 80, 200)
+
+
+class EvaluationError(SurroundError):
+    """Nothing can be measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSpec:
+    """How stage three runs.
+
+    Attributes:
+        protocol: a name of PROTOCOLS.
+        teacher: also measure the teacher, which needs its weights.
+        latency: also time student and teacher.
+        pictures: frames drawn in the report, spread evenly over the split.
+        precision, device: auto, or as named in stages/devices.py.
+    """
+
+    protocol: str = "surrounddepth"
+    teacher: bool = True
+    latency: bool = True
+    pictures: int = 4
+    precision: str = "auto"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise ValueError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {self.protocol!r}")
+        if self.pictures < 0:
+            raise ValueError(f"pictures: expected 0 or more, got {self.pictures}")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One table of the report: the mean over cameras, each camera, each band of true distance."""
+
+    mean: DepthErrors
+    per_camera: dict[str, DepthErrors]
+    by_distance_m: dict[str, DepthErrors]
+
+
+@dataclass(frozen=True)
+class StudentScores:
+    """The student under each alignment."""
+
+    metric: Scores
+    median_scaled: Scores
+    affine_invariant: Scores
+
+
+@dataclass(frozen=True)
+class TeacherScores:
+    """The teacher, which knows no metres, after a least-squares fit per image in disparity."""
+
+    affine_invariant: Scores
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """Agreement of adjacent cameras: the mean of the pairs, and each pair."""
+
+    overlap_abs_rel: float | None
+    pairs: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds for one rig; p50 where no percentile is named."""
+
+    student_ms_per_rig: float
+    student_p95_ms_per_rig: float
+    teacher_ms_per_rig: float | None
+    teacher_p95_ms_per_rig: float | None
+    speedup: float | None
+    precision: str
+    device: str
+    input: tuple[int, int]
+    teacher_input: tuple[int, int] | None
+    images_per_rig: int
+
+
+@dataclass(frozen=True, eq=False)
+class FramePictures:
+    """What the report draws of one frame, at the student's input size; metres, 0 or all False = nothing there."""
+
+    frame_id: str
+    camera_names: tuple[str, ...]
+    view_valid: tuple[bool, ...]
+    image: UInt8[np.ndarray, "V H W 3"]
+    lidar_depth_m: Float[np.ndarray, "V H W"]
+    teacher_depth_m: Float[np.ndarray, "V H W"] | None
+    student_depth_m: Float[np.ndarray, "V H W"]
+    student_abs_rel: float | None
+
+
+@dataclass(frozen=True)
+class EvaluateReport:
+    """The measured part of report.json."""
+
+    dataset: str
+    split: str
+    protocol: str
+    range_m: tuple[float, float]
+    frames: int
+    images: int
+    valid_pixels: int
+    student: StudentScores
+    teacher: TeacherScores | None
+    consistency: Consistency
+    latency: Latency | None
+    quarantined: dict[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """The report and its pictures."""
+
+    report: EvaluateReport
+    pictures: tuple[FramePictures, ...] = field(default=())
+
+
+def evaluate(
+    source: Source,
+    frame_ids: Sequence[str],
+    split: str,
+    student: Student,
+    teacher: Teacher | None,
+    spec: EvaluateSpec,
+    *,
+    device: torch.device,
+    precision: str,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Evaluation:
+    """Measure `student` (and `teacher`) on the frames of a split under the `surrounddepth` protocol.
+
+    Predictions are resized (bilinear) to native size and clipped to the range; errors are per image, then a mean per
+    camera, then a mean of cameras. Unreadable frames are left out and listed.
+
+    Raises:
+        EvaluationError: if no image has a LiDAR point in range.
+        Preempted: if `should_stop` says so between two frames.
+    """
+    range_m = RANGE_M.get(source.name, DEFAULT_RANGE_M)
+    tables = {name: _Table(range_m) for name in ("metric", "median_scaled", "affine_invariant", "teacher")}
+    overlaps: dict[str, list[Overlap]] = defaultdict(list)
+    quarantined: dict[str, str] = {}
+    pictures = []
+    drawn = {round(i) for i in np.linspace(0, len(frame_ids) - 1, min(spec.pictures, len(frame_ids)))}
+    rig: RigViews | None = None
+    with progress_bar(len(frame_ids), 0, "eval", "frame") as bar:
+        for index, frame_id in enumerate(frame_ids):
+            if should_stop():
+                raise Preempted("stopped during eval; nothing was written, run it again")
+            try:
+                frame = source.frame(frame_id)
+                native = load_native_images(frame)
+                sweep = frame.load_sweep() if frame.load_sweep is not None else None
+            except FrameError as error:
+                quarantined[frame_id] = str(error)
+                bar.update()
+                continue
+            rig = rig_views(frame, native, sweep, student.spec.input_size)
+            student_m = predict_rig(student, rig, device, precision)
+            disparity = _teacher_disparity(teacher, native) if teacher is not None else {}
+            aligned_m = np.zeros_like(student_m)
+            scores = []
+            for i, view in enumerate(frame.views):
+                if view is None or sweep is None:
+                    continue
+                size = (view.camera.height_px, view.camera.width_px)
+                truth_m = sparse_depth(view, sweep, size)
+                valid = (truth_m > range_m[0]) & (truth_m < range_m[1])
+                if not valid.any():
+                    continue
+                name, truth = view.camera.name, truth_m[valid]
+                predicted = _resized(student_m[i], size)[valid].clip(*range_m)
+                scores.append(tables["metric"].add(name, predicted, truth))
+                scaled = metrics.median_scaled(predicted_m=predicted, truth_m=truth).clip(*range_m)
+                tables["median_scaled"].add(name, scaled, truth)
+                fit = metrics.fit_affine_disparity(disparity=1 / predicted, truth_m=truth)
+                tables["affine_invariant"].add(name, metrics.affine_depth_m(1 / predicted, fit, range_m), truth)
+                if i in disparity:
+                    relative = _resized(disparity[i], size)[valid]
+                    fit = metrics.fit_affine_disparity(disparity=relative, truth_m=truth)
+                    tables["teacher"].add(name, metrics.affine_depth_m(relative, fit, range_m), truth)
+                    small = _resized(disparity[i], student.spec.input_size)
+                    aligned_m[i] = metrics.affine_depth_m(small, fit, range_m)
+            for name, overlap in _pair_overlaps(frame, rig, student_m).items():
+                overlaps[name].append(overlap)
+            if index in drawn:
+                pictures.append(
+                    FramePictures(
+                        frame_id,
+                        source.rig.camera_names,
+                        tuple(bool(there) for there in rig.view_valid),
+                        rig.image,
+                        rig.lidar_depth_m,
+                        aligned_m if teacher is not None else None,
+                        student_m,
+                        float(np.mean(scores)) if scores else None,
+                    )
+                )
+            bar.update()
+    if rig is None or not tables["metric"].images:
+        first = next(iter(quarantined.values()), "its frames have no LiDAR point in range")
+        raise EvaluationError(f"nothing to measure in {len(frame_ids)} frames of split {split}: {first}")
+    pairs = {name: _pooled(entries) for name, entries in overlaps.items()}
+    metric = tables["metric"].scores()
+    report = EvaluateReport(
+        dataset=source.name,
+        split=split,
+        protocol=spec.protocol,
+        range_m=range_m,
+        frames=len(frame_ids) - len(quarantined),
+        images=metric.mean.images,
+        valid_pixels=metric.mean.pixels,
+        student=StudentScores(metric, tables["median_scaled"].scores(), tables["affine_invariant"].scores()),
+        teacher=TeacherScores(tables["teacher"].scores()) if teacher is not None else None,
+        consistency=Consistency(float(np.mean(list(pairs.values()))) if pairs else None, pairs),
+        latency=_latency(student, rig, teacher, device, precision) if spec.latency else None,
+        quarantined=quarantined,
+    )
+    return Evaluation(report, tuple(pictures))
+
+
+def predict_rig(
+    student: Student, rig: RigViews, device: torch.device, precision: str
+) -> Float[np.ndarray, "V H W"]:
+    """Depth in metres for one rig of the student's input size; 0 where a camera is missing."""
+    depth_m = _forward(student, rig, device, precision)[0].float().cpu().numpy()
+    return np.where(rig.view_valid[:, None, None], depth_m, np.float32(0))
+
+
+def _forward(student: Student, rig: RigViews, device: torch.device, precision: str) -> Float[Tensor, "1 V H W"]:
+    focal_px = torch.from_numpy(np.where(rig.view_valid, rig.intrinsics[:, 0, 0], 1.0)).float()
+    image = torch.from_numpy(rig.image).to(device).permute(0, 3, 1, 2).float() / 255
+    with torch.inference_mode(), autocast(device, precision):
+        out = student(image[None], focal_px[None].to(device), torch.from_numpy(rig.view_valid)[None].to(device))
+    depth_m: Tensor = out.depth_m
+    return depth_m
+
+
+def _teacher_disparity(
+    teacher: Teacher, native: Sequence[UInt8[np.ndarray, "H W 3"] | None]
+) -> dict[int, Float[np.ndarray, "h w"]]:
+    there = {i: rgb for i, rgb in enumerate(native) if rgb is not None}
+    if not there:
+        return {}
+    images = torch.from_numpy(np.stack([resize_rgb(rgb, teacher.input_size) for rgb in there.values()]))
+    disparity = to_disparity(teacher(images).prediction, teacher.space).cpu().numpy()
+    return dict(zip(there, disparity, strict=True))
+
+
+def _resized(values: Float[np.ndarray, "h w"], size: tuple[int, int]) -> Float[np.ndarray, "H W"]:
+    resized = interpolate(torch.from_numpy(values)[None, None], size=size, mode="bilinear", align_corners=False)
+    return np.asarray(resized[0, 0].numpy())
+
+
+def _pair_overlaps(frame: Frame, rig: RigViews, depth_m: Float[np.ndarray, "V H W"]) -> dict[str, Overlap]:
+    """Agreement of each pair of ring neighbours that this frame has, both ways pooled."""
+    V = len(frame.views)
+    found: dict[str, Overlap] = {}
+    for i in range(V):
+        j = (i + 1) % V
+        first, second = frame.views[i], frame.views[j]
+        if first is None or second is None or i == j:
+            continue
+        both = [
+            overlap_consistency(depth_m[[a, b]], rig.intrinsics[[a, b]], rig.world_from_cam[[a, b]])
+            for a, b in ((i, j), (j, i))
+        ]
+        kept = [overlap for overlap in both if overlap is not None]
+        if kept:
+            found[f"{first.camera.name}-{second.camera.name}"] = Overlap(_pooled(kept), sum(o.pixels for o in kept))
+    return found
+
+
+def _pooled(overlaps: Sequence[Overlap]) -> float:
+    return float(np.average([o.abs_rel for o in overlaps], weights=[o.pixels for o in overlaps]))
+
+
+def _latency(
+    student: Student, rig: RigViews, teacher: Teacher | None, device: torch.device, precision: str
+) -> Latency:
+    student_time = measure(lambda: _forward(student, rig, device, precision), device, warmup=3, repeats=10)
+    teacher_time = None
+    if teacher is not None:
+        images = torch.zeros(len(rig.image), *teacher.input_size, 3, dtype=torch.uint8).random_(0, 256)
+        teacher_time = measure(lambda: teacher(images), device, warmup=1, repeats=3)
+    return Latency(
+        student_ms_per_rig=student_time.p50_ms,
+        student_p95_ms_per_rig=student_time.p95_ms,
+        teacher_ms_per_rig=teacher_time.p50_ms if teacher_time else None,
+        teacher_p95_ms_per_rig=teacher_time.p95_ms if teacher_time else None,
+        speedup=teacher_time.p50_ms / student_time.p50_ms if teacher_time else None,
+        precision=precision,
+        device=str(device),
+        input=student.spec.input_size,
+        teacher_input=teacher.input_size if teacher is not None else None,
+        images_per_rig=len(rig.image),
+    )
+
+
+class _Table:
+    """Per-image errors of one alignment, by camera and by band of true distance."""
+
+    def __init__(self, range_m: tuple[float, float]):
+        self._per_camera: dict[str, list[DepthErrors]] = defaultdict(list)
+        edges = [edge for edge in BAND_EDGES_M if edge <= range_m[1]]
+        self._bands: Mapping[tuple[int, int], dict[str, list[DepthErrors]]] = {
+            band: defaultdict(list) for band in pairwise(edges)
+        }
+
+    @property
+    def images(self) -> int:
+        return sum(len(entries) for entries in self._per_camera.values())
+
+    def add(self, camera: str, predicted_m: Float[np.ndarray, " N"], truth_m: Float[np.ndarray, " N"]) -> float:
+        """Add one image; returns its AbsRel."""
+        errors = metrics.depth_errors(predicted_m=predicted_m, truth_m=truth_m)
+        self._per_camera[camera].append(errors)
+        for (near, far), per_camera in self._bands.items():
+            inside = (truth_m >= near) & (truth_m < far)
+            if inside.any():
+                band_errors = metrics.depth_errors(predicted_m=predicted_m[inside], truth_m=truth_m[inside])
+                per_camera[camera].append(band_errors)
+        return errors.abs_rel
+
+    def scores(self) -> Scores:
+        per_camera = {name: mean_errors(entries) for name, entries in self._per_camera.items()}
+        bands = {
+            f"{near}-{far}": mean_errors(mean_errors(entries) for entries in cameras.values())
+            for (near, far), cameras in self._bands.items()
+            if cameras
+        }
+        return Scores(mean_errors(per_camera.values()), per_camera, bands)

@@ -1,0 +1,111 @@
+"""Every depth metric, once."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+
+import numpy as np
+from jaxtyping import Float
+
+MIN_AFFINE_PIXELS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthErrors:
+    """Errors of Eigen et al. 2014 over a set of pixels.
+
+    Attributes:
+        abs_rel: mean |p - t| / t.
+        sq_rel: mean (p - t)^2 / t, metres.
+        rmse: sqrt(mean (p - t)^2), metres.
+        rmse_log: sqrt(mean (log p - log t)^2).
+        d1, d2, d3: share of pixels with max(p / t, t / p) below 1.25, 1.25^2, 1.25^3.
+        images: how many images these are a mean of.
+        pixels: how many pixels these were measured on.
+    """
+
+    abs_rel: float
+    sq_rel: float
+    rmse: float
+    rmse_log: float
+    d1: float
+    d2: float
+    d3: float
+    images: int
+    pixels: int
+
+
+def depth_errors(*, predicted_m: Float[np.ndarray, " N"], truth_m: Float[np.ndarray, " N"]) -> DepthErrors:
+    """Errors of one image over its valid pixels, in float64.
+
+    Args:
+        predicted_m, truth_m: depths > 0 in metres, at least one.
+    """
+    predicted, truth = predicted_m.astype(np.float64), truth_m.astype(np.float64)
+    difference = predicted - truth
+    ratio = np.maximum(predicted / truth, truth / predicted)
+    return DepthErrors(
+        abs_rel=float(np.mean(np.abs(difference) / truth)),
+        sq_rel=float(np.mean(difference**2 / truth)),
+        rmse=float(np.sqrt(np.mean(difference**2))),
+        rmse_log=float(np.sqrt(np.mean((np.log(predicted) - np.log(truth)) ** 2))),
+        d1=float(np.mean(ratio < 1.25)),
+        d2=float(np.mean(ratio < 1.25**2)),
+        d3=float(np.mean(ratio < 1.25**3)),
+        images=1,
+        pixels=len(truth),
+    )
+
+
+def abs_rel(*, predicted_m: Float[np.ndarray, " N"], truth_m: Float[np.ndarray, " N"]) -> float:
+    """Mean |p - t| / t."""
+    return float(np.mean(np.abs(predicted_m.astype(np.float64) - truth_m) / truth_m))
+
+
+def mean_errors(errors: Iterable[DepthErrors]) -> DepthErrors:
+    """Plain mean of every error, each entry counting once; images and pixels add up.
+
+    Raises:
+        ValueError: if there is nothing to average.
+    """
+    entries = list(errors)
+    if not entries:
+        raise ValueError("no errors to average")
+    means = {
+        field.name: float(np.mean([getattr(entry, field.name) for entry in entries]))
+        for field in fields(DepthErrors)
+        if field.name not in ("images", "pixels")
+    }
+    return DepthErrors(**means, images=sum(e.images for e in entries), pixels=sum(e.pixels for e in entries))
+
+
+def median_scaled(*, predicted_m: Float[np.ndarray, " N"], truth_m: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
+    """Predictions times median(truth) / median(prediction), the scale alignment of Zhou et al. 2017."""
+    return predicted_m * (np.median(truth_m) / np.median(predicted_m))
+
+
+@dataclass(frozen=True)
+class AffineFit:
+    """truth disparity = scale * disparity + shift, in 1/m."""
+
+    scale: float
+    shift: float
+
+
+def fit_affine_disparity(*, disparity: Float[np.ndarray, " N"], truth_m: Float[np.ndarray, " N"]) -> AffineFit:
+    """Least-squares scale and shift of a relative disparity to 1 / truth (Ranftl et al. 2020, MiDaS, sec. 5).
+
+    A constant disparity gets scale 0 and the mean true disparity as shift.
+    """
+    inverse = 1 / truth_m.astype(np.float64)
+    centred = disparity.astype(np.float64) - disparity.mean(dtype=np.float64)
+    power = float(centred @ centred)
+    scale = float(centred @ inverse) / power if len(truth_m) >= MIN_AFFINE_PIXELS and power > 0 else 0.0
+    return AffineFit(scale, float(inverse.mean() - scale * disparity.mean(dtype=np.float64)))
+
+
+def affine_depth_m(
+    disparity: Float[np.ndarray, "*shape"], fit: AffineFit, range_m: tuple[float, float]
+) -> Float[np.ndarray, "*shape"]:
+    """Depth of a fitted disparity, clipped to the range; a disparity at or below zero is the far end."""
+    inverse = fit.scale * disparity + fit.shift
+    return 1 / np.clip(inverse, 1 / range_m[1], 1 / range_m[0])

@@ -1,0 +1,19 @@
+"""One progress bar for every stage."""
+
+import sys
+
+from tqdm import tqdm
+
+from data_cache.errors import SurroundError
+
+
+class Preempted(SurroundError):
+    """The machine asked the stage to stop; everything finished is saved and the same command continues."""
+
+
+def progress_bar(total: int, done: int, description: str, unit: str) -> "tqdm[None]":
+    """A bar on a terminal; elsewhere a line now and then, so that a job's log shows life but does not drown in it."""
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        total=total, initial=done, desc=description, unit=unit, mininterval=0.2 if terminal else 20, dynamic_ncols=terminal
+    )

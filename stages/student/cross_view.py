@@ -1,0 +1,54 @@
+"""Light attention between adjacent views of the ring."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+HEADS = 4
+
+
+class RingAttention(nn.Module):
+    """Each view asks its two ring neighbours what they see; a missing neighbour is not asked.
+
+    Residual and zero at the start, so that an untrained module changes nothing.
+    """
+
+    def __init__(self, channels: int, width: int):
+        """Attend in `width` channels to features of `channels`."""
+        super().__init__()
+        self.inward = nn.Conv2d(channels, width, 1)
+        self.norm = nn.LayerNorm(width)
+        self.side = nn.Parameter(torch.randn(2, width) * 0.02)  # which neighbour speaks: the next, the previous
+        self.attention = nn.MultiheadAttention(width, HEADS, batch_first=True)
+        self.outward = nn.Conv2d(width, channels, 1)
+        nn.init.zeros_(self.outward.weight)
+        assert self.outward.bias is not None
+        nn.init.zeros_(self.outward.bias)
+
+    def forward(
+        self, features: Float[Tensor, "B V C H W"], view_valid: Bool[Tensor, "B V"]
+    ) -> Float[Tensor, "B V C H W"]:
+        """Add what the neighbours say; features keep their shape."""
+        B, V, _, H, W = features.shape
+        flat = self.inward(features.flatten(0, 1))
+        tokens = self.norm(flat.flatten(2).transpose(1, 2) + _grid_encoding(H, W, flat)).unflatten(0, (B, V))
+        asked = torch.cat([tokens.roll(-1, 1) + self.side[0], tokens.roll(1, 1) + self.side[1]], dim=2).flatten(0, 1)
+        absent = ~torch.stack([view_valid.roll(-1, 1), view_valid.roll(1, 1)], dim=2).flatten(0, 1)
+        alone = absent.all(1)
+        # A row with every key masked is NaN in softmax; such a view asks both and its answer is dropped.
+        mask = (absent & ~alone[:, None]).repeat_interleave(H * W, dim=1)
+        answer, _ = self.attention(tokens.flatten(0, 1), asked, asked, key_padding_mask=mask, need_weights=False)
+        answer = torch.where(alone[:, None, None], 0.0, answer)
+        added: Tensor = self.outward(answer.transpose(1, 2).unflatten(2, (H, W))).unflatten(0, (B, V))
+        return features + added
+
+
+def _grid_encoding(height: int, width: int, like: Float[Tensor, "N D H W"]) -> Float[Tensor, "HW D"]:
+    """Sines and cosines of row and column (Vaswani et al. 2017, in two dimensions)."""
+    quarter = like.shape[1] // 4
+    frequency = torch.exp(torch.arange(quarter, device=like.device) / quarter * -4.0) * torch.pi
+    row = torch.linspace(-1, 1, height, device=like.device)[:, None, None] * frequency / 0.1
+    column = torch.linspace(-1, 1, width, device=like.device)[None, :, None] * frequency / 0.1
+    row, column = row.expand(height, width, -1), column.expand(height, width, -1)
+    encoding = torch.cat([row.sin(), row.cos(), column.sin(), column.cos()], dim=-1)
+    return encoding.flatten(0, 1).to(like.dtype)

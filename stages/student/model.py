@@ -1,0 +1,148 @@
+"""The student: six images in, six metric depth maps out."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from stages.bins import BinSpec
+from stages.relations import GRID, pool_tokens
+from stages.student.cross_view import RingAttention
+from stages.student.encoder import CHANNELS, DEPTHS, STRIDES, build_encoder
+from stages.student.head import MetricBinCenters
+
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentSpec:
+    """The student's shape; part of every checkpoint.
+
+    Attributes:
+        encoder: resnet-18 or resnet-34.
+        pretrained: start from ImageNet weights (`surround weights`), else from random ones.
+        input_size: (H, W) of its images, multiples of 32.
+        near_m, far_m: range of the canonical bin centres.
+        focal_px: f0, the focal length in input pixels at which canonical centres are metres.
+        decoder_channels: width of the decoder at probability resolution.
+        attention_width: channels of the attention between neighbouring views.
+    """
+
+    encoder: str = "resnet-18"
+    pretrained: bool = True
+    input_size: tuple[int, int]
+    near_m: float
+    far_m: float
+    focal_px: float
+    decoder_channels: int = 64
+    attention_width: int = 128
+
+    def __post_init__(self) -> None:
+        if self.encoder not in DEPTHS:
+            raise ValueError(f"encoder: expected one of {', '.join(DEPTHS)}, got {self.encoder!r}")
+        if any(side < 32 or side % 32 for side in self.input_size):
+            raise ValueError(f"input_size: expected positive multiples of 32, got {list(self.input_size)}")
+        if not 0 < self.near_m < self.far_m < float("inf"):
+            raise ValueError(f"need 0 < near_m < far_m, got near_m={self.near_m}, far_m={self.far_m}")
+        if not 0 < self.focal_px < float("inf"):
+            raise ValueError(f"focal_px: expected a positive number of pixels, got {self.focal_px}")
+        if self.decoder_channels < 8 or self.attention_width < 16 or self.attention_width % 16:
+            raise ValueError(
+                "expected decoder_channels >= 8 and attention_width a positive multiple of 16,"
+                f" got {self.decoder_channels} and {self.attention_width}"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class StudentOutput:
+    """What the student says about a batch of rigs.
+
+    Attributes:
+        logit: bin scores at probability resolution; softmax over K gives probabilities.
+        centers_m: per image, farthest first.
+        depth_m: expected depth, bilinearly upsampled to the input size.
+        tokens: unit-length tokens of the deepest map that is at least 6 x 10, before the views are mixed.
+    """
+
+    logit: Float[Tensor, "B V K h w"]
+    centers_m: Float[Tensor, "B V K"]
+    depth_m: Float[Tensor, "B V H W"]
+    tokens: Float[Tensor, "B V P C"]
+
+
+class Student(nn.Module):
+    """Encoder, attention between ring neighbours, feature pyramid decoder, metric-bin head."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, spec: StudentSpec, bins: BinSpec, encoder_weights: Path | None = None):
+        """Build it; `encoder_weights` is the folder of ImageNet weights, None for a random start."""
+        super().__init__()
+        self.spec, self.bins = spec, bins
+        width = spec.decoder_channels
+        self.register_buffer("mean", torch.tensor(IMAGE_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGE_STD).view(3, 1, 1), persistent=False)
+        self.encoder = build_encoder(spec.encoder, encoder_weights)
+        self.attention = RingAttention(CHANNELS[-1], spec.attention_width)
+        self.lateral = nn.ModuleList([nn.Conv2d(channels, width, 1) for channels in CHANNELS])
+        self.fuse = nn.ModuleList([_conv(width, width) for _ in CHANNELS])
+        # Strides below 4 have no encoder map: fine detail comes from the image itself.
+        self.detail = _conv(3, width, stride=2) if bins.prob_stride == 2 else None
+        self.detail_fuse = _conv(width, width) if bins.prob_stride == 2 else None
+        self.classify = nn.Conv2d(width, bins.count, 1)
+        self.centers = MetricBinCenters(CHANNELS[-1], bins.count, spec.near_m, spec.far_m, spec.focal_px)
+
+    def forward(
+        self,
+        image: Float[Tensor, "B V 3 H W"],
+        focal_px: Float[Tensor, "B V"],
+        view_valid: Bool[Tensor, "B V"],
+    ) -> StudentOutput:
+        """Estimate depth for a batch of rigs.
+
+        Args:
+            image: RGB in [0, 1] at the spec's input size.
+            focal_px: fx of each view at that size.
+            view_valid: False for missing cameras; their outputs mean nothing.
+        """
+        B, V = image.shape[:2]
+        flat = ((image - self.mean) / self.std).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        maps = list(self.encoder(flat).feature_maps)
+        tokens = pool_tokens(maps[_token_level(self.spec.input_size)])
+        maps[-1] = self.attention(maps[-1].unflatten(0, (B, V)), view_valid).flatten(0, 1)
+
+        x = self.fuse[-1](self.lateral[-1](maps[-1]))
+        for level in (2, 1, 0):
+            x = self.fuse[level](self.lateral[level](maps[level]) + _upsample_like(x, maps[level]))
+        if self.detail is not None and self.detail_fuse is not None:
+            detail = self.detail(flat)
+            x = self.detail_fuse(detail + _upsample_like(x, detail))
+        logit = self.classify(x).float()
+        centers_m = self.centers(maps[-1].mean((-2, -1)), focal_px.flatten())
+        depth_m = (logit.softmax(1) * centers_m[..., None, None]).sum(1)  # not einsum: autocast would round it to bf16
+        depth_m = interpolate(depth_m[:, None], size=self.spec.input_size, mode="bilinear", align_corners=False)[:, 0]
+        rig = (B, V)
+        return StudentOutput(
+            logit.unflatten(0, rig), centers_m.unflatten(0, rig), depth_m.unflatten(0, rig), tokens.unflatten(0, rig)
+        )
+
+
+def _token_level(input_size: tuple[int, int]) -> int:
+    """The deepest encoder map that still covers the token grid."""
+    fits = [i for i, stride in enumerate(STRIDES) if all(s // stride >= g for s, g in zip(input_size, GRID, strict=True))]
+    return fits[-1] if fits else 0
+
+
+def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+    )
+
+
+def _upsample_like(x: Float[Tensor, "N C h w"], target: Float[Tensor, "N D H W"]) -> Float[Tensor, "N C H W"]:
+    return interpolate(x, size=target.shape[-2:], mode="bilinear", align_corners=False)

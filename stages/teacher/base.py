@@ -1,0 +1,85 @@
+"""What a teacher is: images in, a relative or metric map and a feature grid out."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+Space = Literal["disparity", "depth", "log_depth"]
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherOutput:
+    """One batch of images seen by a teacher.
+
+    Attributes:
+        prediction: in the teacher's `space`, at the size the model gives.
+        features: tokens of the last backbone layer as a grid.
+    """
+
+    prediction: Float[Tensor, "N h w"]
+    features: Float[Tensor, "N C gh gw"]
+
+
+class Teacher(Protocol):
+    """Any object with these is a teacher; nothing to inherit. Must be deterministic."""
+
+    @property
+    def name(self) -> str:
+        """Name of the weights."""
+        ...
+
+    @property
+    def licence(self) -> str:
+        """Licence of the weights; written into cache and checkpoint."""
+        ...
+
+    @property
+    def space(self) -> Space:
+        """What the prediction means: disparity (larger is nearer), depth, or log depth."""
+        ...
+
+    @property
+    def weights_sha256(self) -> str:
+        """Hash of the weights file."""
+        ...
+
+    @property
+    def preprocessing(self) -> str:
+        """What is done to an image before the model sees it, in words that change when it changes."""
+        ...
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(H, W) of the images it takes."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """fp32 or bf16, resolved."""
+        ...
+
+    def __call__(self, images: UInt8[Tensor, "N H W 3"]) -> TeacherOutput:
+        """Look at RGB images of `input_size`."""
+        ...
+
+
+def fingerprint(teacher: Teacher) -> str:
+    """sha256 over weights, preprocessing, resolution and precision: equal fingerprints promise equal predictions."""
+    parts = [teacher.weights_sha256, teacher.preprocessing, list(teacher.input_size), teacher.precision]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def to_disparity(prediction: Float[Tensor, "*shape"], space: Space) -> Float[Tensor, "*shape"]:
+    """A teacher's map as (relative) disparity; the one place where a depth teacher is inverted."""
+    match space:
+        case "disparity":
+            return prediction
+        case "depth":
+            return 1 / prediction.clamp(min=1e-3)
+        case "log_depth":
+            return torch.exp(-prediction)

@@ -1,0 +1,361 @@
+"""Stage two: train the student from the cache and sparse LiDAR. The teacher is not in memory.
+
+The learning rate, the sample order and every random number are functions of (seed, step): a run that was interrupted
+and resumed is the same run, byte for byte on a CPU.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from data_cache.dataset import CachedFrames, CachedRigs, batches, collate
+from data_cache.errors import SurroundError
+from data_cache.reader import CacheReader
+from data_cache.writer import write_atomically
+from stages import losses
+from stages.augment import jitter_colours, mirror
+from stages.bins import WindowedProb, align_frame, decode_window
+from stages.checkpoint import Lineage, load_state, save_state, save_student
+from stages.devices import autocast, resolve_device, resolve_precision
+from stages.losses import LossTerms, LossWeights, weighted_sum
+from stages.metrics import abs_rel
+from stages.progress import Preempted, progress_bar
+from stages.relations import neighbours_valid, ring_relations
+from stages.student.model import Student
+
+LOG_EVERY = 10
+
+
+class TrainingError(SurroundError):
+    """Training cannot go on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainStudentSpec:
+    """How stage two runs.
+
+    Attributes:
+        seed: of the sample order and the augmentation.
+        steps: optimiser steps in all.
+        batch_rigs: frames per step.
+        learning_rate, warmup_steps, weight_decay, clip_norm: AdamW, linear warm-up then cosine to 0, gradient norm.
+        flip, jitter: augmentation.
+        checkpoint_every: steps between saved states; a kill costs at most these.
+        select_every: steps between looks at the selection split, where the recipe names one.
+        workers: loader processes, 0 to read in the training process.
+        precision, device: auto, or as named in stages/devices.py.
+    """
+
+    seed: int = 0
+    steps: int
+    batch_rigs: int = 4
+    learning_rate: float = 3e-4
+    warmup_steps: int = 50
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    flip: bool = True
+    jitter: bool = True
+    checkpoint_every: int = 200
+    select_every: int = 200
+    workers: int = 0
+    precision: str = "auto"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_rigs", "checkpoint_every", "select_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("seed", "warmup_steps", "workers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        for name in ("learning_rate", "clip_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay: expected 0 or more, got {self.weight_decay}")
+
+
+@dataclass(frozen=True)
+class TrainStudentReport:
+    """What a run of stage two did; `best_abs_rel` is None where the recipe names no selection split."""
+
+    steps_done: int
+    steps_skipped: int
+    seconds: float
+    frames_per_s: float
+    best_abs_rel: float | None
+    quarantined_count: int
+
+
+def learning_rate(step: int, spec: TrainStudentSpec) -> float:
+    """Rate of the optimiser step after `step` done ones: linear warm-up, then half a cosine to zero."""
+    if step < spec.warmup_steps:
+        return spec.learning_rate * (step + 1) / spec.warmup_steps
+    share = (step - spec.warmup_steps) / max(1, spec.steps - spec.warmup_steps)
+    return spec.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def sample_order(seed: int, frame_count: int, batch_rigs: int, steps: range) -> list[list[int]]:
+    """Positions of each step's frames: epochs are permutations drawn from (seed, epoch), laid end to end."""
+    permutations: dict[int, list[int]] = {}
+    order = []
+    for step in steps:
+        batch = []
+        for position in range(step * batch_rigs, (step + 1) * batch_rigs):
+            epoch, place = divmod(position, frame_count)
+            if epoch not in permutations:
+                permutations[epoch] = torch.randperm(frame_count, generator=_generator(seed, epoch, 0)).tolist()
+            batch.append(permutations[epoch][place])
+        order.append(batch)
+    return order
+
+
+def train_student(
+    reader: CacheReader,
+    student: Student,
+    train_ids: Sequence[str],
+    selection_ids: Sequence[str],
+    folder: Path,
+    spec: TrainStudentSpec,
+    weights: LossWeights,
+    depth_range_m: tuple[float, float],
+    *,
+    fresh: bool = False,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> TrainStudentReport:
+    """Train `student` for `spec.steps` steps and leave last (and best) checkpoints, state and logs in `folder`.
+
+    A state in `folder` is continued unless `fresh`; running it twice does nothing the second time.
+
+    Raises:
+        Preempted: after saving, if `should_stop` says so between two steps.
+        TrainingError: if no frame is usable, or a loss is not finite (term, step and frames named).
+        CheckpointError: if the state is damaged, belongs to another run, or cannot be written.
+        DamagedCacheError: if the cache is damaged.
+    """
+    usable = reader.usable(tuple(train_ids))
+    selection = reader.usable(tuple(selection_ids))
+    if not usable:
+        raise TrainingError(f"{reader.root}: all {len(train_ids)} training frames are quarantined; see teacher-cache")
+    device = resolve_device(spec.device)
+    precision = resolve_precision(spec.precision, device)
+    student.to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=spec.learning_rate, weight_decay=spec.weight_decay)
+    run = _run_identity(reader, student, usable, spec, weights, depth_range_m, precision)
+    state_path = folder / "state.safetensors"
+    begin, best = 0, math.inf
+    if state_path.exists() and not fresh:
+        progress = load_state(state_path, student, optimizer, run)
+        begin, best = progress.step, progress.best
+    log = _Log(folder, begin)
+
+    def lineage(step: int) -> Lineage:
+        cache = reader.identity
+        return Lineage(
+            cache.teacher_name, cache.teacher_licence, cache.sha256(), cache.source, depth_range_m, step
+        )
+
+    def save(step: int) -> None:
+        save_state(state_path, student, optimizer, step, best, run)
+        save_student(folder / "last.safetensors", student, lineage(step))
+
+    dataset = CachedFrames(reader, usable)
+    order = sample_order(spec.seed, len(usable), spec.batch_rigs, range(begin, spec.steps))
+    clock = time.perf_counter()
+    student.train()
+    with progress_bar(spec.steps, begin, "train-student", "step") as bar, log:
+        for step, rigs in enumerate(batches(dataset, order, spec.workers), start=begin):
+            if should_stop():
+                save(step)
+                raise Preempted(f"stopped after step {step} of {spec.steps}; the state is saved in {folder}")
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, spec)
+            terms = _step(student, optimizer, rigs, step, spec, weights, depth_range_m, device, precision)
+            done = step + 1
+            if done % LOG_EVERY == 0 or done == spec.steps:
+                values = {f.name: float(getattr(terms, f.name)) for f in fields(terms)}
+                bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()}, refresh=False)
+                rate = (done - begin) * spec.batch_rigs / (time.perf_counter() - clock)
+                log.write(done, {**values, "learning_rate": learning_rate(step, spec), "frames_per_s": rate})
+            bar.update()
+            if selection and (done % spec.select_every == 0 or done == spec.steps):
+                score = _selection_abs_rel(student, CachedFrames(reader, selection), depth_range_m, device, precision)
+                log.write(done, {"selection_abs_rel": score})
+                if score < best:
+                    best = score
+                    # Before the state that knows of it: killed in between, the resumed run finds the same best again.
+                    save_student(folder / "best.safetensors", student, lineage(done))
+                    save(done)
+            if done % spec.checkpoint_every == 0 or done == spec.steps:
+                save(done)
+    seconds = time.perf_counter() - clock
+    steps_done = spec.steps - begin
+    return TrainStudentReport(
+        steps_done,
+        begin,
+        seconds,
+        steps_done * spec.batch_rigs / seconds,
+        best if selection else None,
+        len(train_ids) - len(usable),
+    )
+
+
+def loss_terms(
+    student: Student,
+    rigs: CachedRigs,
+    image: Float[Tensor, "B V 3 H W"],
+    weights: LossWeights,
+    depth_range_m: tuple[float, float],
+    device: torch.device,
+    precision: str,
+) -> LossTerms:
+    """Forward pass and every term whose weight is not zero; the others are zero."""
+    view_valid = rigs.view_valid.to(device)
+    lidar_depth_m = rigs.lidar_depth_m.to(device)
+    in_range = (lidar_depth_m > depth_range_m[0]) & (lidar_depth_m < depth_range_m[1])
+    lidar_depth_m = torch.where(in_range, lidar_depth_m, 0.0)
+    with autocast(device, precision):
+        out = student(image, rigs.focal_px.to(device), view_valid)
+    zero = torch.zeros((), device=device)
+    kl = cross = relation = zero
+    if weights.kl or weights.cross:
+        stored = WindowedProb(rigs.bin_first.to(device), rigs.bin_prob.to(device))
+        aligned = align_frame(decode_window(stored, student.bins.count), out.logit.softmax(2))
+        kl = losses.bin_kl(aligned, out.logit, view_valid) if weights.kl else zero
+        cross = losses.cross_interaction(aligned, out.centers_m, lidar_depth_m) if weights.cross else zero
+    if weights.relation:
+        pairs = neighbours_valid(view_valid)
+        relation = losses.relation_kl(rigs.relation.to(device), ring_relations(out.tokens), pairs)
+    supervised = losses.scale_invariant_log(out.depth_m, lidar_depth_m)
+    return LossTerms(supervised, kl, cross, relation)
+
+
+def _step(
+    student: Student,
+    optimizer: torch.optim.Optimizer,
+    rigs: CachedRigs,
+    step: int,
+    spec: TrainStudentSpec,
+    weights: LossWeights,
+    depth_range_m: tuple[float, float],
+    device: torch.device,
+    precision: str,
+) -> LossTerms:
+    generator = _generator(spec.seed, step, 1)
+    if spec.flip:
+        singles = [_single(rigs, i) for i in range(len(rigs.frame_ids))]
+        turned = torch.rand(len(singles), generator=generator) < 0.5
+        rigs = collate([mirror(rig) if turn else rig for rig, turn in zip(singles, turned.tolist(), strict=True)])
+    image = rigs.image.float() / 255
+    if spec.jitter:
+        image = torch.stack([jitter_colours(rig, generator) for rig in image])
+    terms = loss_terms(student, rigs, image.to(device), weights, depth_range_m, device, precision)
+    total = weighted_sum(terms, weights)
+    if not torch.isfinite(total):
+        values = {f.name: float(getattr(terms, f.name)) for f in fields(terms)}
+        raise TrainingError(
+            f"step {step + 1}: loss is not finite: {values}; frames {', '.join(rigs.frame_ids)}."
+            " Lower train_student.learning_rate or look at these frames; the last saved state is kept"
+        )
+    optimizer.zero_grad(set_to_none=True)
+    total.backward()
+    torch.nn.utils.clip_grad_norm_(student.parameters(), spec.clip_norm)
+    optimizer.step()
+    return terms
+
+
+def _selection_abs_rel(
+    student: Student,
+    frames: CachedFrames,
+    depth_range_m: tuple[float, float],
+    device: torch.device,
+    precision: str,
+) -> float:
+    """Mean AbsRel over the images of the selection frames at the student's own size."""
+    student.eval()
+    scores = []
+    with torch.inference_mode():
+        for rigs in batches(frames, [[i] for i in range(len(frames))], workers=0):
+            with autocast(device, precision):
+                out = student(rigs.image.to(device).float() / 255, rigs.focal_px.to(device), rigs.view_valid.to(device))
+            for depth_m, lidar_m in zip(out.depth_m[0].cpu().numpy(), rigs.lidar_depth_m[0].numpy(), strict=True):
+                valid = (lidar_m > depth_range_m[0]) & (lidar_m < depth_range_m[1])
+                if valid.any():
+                    scores.append(abs_rel(predicted_m=depth_m[valid].clip(*depth_range_m), truth_m=lidar_m[valid]))
+    student.train()
+    if not scores:
+        raise TrainingError("the selection split has no LiDAR point in range; choose other frames for data.selection")
+    return sum(scores) / len(scores)
+
+
+def _run_identity(
+    reader: CacheReader,
+    student: Student,
+    train_ids: Sequence[str],
+    spec: TrainStudentSpec,
+    weights: LossWeights,
+    depth_range_m: tuple[float, float],
+    precision: str,
+) -> Mapping[str, Any]:
+    """What two runs must share to be the same run; how often it saves and who reads the data do not matter."""
+    train = {k: v for k, v in asdict(spec).items() if k not in ("checkpoint_every", "workers", "device")}
+    return {
+        "cache": reader.identity.sha256(),
+        "train_frames": list(train_ids),
+        "student": asdict(student.spec),
+        "bins": asdict(student.bins),
+        "train_student": train | {"precision": precision},
+        "losses": asdict(weights),
+        "depth_range_m": list(depth_range_m),
+    }
+
+
+def _single(rigs: CachedRigs, i: int) -> CachedRigs:
+    tensors = {f.name: getattr(rigs, f.name)[i] for f in fields(rigs) if f.name != "frame_ids"}
+    return replace(rigs, frame_ids=(rigs.frame_ids[i],), **tensors)
+
+
+def _generator(seed: int, index: int, purpose: int) -> torch.Generator:
+    """A generator for one epoch or step; nothing else draws from it, so nothing needs to be saved."""
+    return torch.Generator().manual_seed((seed * 2 + purpose) * 1_000_003 + index)
+
+
+class _Log:
+    """log.jsonl and TensorBoard, cut back to the step from which a resumed run goes on."""
+
+    def __init__(self, folder: Path, begin: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / "log.jsonl"
+        if self._path.exists():
+            kept = [line for line in self._path.read_text().splitlines() if _logged_step(line) <= begin]
+            write_atomically(self._path, "".join(line + "\n" for line in kept if begin))
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=begin + 1)
+
+    def __enter__(self) -> "_Log":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._board.close()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+
+def _logged_step(line: str) -> float:
+    """Step of a log line; a line cut off by a kill belongs to no step and is dropped."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf

@@ -1,0 +1,80 @@
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from data_cache.errors import FrameError
+from data_cache.images import load_rgb, resize_rgb
+
+sides = st.integers(1, 30)
+
+
+def encoded(array, kind):
+    stream = io.BytesIO()
+    Image.fromarray(array).save(stream, kind)
+    return stream.getvalue()
+
+
+def test_channels_are_red_green_blue_and_rows_come_first(tmp_path):
+    array = np.zeros((2, 3, 3), np.uint8)
+    array[1, 2] = (200, 100, 50)
+    (tmp_path / "a.png").write_bytes(encoded(array, "PNG"))
+    np.testing.assert_array_equal(load_rgb(tmp_path / "a.png", (2, 3)), array)
+
+
+def test_a_grey_image_becomes_rgb(tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded(np.full((2, 3), 7, np.uint8), "PNG"))
+    np.testing.assert_array_equal(load_rgb(tmp_path / "a.png"), np.full((2, 3, 3), 7))
+
+
+def test_another_size_than_calibrated_is_an_error(tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded(np.zeros((2, 3), np.uint8), "PNG"))
+    with pytest.raises(FrameError, match=r"a\.png: expected 3 x 2 px \(h x w\), found 2 x 3"):
+        load_rgb(tmp_path / "a.png", (3, 2))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("kept", [0.0, 0.02, 0.5, 0.98])
+def test_a_truncated_image_is_an_error_that_names_it(tmp_path, kind, kept):
+    noise = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    data = encoded(noise, kind)
+    (tmp_path / "a.img").write_bytes(data[: int(kept * len(data))])
+    with pytest.raises(FrameError, match=r"a\.img"):
+        load_rgb(tmp_path / "a.img")
+
+
+def test_a_missing_image_a_folder_and_a_text_are_errors(tmp_path):
+    (tmp_path / "text.jpg").write_text("404 not found")
+    for name in ("none.jpg", "text.jpg", "."):
+        with pytest.raises(FrameError):
+            load_rgb(tmp_path / name)
+
+
+def test_an_image_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(encoded(np.zeros((20, 20), np.uint8), "PNG"))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(FrameError, match="cannot be decoded"):
+        load_rgb(tmp_path / "a.png")
+
+
+@given(st.tuples(sides, sides), st.tuples(sides, sides), st.tuples(*[st.integers(0, 255)] * 3))
+def test_a_plain_colour_survives_any_stretch(size, to_size, colour):
+    rgb = np.full((*size, 3), colour, np.uint8)
+    stretched = resize_rgb(rgb, to_size)
+    assert stretched.shape == (*to_size, 3)
+    assert stretched.dtype == np.uint8
+    np.testing.assert_array_equal(stretched, np.full((*to_size, 3), colour))
+
+
+def test_the_same_size_is_the_same_image():
+    rgb = np.random.default_rng(0).integers(0, 255, (4, 5, 3), dtype=np.uint8)
+    assert resize_rgb(rgb, (4, 5)) is rgb
+
+
+def test_a_stretch_keeps_left_left_and_top_top():
+    rgb = np.zeros((8, 16, 3), np.uint8)
+    rgb[:4, 8:] = 255
+    np.testing.assert_array_equal(resize_rgb(rgb, (2, 2))[:, :, 0] > 127, [[False, True], [False, False]])

@@ -1,0 +1,104 @@
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_cache.errors import FrameError, SourceError
+from data_cache.rig import Frame, Rig
+from data_cache.sources import SOURCES, Source, open_source, select
+
+
+@dataclass
+class Fake:
+    """Two drives, of 4 and 2 frames, and a split of both."""
+
+    name: str = "fake"
+    rig: Rig = field(default_factory=lambda: Rig("fake", ("front",)))
+    drives: dict[str, tuple[str, ...]] = field(
+        default_factory=lambda: {"a": ("a0", "a1", "a2", "a3"), "b": ("b0", "b1"), "empty": ()}
+    )
+    splits: dict[str, tuple[str, ...]] = field(default_factory=lambda: {"train": ("b", "a"), "odd": ("a", "gone")})
+
+    def frame(self, frame_id: str) -> Frame:
+        raise FrameError(frame_id)
+
+
+@pytest.mark.parametrize(
+    ("selectors", "ids"),
+    [
+        (["a"], "a0 a1 a2 a3"),
+        (["a[:2]"], "a0 a1"),
+        (["a[1:]"], "a1 a2 a3"),
+        (["a[-1:]"], "a3"),
+        (["a[:-1]"], "a0 a1 a2"),
+        (["a[::2]"], "a0 a2"),
+        (["a[1:4:2]"], "a1 a3"),
+        (["train"], "b0 b1 a0 a1 a2 a3"),
+        (["train[1:3]"], "b1 a0"),
+        (["b", "a[:1]"], "b0 b1 a0"),
+        (["a[2:]", "a"], "a2 a3 a0 a1"),
+    ],
+)
+def test_selectors_name_frames_in_order_and_once(selectors, ids):
+    assert select(Fake(), selectors) == tuple(ids.split())
+
+
+bound = st.none() | st.integers(-9, 9)
+
+
+@given(bound, bound, st.none() | st.integers(1, 9))
+def test_a_slice_means_what_python_means(start, stop, step):
+    text = ":".join("" if part is None else str(part) for part in (start, stop, step))
+    expected = Fake().drives["a"][start:stop:step]
+    if expected:
+        assert select(Fake(), [f"a[{text}]"]) == expected
+    else:
+        with pytest.raises(SourceError, match="selects no frame"):
+            select(Fake(), [f"a[{text}]"])
+
+
+@pytest.mark.parametrize("selector", ["", "[:2]", "a[2]", "a[:2", "a[x:]", "a[::0]", "a[::-1]", "a[:2] "])
+def test_a_malformed_selector_is_an_error(selector):
+    with pytest.raises(SourceError, match=r"expected NAME or NAME\[start:stop:step\]"):
+        select(Fake(), [selector])
+
+
+@pytest.mark.parametrize("selector", ["c", "odd"])
+def test_an_unknown_drive_is_an_error_that_lists_the_known(selector):
+    with pytest.raises(SourceError, match=r"no drive or split '(c|gone)'; splits: train, odd; drives: a, b, empty"):
+        select(Fake(), [selector])
+
+
+def test_a_drive_without_frames_selects_no_frame():
+    with pytest.raises(SourceError, match="selects no frame"):
+        select(Fake(), ["empty"])
+
+
+def test_an_unknown_source_is_an_error_that_lists_the_known(tmp_path):
+    for root in (None, tmp_path):
+        with pytest.raises(
+            SourceError, match="unknown source 'kitti'; it is one of synthetic, ddad, nuscenes, pandaset"
+        ):
+            open_source("kitti", root)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SOURCES if kind != "synthetic"])
+def test_a_source_on_disk_needs_a_folder_of_its_own_layout(kind, tmp_path):
+    with pytest.raises(SourceError, match="pass --data DIR"):
+        open_source(kind, None)
+    with pytest.raises(SourceError, match="pass --data DIR"):
+        open_source(kind, tmp_path / "none")
+    (tmp_path / "holiday.jpg").touch()
+    with pytest.raises(SourceError, match=rf"{kind}: expected .*found in .*: holiday\.jpg; pass "):
+        open_source(kind, tmp_path)
+
+
+def test_the_fake_is_a_source():
+    assert isinstance(Fake(), Source)
+
+
+def test_real_sources_open_by_name(real_data):
+    assert select(open_source("pandaset", real_data / "pandaset"), ["002[:2]"]) == ("002/00", "002/01")
+    assert len(select(open_source("nuscenes", real_data / "nuscenes", "v1.0-mini-camonly"), ["val"])) == 5
+    assert len(select(open_source("ddad", real_data / "ddad" / "ddad_train_val"), ["val"])) == 3
