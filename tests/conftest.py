@@ -3,7 +3,10 @@
 import os
 from pathlib import Path
 
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: two test processes share two cores
+
 import pytest
+from fakes import save_tiny_teacher
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +18,9 @@ def real_data() -> Path:
     if not Path(folder).is_dir():
         pytest.skip(f"real frames: SURROUND_REAL_DATA={folder} is not a folder")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny teacher of the real class with random weights."""
+    return save_tiny_teacher(tmp_path_factory.mktemp("weights") / "tiny")

@@ -24,7 +24,7 @@ def view(world_from_cam: np.ndarray) -> View:
 
 
 def test_a_point_lands_where_the_hand_says():
-    """u = 100 * 0.2 / 2 + 32, v = 50 * -0.1 / 2 + 20."""
+    """By hand: u = 100 * 0.2 / 2 + 32, v = 50 * -0.1 / 2 + 20."""
     seen = project(np.array([[0.2, -0.1, 2.0]]), np.eye(4), K_PX, SIZE)
     assert (seen.u_px[0], seen.v_px[0], seen.depth_m[0], seen.index[0]) == pytest.approx((42.0, 17.5, 2.0, 0))
     depth_m = zbuffer(seen, SIZE)

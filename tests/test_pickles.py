@@ -20,10 +20,12 @@ pandas = pytest.importorskip("pandas")
 NAMES = ("x", "y", "z", "i", "t", "d")
 
 
-def table(values):
-    """A table as PandaSet has them: float columns and a whole-number `d`, so several blocks."""
-    frame = pandas.DataFrame(values, columns=pandas.Index(NAMES, dtype=object))
-    return frame.astype({"d": np.int64})
+def table(values, order="C"):
+    """A table as PandaSet has them: one block of float columns, in C or F order, and one of the whole-number `d`."""
+    values = np.asarray(values, dtype=np.float64).reshape(-1, len(NAMES))
+    floats = np.array(values[:, :5].T, order=order)
+    parts = [pandas.DataFrame(floats.T, copy=False), pandas.DataFrame(values[:, 5].astype(np.int64))]
+    return pandas.concat(parts, axis=1).set_axis(pandas.Index(NAMES, dtype=object), axis=1)
 
 
 def write(path, data):
@@ -56,15 +58,28 @@ def old_table(x, d):
     return b"\x80\x03" + name("pandas.core.frame", "DataFrame") + b")\x81}" + piece("_data") + manager + b"sb."
 
 
-@given(hnp.arrays(np.float64, st.tuples(st.integers(0, 9), st.just(5))), st.sampled_from([4, 5]), st.data())
+@given(
+    hnp.arrays(np.float64, st.tuples(st.integers(0, 9), st.just(5))),
+    st.sampled_from([3, 4, 5]),
+    st.sampled_from("CF"),
+    st.data(),
+)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
-def test_what_pandas_writes_reads_back(tmp_path, values, protocol, data):
+def test_what_pandas_writes_reads_back(tmp_path, values, protocol, order, data):
     values = np.column_stack([values, np.arange(len(values))])
     names = tuple(data.draw(st.lists(st.sampled_from(NAMES), min_size=1, unique=True)))
-    path = write(tmp_path / "a.pkl.gz", pickle.dumps(table(values), protocol=protocol))
+    path = write(tmp_path / "a.pkl.gz", pickle.dumps(table(values, order), protocol=protocol))
     read = load_columns(path, names)
     np.testing.assert_array_equal(read, values[:, [NAMES.index(name) for name in names]])
     assert read.dtype == np.float64
+
+
+@pytest.mark.parametrize("protocol", [3, 5])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_block_reads_in_the_order_it_was_written(tmp_path, protocol, order):
+    frame = table(np.arange(18).reshape(3, 6), order)
+    path = write(tmp_path / "a.pkl.gz", pickle.dumps(frame, protocol=protocol))
+    np.testing.assert_array_equal(load_columns(path, ("y", "t", "d")), [[1, 4, 5], [7, 10, 11], [13, 16, 17]])
 
 
 def test_columns_come_by_name(tmp_path):

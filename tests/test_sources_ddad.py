@@ -266,7 +266,7 @@ def test_real_pixels_with_depth_are_those_of_the_official_loader(real_data):
         height, width = view.camera.height_px, view.camera.width_px
         K_px = view.camera.K_px.copy()
         K_px[:2, 2] += 1
-        seen = project(sweep.points_m, cam_from_lidar(view, sweep), K_px, (height + 1, width + 1), min_depth_m=0)
+        seen = project(sweep.points_m, cam_from_lidar(view, sweep), K_px, (height + 1, width + 1), min_depth_m=0.0)
         pixels = np.trunc(seen.v_px - 1) * width + np.trunc(seen.u_px - 1)
         counts[view.camera.name] = len(np.unique(pixels))
         ours = np.flatnonzero(sparse_depth(view, sweep, (height, width)))

@@ -265,7 +265,7 @@ def test_real_points_fall_where_the_devkit_puts_them(real_data):
     counts = {}
     for view in frame.views:
         size = (view.camera.height_px, view.camera.width_px)
-        seen = project(sweep.points_m, cam_from_lidar(view, sweep), view.camera.K_px, size, min_depth_m=1)
+        seen = project(sweep.points_m, cam_from_lidar(view, sweep), view.camera.K_px, size, min_depth_m=1.0)
         u, v = seen.u_px - 0.5, seen.v_px - 0.5
         counts[view.camera.name] = int(((u > 1) & (u < size[1] - 1) & (v > 1) & (v < size[0] - 1)).sum())
     assert counts == DEVKIT_COUNTS

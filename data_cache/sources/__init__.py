@@ -10,6 +10,7 @@ from data_cache.rig import Frame, Rig
 
 
 @runtime_checkable
+@runtime_checkable
 class Source(Protocol):
     """A data set: what it holds is known when it is opened, frames are read one by one."""
 

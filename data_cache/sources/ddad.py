@@ -221,7 +221,7 @@ def _view(sample: _Sample, name: str) -> View:
 
 def _load_sweep(path: Path, world_from_lidar: Float[np.ndarray, "4 4"]) -> Sweep:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             points = np.asarray(archive["data"], dtype=np.float64)
     except FileNotFoundError as error:
         raise FrameError(f"LiDAR file missing: {path}") from error

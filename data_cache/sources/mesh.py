@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-Vector = np.ndarray | tuple[float, ...]
+Vector = np.ndarray | tuple[float | int, ...]
 
 
 class Material(IntEnum):
@@ -34,7 +34,9 @@ class Mesh:
         """(F, 3, 3) corners, (F, 3, 2) uv, (F,) material, (F, 3) colour, (F, 7) style of all triangles so far."""
         return tuple(np.concatenate(column) for column in zip(*self._parts, strict=True))
 
-    def triangles(self, corners_m: Float[np.ndarray, "F 3 3"], surface: Surface, uv_m: np.ndarray | None = None) -> None:
+    def triangles(
+        self, corners_m: Float[np.ndarray, "F 3 3"], surface: Surface, uv_m: np.ndarray | None = None
+    ) -> None:
         """Add triangles; without uv the texture is laid on from above."""
         count, style = len(corners_m), np.zeros(7)
         style[: len(surface.style)] = surface.style

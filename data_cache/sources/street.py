@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from data_cache.sources.mesh import Material, Mesh, Surface
+from data_cache.sources.mesh import Material, Mesh, Surface, Vector
 
 LENGTH_M = 300.0
 CLEAR_ALONG_M = (90.0, 180.0)
@@ -115,10 +115,11 @@ def build_street(seed: int) -> Street:
         along += rng.uniform(14, 70)
     for span in ((60, CLEAR_ALONG_M[0]), (CLEAR_ALONG_M[1], 205), (215, 260)):
         _car(mesh, rng, rng.uniform(*span), -plan.lane_m / 2, 0.0)
-    corners, *columns = mesh.columns()
+    corners, uv, material, colour, style = mesh.columns()
     elevation, azimuth = rng.uniform(0.45, 1.05), rng.uniform(0, 2 * np.pi)
     sun = np.array([np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)])
-    return Street(plan.path.bend(corners), *columns, sun, rng.uniform(250, 700), rng.uniform(0.1, 0.9))
+    haze_m, cloud = rng.uniform(250, 700), rng.uniform(0.1, 0.9)
+    return Street(plan.path.bend(corners), uv, material, colour, style, sun, haze_m, cloud)
 
 
 def _pick(rng: np.random.Generator, colours: tuple[tuple[float, float, float], ...]) -> np.ndarray:
@@ -135,11 +136,11 @@ def _ground(mesh: Mesh, half_road: float, lane: float, walk: float) -> None:
         corners = np.stack([a[:-1], a[1:], b[1:], b[:-1]], axis=1)
         mesh.quads(corners, surface, corners[..., :2])
 
-    strip(-half_road, half_road, 0, 0, Surface(Material.ROAD, (0.10, 0.10, 0.105), (lane,)))
+    strip(-half_road, half_road, 0.0, 0.0, Surface(Material.ROAD, (0.10, 0.10, 0.105), (lane,)))
     kerb, slabs = Surface(Material.PLAIN, (0.36, 0.35, 0.33)), Surface(Material.PAVING, (0.30, 0.29, 0.27))
     for side in (-1.0, 1.0):
         edge, wall = side * half_road, side * (half_road + walk)
-        strip(edge, edge, 0, _KERB_M, kerb)
+        strip(edge, edge, 0.0, _KERB_M, kerb)
         strip(edge, edge + side * 0.18, _KERB_M, _KERB_M, kerb)
         strip(edge + side * 0.18, wall, _KERB_M, _KERB_M, slabs)
         strip(wall, wall + side * 22, _KERB_M, _KERB_M, Surface(Material.GRASS, (0.10, 0.14, 0.05)))
@@ -161,7 +162,8 @@ def _frontage(mesh: Mesh, rng: np.random.Generator, side: float, wall: float, ho
         _building(mesh, rng, (along + width / 2, side * (wall + garden + depth / 2)), (width, depth), side, houses)
         if garden > 1:
             hedge = Surface(Material.FOLIAGE, (0.05, 0.09, 0.03))
-            fence = hedge if rng.uniform() < 0.5 else Surface(Material.PLAIN, rng.uniform(0.2, 0.5) * np.array((1, 0.9, 0.75)))
+            stone = Surface(Material.PLAIN, rng.uniform(0.2, 0.5) * np.array((1, 0.9, 0.75)))
+            fence = hedge if rng.uniform() < 0.5 else stone
             for x in (along + width / 4 - 0.4, along + 3 * width / 4 + 0.4):
                 mesh.box((x, side * (wall + 0.3), _KERB_M), (width / 2 - 1.2, 0.4, 1.1), fence)
             if rng.uniform() < 0.4 and garden > 2:
@@ -172,7 +174,12 @@ def _frontage(mesh: Mesh, rng: np.random.Generator, side: float, wall: float, ho
 
 
 def _building(
-    mesh: Mesh, rng: np.random.Generator, centre: tuple[float, float], size: tuple[float, float], side: float, house: bool
+    mesh: Mesh,
+    rng: np.random.Generator,
+    centre: tuple[float, float],
+    size: tuple[float, float],
+    side: float,
+    house: bool,
 ) -> None:
     """A building of (along, left) `size` whose street face looks to -side."""
     pitch, floor = rng.uniform(2.0, 3.6), rng.uniform(2.9, 3.5)
@@ -185,7 +192,8 @@ def _building(
     x, y = size[0] / 2, size[1] / 2
     mesh.box((*centre, base), (2 * x, 2 * y, top - base), Surface(Material.FACADE, wall, style))
     if house or rng.uniform() < 0.4:
-        eaves, ridge = (-x - 0.4, x + 0.4, -y - 0.4, y + 0.4, 0.0), (-x - 0.2, x + 0.2, -0.1, 0.1, rng.uniform(1.8, 3.5))
+        eaves = -x - 0.4, x + 0.4, -y - 0.4, y + 0.4, 0.0
+        ridge = -x - 0.2, x + 0.2, -0.1, 0.1, rng.uniform(1.8, 3.5)
         mesh.block((*centre, top), eaves, ridge, Surface(Material.ROOF, _pick(rng, _ROOFS)))
     else:
         mesh.box((*centre, top), (2 * x + 0.4, 2 * y + 0.4, 0.5), Surface(Material.PLAIN, wall * 0.8))
@@ -205,9 +213,9 @@ def _tree(mesh: Mesh, rng: np.random.Generator, along: float, left: float, scale
     radius = rng.uniform(1.4, 2.4) * scale
     top = np.array([along, left, _KERB_M + rng.uniform(2.2, 3.4) * scale])
     mesh.tube((along, left, 0.0), top, (0.17 * scale, 0.12 * scale), bark)
-    crown = top + (0, 0, radius * 0.9)
+    crown = top + np.array([0, 0, radius * 0.9])
     for _ in range(4):
-        mesh.tube(top - (0, 0, 0.2), crown + rng.normal(0, 0.35, 3) * radius, (0.07 * scale, 0.03), bark, 5)
+        mesh.tube(top - np.array([0, 0, 0.2]), crown + rng.normal(0, 0.35, 3) * radius, (0.07 * scale, 0.03), bark, 5)
     for _ in range(9):
         offset = rng.standard_normal(3)
         offset *= radius * rng.uniform(0.3, 0.75) / np.linalg.norm(offset)
@@ -239,7 +247,7 @@ def _furniture(mesh: Mesh, rng: np.random.Generator, side: float, half_road: flo
 def _person(mesh: Mesh, rng: np.random.Generator, along: float, left: float) -> None:
     trousers, coat = (rng.uniform(0.02, 0.25) * rng.uniform(0.7, 1.3, 3) for _ in range(2))
     skin = np.array([0.5, 0.32, 0.24]) * rng.uniform(0.4, 1.1)
-    parts = [
+    parts: list[tuple[Vector, Vector, tuple[float, float], np.ndarray]] = [
         ((0, 0, 0.8), (0, 0, 1.25), (0.17, 0.21), coat), ((0, 0, 1.25), (0, 0, 1.5), (0.21, 0.08), coat),
         ((0, 0, 1.48), (0, 0, 1.6), (0.06, 0.10), skin), ((0, 0, 1.6), (0, 0, 1.76), (0.11, 0.07), skin * 0.3),
     ]  # fmt: skip
@@ -282,11 +290,13 @@ def _car(mesh: Mesh, rng: np.random.Generator, along: float, left: float, yaw_ra
         for x in (half * 0.62, -half * 0.62):
             mesh.tube(place(x, y * (w - 0.22), 0.32), place(x, y * (w + 0.01), 0.32), (0.32, 0.32), black, 14)
             mesh.tube(place(x, y * w, 0.32), place(x, y * (w + 0.02), 0.32), (0.2, 0.19), steel, 10)
-        mesh.tube(place(nose - 0.3, y * (w - 0.1), belt), place(nose - 0.3, y * (w + 0.1), belt), (0.09, 0.07), paint, 6)
-        for low, high in ((nose, front), (tail, rear), ((front + rear) / 2, (front + rear) / 2)):
-            mesh.tube(place(low, y * (w - 0.1), belt), place(high, y * (w - 0.25), roof - 0.04), (0.05, 0.05), paint, 5)
+        mirror = nose - 0.3
+        mesh.tube(place(mirror, y * (w - 0.1), belt), place(mirror, y * (w + 0.1), belt), (0.09, 0.07), paint, 6)
+        for foot, head in ((nose, front), (tail, rear), ((front + rear) / 2, (front + rear) / 2)):
+            pillar = place(foot, y * (w - 0.1), belt), place(head, y * (w - 0.25), roof - 0.04)
+            mesh.tube(*pillar, (0.05, 0.05), paint, 5)
         for x, z, lamp in ((half - 0.18, 0.66, (0.7, 0.7, 0.65)), (-half + 0.01, 0.72, (0.45, 0.02, 0.02))):
             mesh.box(place(x, y * (w - 0.28), z), (0.12, 0.32, 0.14), Surface(Material.PLAIN, lamp), yaw_rad)
     for x in (half, -half):
-        mesh.box(place(x, 0, 0.42), (0.04, 0.52, 0.12), Surface(Material.PLAIN, (0.6, 0.6, 0.55)), yaw_rad)
-        mesh.box(place(x * 0.99, 0, 0.25), (0.08, 1.5, 0.13), black, yaw_rad)
+        mesh.box(place(x, 0.0, 0.42), (0.04, 0.52, 0.12), Surface(Material.PLAIN, (0.6, 0.6, 0.55)), yaw_rad)
+        mesh.box(place(x * 0.99, 0.0, 0.25), (0.08, 1.5, 0.13), black, yaw_rad)

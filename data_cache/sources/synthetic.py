@@ -4,8 +4,6 @@ World axes are x forward, y left, z up; the vehicle frame is the same, on the gr
 milliseconds before the cameras and the vehicle moves in between, as on a real car.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -81,7 +79,7 @@ def _world_from_ego(drive: int, index: int, lead_s: float = 0.0) -> Float[np.nda
     plan = plan_street(drive)
     along = _FIRST_ALONG_M + _FRAME_STEP_M * index - SPEED_M_PER_S * lead_s
     sway_m, sway_rad = np.random.default_rng([drive, index, 2]).normal(0, (0.15, 0.01))
-    yaw = plan.path.heading(along) + sway_rad
+    yaw = plan.path.heading_rad(along) + sway_rad
     pose = _pose(yaw, 0.0)
     pose[:3, 3] = plan.path.bend(np.array([along, sway_m - plan.lane_m / 2, 0.0]))
     return pose
@@ -113,14 +111,14 @@ def _camera(view: int) -> Camera:
 
 
 @functools.lru_cache(maxsize=2)
-def _tracer(drive: int) -> Tracer:
+def _tracer(drive: int) -> "Tracer":
     from data_cache.sources.render import Tracer
 
     return Tracer(build_street(drive))
 
 
 @functools.lru_cache(maxsize=12)
-def _rendering(drive: int, index: int, view: int) -> Rendering:
+def _rendering(drive: int, index: int, view: int) -> "Rendering":
     """Image and truth of a view come from one cast; the last few are kept for whoever asks for the other."""
     rng = np.random.default_rng([drive, index, view, 3])
     return _tracer(drive).render(_camera(view), _world_from_cam(drive, index, view), rng)
@@ -139,11 +137,9 @@ def _sweep(drive: int, index: int) -> Sweep:
     world_from_lidar[2, 3] = LIDAR_HEIGHT_M
     elevation = np.deg2rad(np.linspace(*ELEVATION_DEG, RING_COUNT))[:, None]
     azimuth = (np.arange(AZIMUTH_COUNT) * (2 * np.pi / AZIMUTH_COUNT))[None]
-    rays = np.stack(
-        np.broadcast_arrays(np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)),
-        axis=-1,
-    ).reshape(-1, 3)
-    range_m = _tracer(drive).distances(world_from_lidar[:3, 3], rays @ world_from_lidar[:3, :3].T)
+    level, up = np.cos(elevation), np.sin(elevation)
+    rays = np.stack(np.broadcast_arrays(level * np.cos(azimuth), level * np.sin(azimuth), up), axis=-1).reshape(-1, 3)
+    range_m = _tracer(drive).ranges_m(world_from_lidar[:3, 3], rays @ world_from_lidar[:3, :3].T)
     range_m += np.random.default_rng([drive, index, 4]).normal(0, _RANGE_NOISE_M, len(rays))
     near = range_m < RANGE_M
     return make_sweep(rays[near] * range_m[near, None], world_from_lidar, f"synthetic drive-{drive:02d}/{index}")
