@@ -66,7 +66,8 @@ def affine_invariant_map(
         size: (h, w) where probabilities live.
     """
     batch = disparity.shape[:-2]
-    reduced = interpolate(disparity.float().flatten(end_dim=-3)[:, None], size=size, mode="area")[:, 0]
+    images = disparity.float().reshape(-1, 1, *disparity.shape[-2:])
+    reduced = interpolate(images, size=size, mode="area")[:, 0]
     flat = reduced.flatten(start_dim=1)
     low, high = torch.quantile(flat, torch.tensor([LOW_QUANTILE, HIGH_QUANTILE], device=flat.device), dim=1)
     low, span = low[:, None, None], (high - low)[:, None, None]

@@ -19,6 +19,7 @@ from stages.student.model import Student, StudentSpec
 
 FORMAT = "surround-student/1"
 STATE_FORMAT = "surround-training-state/1"
+HEADER = "surround"
 
 
 class CheckpointError(SurroundError):
@@ -172,7 +173,8 @@ def difference_lines(found: Mapping[str, Any], expected: Mapping[str, Any], hold
 def _save(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str]) -> None:
     plain = {name: value.detach().cpu().contiguous() for name, value in sorted(tensors.items())}
     try:
-        replace_atomically(path, lambda partial: save_file(plain, partial, metadata=header))
+        # One entry: safetensors writes several in an order that differs from process to process.
+        replace_atomically(path, lambda partial: save_file(plain, partial, metadata={HEADER: json.dumps(header)}))
     except (OSError, SafetensorError) as error:
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
         remedy = "free some space" if full else "check the folder and its permissions"
@@ -186,9 +188,9 @@ def _load(path: Path, expected_format: str) -> tuple[dict[str, Tensor], dict[str
         raise CheckpointError(f"no checkpoint at {path}; run train-student first, or pass --checkpoint FILE")
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
+            header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path} is damaged or not a checkpoint ({error}); train again or use another") from error
     if header.get("format") != expected_format:
         raise CheckpointError(f"{path}: expected format {expected_format}, found {header.get('format')!r}")

@@ -56,7 +56,7 @@ def scale_invariant_log(
     valid = (lidar_depth_m > 0).flatten(start_dim=1)
     # Masked before the logarithm: a NaN times zero is still NaN.
     target = torch.where(valid, lidar_depth_m.flatten(start_dim=1), 1.0)
-    g = torch.where(valid, depth_m.flatten(start_dim=1).log() - target.log(), 0.0)
+    g = torch.where(valid, depth_m.flatten(start_dim=1), 1.0).log() - target.log()
     points = valid.sum(1)
     mean = g.sum(1) / points.clamp(min=1)
     var = (torch.where(valid, g - mean[:, None], 0.0) ** 2).sum(1) / points.clamp(min=1)

@@ -182,7 +182,7 @@ def train_student(
             terms = _step(student, optimizer, rigs, step, spec, weights, depth_range_m, device, precision)
             done = step + 1
             if done % LOG_EVERY == 0 or done == spec.steps:
-                values = {f.name: float(getattr(terms, f.name)) for f in fields(terms)}
+                values = {f.name: getattr(terms, f.name).item() for f in fields(terms)}
                 bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()}, refresh=False)
                 rate = (done - begin) * spec.batch_rigs / (time.perf_counter() - clock)
                 log.write(done, {**values, "learning_rate": learning_rate(step, spec), "frames_per_s": rate})
@@ -261,7 +261,7 @@ def _step(
     terms = loss_terms(student, rigs, image.to(device), weights, depth_range_m, device, precision)
     total = weighted_sum(terms, weights)
     if not torch.isfinite(total):
-        values = {f.name: float(getattr(terms, f.name)) for f in fields(terms)}
+        values = {f.name: getattr(terms, f.name).item() for f in fields(terms)}
         raise TrainingError(
             f"step {step + 1}: loss is not finite: {values}; frames {', '.join(rigs.frame_ids)}."
             " Lower train_student.learning_rate or look at these frames; the last saved state is kept"
@@ -356,6 +356,6 @@ class _Log:
 def _logged_step(line: str) -> float:
     """Step of a log line; a line cut off by a kill belongs to no step and is dropped."""
     try:
-        return int(json.loads(line)["step"])
+        return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf

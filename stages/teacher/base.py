@@ -3,7 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
@@ -25,6 +25,7 @@ class TeacherOutput:
     features: Float[Tensor, "N C gh gw"]
 
 
+@runtime_checkable
 class Teacher(Protocol):
     """Any object with these is a teacher; nothing to inherit. Must be deterministic."""
 

@@ -1,0 +1,102 @@
+import errno
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from stages import checkpoint
+from stages.bins import BinSpec
+from stages.checkpoint import CheckpointError, Lineage, load_state, load_student, save_state, save_student
+from stages.student.model import Student, StudentSpec
+
+SPEC = StudentSpec(input_size=(32, 64), near_m=0.5, far_m=80.0, focal_px=50.0, decoder_channels=8, attention_width=16)
+LINEAGE = Lineage("t", "Apache-2.0", "c" * 64, "fake", (0.1, 80.0), 12)
+RUN = {"train_student": {"steps": 4}, "cache": "abc"}
+
+
+def student(seed: int = 0, **changes) -> Student:
+    torch.manual_seed(seed)
+    return Student(replace(SPEC, **changes), BinSpec(count=16, window=5))
+
+
+def stepped(seed: int = 0) -> tuple[Student, torch.optim.Optimizer]:
+    model = student(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    sum(p.square().sum() for p in model.parameters()).backward()
+    optimizer.step()
+    return model, optimizer
+
+
+def test_a_student_comes_back_from_its_file_alone_in_evaluation_mode(tmp_path):
+    model = student()
+    save_student(tmp_path / "a", model, LINEAGE)
+    loaded = load_student(tmp_path / "a", expected=SPEC)
+    assert (loaded.lineage, loaded.student.spec, loaded.student.bins.count) == (LINEAGE, SPEC, 16)
+    assert not loaded.student.training
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(loaded.student.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_equal_students_are_equal_bytes(tmp_path):
+    for name in "ab":
+        save_student(tmp_path / name, student(), LINEAGE)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_another_architecture_is_refused_naming_each_difference(tmp_path):
+    save_student(tmp_path / "a", student(), LINEAGE)
+    with pytest.raises(CheckpointError) as error:
+        load_student(tmp_path / "a", expected=replace(SPEC, encoder="resnet-34", far_m=90.0))
+    assert "encoder: checkpoint has 'resnet-18', recipe says 'resnet-34'" in str(error.value)
+    assert "far_m: checkpoint has 80.0, recipe says 90.0" in str(error.value)
+    assert "near_m" not in str(error.value)
+
+
+def test_missing_cut_off_and_foreign_files_are_named_never_a_traceback(tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint at .*run train-student"):
+        load_student(tmp_path / "none")
+    save_student(tmp_path / "a", student(), LINEAGE)
+    data = (tmp_path / "a").read_bytes()
+    for cut in (0, 5, 200, len(data) - 1):
+        (tmp_path / "a").write_bytes(data[:cut])
+        with pytest.raises(CheckpointError, match="damaged or not a checkpoint"):
+            load_student(tmp_path / "a")
+    save_file({"x": torch.zeros(1)}, tmp_path / "b")
+    with pytest.raises(CheckpointError, match="expected format surround-student/1, found None"):
+        load_student(tmp_path / "b")
+
+
+def test_state_brings_back_weights_optimiser_and_step(tmp_path):
+    model, optimizer = stepped()
+    save_state(tmp_path / "s", model, optimizer, 3, 0.25, RUN)
+    other, fresh = stepped(seed=1)
+    progress = load_state(tmp_path / "s", other, fresh, RUN)
+    assert (progress.step, progress.best) == (3, 0.25)
+    for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+        for slot in ("exp_avg", "exp_avg_sq", "step"):
+            assert torch.equal(optimizer.state[mine][slot], fresh.state[theirs][slot])
+
+
+def test_a_state_of_another_run_is_refused_naming_the_difference(tmp_path):
+    model, optimizer = stepped()
+    save_state(tmp_path / "s", model, optimizer, 3, float("inf"), RUN)
+    with pytest.raises(CheckpointError, match="train_student.steps: state has 4, recipe says 5"):
+        load_state(tmp_path / "s", model, optimizer, {"train_student": {"steps": 5}, "cache": "abc"})
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_it_untouched(tmp_path, monkeypatch):
+    save_student(tmp_path / "a", student(0), LINEAGE)
+    before = (tmp_path / "a").read_bytes()
+
+    def full(tensors: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(CheckpointError, match="the checkpoint before it is untouched: free some space"):
+        save_student(tmp_path / "a", student(1), LINEAGE)
+    assert (tmp_path / "a").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]

@@ -1,0 +1,115 @@
+import json
+import pickle
+import random
+
+import numpy as np
+import pytest
+from fakes import random_record
+from test_writer import FRAMES, IDENTITY, RESOLVED, fill, writer
+
+from data_cache.reader import CacheReader, cache_status, verify_cache
+from data_cache.schema import DamagedCacheError, IncompleteCacheError, Layout, StaleCacheError
+
+
+def shard_files(root):
+    return sorted(p for p in (root / "arrays.zarr").rglob("*") if p.is_file() and p.name != "zarr.json")
+
+
+def test_no_cache_and_an_unfinished_cache_are_refused_with_the_remedy(tmp_path):
+    with pytest.raises(IncompleteCacheError, match="no cache at .*run teacher-cache"):
+        CacheReader(tmp_path)
+    fill(tmp_path, (0, 2))
+    with pytest.raises(IncompleteCacheError, match="1 of 3 shards are not written"):
+        CacheReader(tmp_path)
+
+
+def test_a_cache_of_another_recipe_is_refused_naming_each_difference(tmp_path):
+    fill(tmp_path)
+    CacheReader(tmp_path, expected={"bin_count": 8, "train": ("d",)})
+    with pytest.raises(StaleCacheError, match=r"train: cache has \('d',\), recipe says \('e',\)"):
+        CacheReader(tmp_path, expected={"bin_count": 8, "train": ("e",)})
+
+
+def test_missing_and_cut_off_files_are_refused_when_opened(tmp_path):
+    fill(tmp_path)
+    path = shard_files(tmp_path)[3]
+    data = path.read_bytes()
+    path.write_bytes(data[:-3])
+    with pytest.raises(DamagedCacheError, match=r"receipt says .*delete .*receipts.*run teacher-cache"):
+        CacheReader(tmp_path)
+    path.unlink()
+    with pytest.raises(DamagedCacheError, match="missing"):
+        CacheReader(tmp_path)
+    path.write_bytes(data)
+    CacheReader(tmp_path)
+
+
+def test_every_flipped_byte_is_found_by_verify_and_by_reading(tmp_path):
+    fill(tmp_path)
+    assert verify_cache(tmp_path) == []
+    rng = random.Random(3)
+    for _ in range(40):
+        path = rng.choice(shard_files(tmp_path))
+        data = path.read_bytes()
+        place = rng.randrange(len(data))
+        path.write_bytes(data[:place] + bytes([data[place] ^ (1 << rng.randrange(8))]) + data[place + 1 :])
+        assert len(verify_cache(tmp_path)) == 1
+        reader = CacheReader(tmp_path)
+        with pytest.raises(DamagedCacheError, match=path.relative_to(tmp_path / "arrays.zarr").parts[0]):
+            for frame_id in FRAMES.train:
+                reader.read(frame_id)
+        path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["cache.json", "frames.json", "receipts/000001.json", "arrays.zarr/image/zarr.json"])
+@pytest.mark.parametrize("text", ["", "{", "{}", "[1]", '{"identity": {"format_version": 1}}'])
+def test_broken_metadata_is_a_damaged_cache_never_a_traceback(tmp_path, name, text):
+    fill(tmp_path)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DamagedCacheError, match=name.split("/")[0]):
+        CacheReader(tmp_path).read("d/0")
+
+
+def test_another_format_version_is_named(tmp_path):
+    fill(tmp_path)
+    table = json.loads((tmp_path / "cache.json").read_text())
+    table["identity"]["format_version"] = 9
+    (tmp_path / "cache.json").write_text(json.dumps(table))
+    with pytest.raises(DamagedCacheError, match="format version 9"):
+        CacheReader(tmp_path)
+
+
+def test_a_receipt_of_another_cache_is_refused(tmp_path):
+    fill(tmp_path)
+    path = Layout(tmp_path).receipt(1)
+    path.write_text(path.read_text().replace(IDENTITY.sha256(), "0" * 64))
+    with pytest.raises(DamagedCacheError, match="another cache"):
+        CacheReader(tmp_path)
+
+
+def test_status_tells_progress_at_any_moment(tmp_path):
+    writer(tmp_path)
+    assert cache_status(tmp_path).shards_done == 0
+    fill(tmp_path, (0,))
+    w = writer(tmp_path)
+    w.commit(1, [None, random_record(IDENTITY, 3)], {"d/2": "broken"}, {})
+    status = cache_status(tmp_path)
+    assert (status.shards_done, status.complete, status.resolved) == (2, False, RESOLVED)
+    assert status.quarantined == {"d/2": "broken"}
+    assert status.bytes == sum(p.stat().st_size for p in shard_files(tmp_path))
+
+
+def test_quarantined_frames_are_not_usable(tmp_path):
+    fill(tmp_path, (0, 2))
+    writer(tmp_path).commit(1, [None, random_record(IDENTITY, 3)], {"d/2": "broken"}, {})
+    reader = CacheReader(tmp_path)
+    assert reader.usable(reader.frames.train) == ("d/0", "d/1", "d/3", "d/4")
+
+
+def test_a_reader_travels_to_another_process_without_its_open_stores(tmp_path):
+    fill(tmp_path)
+    reader = CacheReader(tmp_path)
+    reader.read("d/0")
+    copy = pickle.loads(pickle.dumps(reader))
+    assert copy._arrays == {}
+    np.testing.assert_array_equal(copy.read("d/3").image, random_record(IDENTITY, 3).image)

@@ -1,0 +1,181 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fakes import NAMES, STUDENT_SIZE, TEACHER_SIZE, FakeSource, tiny_teacher
+from test_writer import contents
+
+from data_cache.reader import CacheReader, cache_status
+from data_cache.schema import Resolved, SplitFrames, unpack_depth_m
+from data_cache.sources import select
+from data_cache.views import load_native_images, rig_views
+from data_cache.writer import CacheWriter
+from stages.bins import BinSpec, WindowedProb, affine_invariant_map, closed_form_prob, decode_window
+from stages.progress import Preempted
+from stages.relations import GRID
+from stages.teacher_cache import TeacherCacheSpec, cache_identity, recipe_identity, teacher_cache
+
+SPEC = TeacherCacheSpec(input_size=TEACHER_SIZE, shard_frames=2, batch_images=4)
+BINS = BinSpec(prob_stride=4)
+
+
+def run(root: Path, source: FakeSource, folder: Path, **options):
+    teacher = tiny_teacher(folder)
+    frames = SplitFrames(select(source, ["d"]), ())
+    decided = recipe_identity("fake", ("d",), (), SPEC, BINS, STUDENT_SIZE)
+    identity = cache_identity(decided, source.rig, frames, teacher)
+    writer = CacheWriter(root, identity, Resolved("fp32", SPEC.batch_images, 1), frames)
+    return teacher_cache(source, teacher, writer, BINS, batch_images=SPEC.batch_images, **options)
+
+
+def test_every_frame_is_stored_with_what_the_teacher_says_about_its_own_images(tmp_path, teacher_folder):
+    source = FakeSource(5)
+    report = run(tmp_path, source, teacher_folder)
+    assert (report.shards_written, report.shards_skipped, report.frames_written) == (3, 0, 5)
+    reader = CacheReader(tmp_path)
+    teacher = tiny_teacher(teacher_folder)
+    frame = source.frame("d/3")
+    record = reader.read("d/3")
+    native = load_native_images(frame)
+    expected = rig_views(frame, native, frame.load_sweep(), STUDENT_SIZE)
+    np.testing.assert_array_equal(record.image, expected.image)
+    np.testing.assert_allclose(unpack_depth_m(record.lidar_depth), expected.lidar_depth_m, atol=1 / 512)
+    assert (record.lidar_depth > 0).sum() > 100
+    np.testing.assert_array_equal(record.intrinsics, expected.intrinsics)
+    teacher_images = rig_views(frame, native, None, TEACHER_SIZE).image
+    output = teacher(torch.from_numpy(teacher_images))
+    u = affine_invariant_map(output.prediction, (8, 16))
+    assert u.std() > 0.1
+    stored = WindowedProb(torch.from_numpy(record.bin_first), torch.from_numpy(record.bin_prob))
+    difference = (decode_window(stored, BINS.count) - closed_form_prob(u, BINS)).abs().sum(1)
+    assert difference.max() < 0.02  # twice the total variation
+    tokens = torch.nn.functional.normalize(
+        torch.nn.functional.adaptive_avg_pool2d(output.features, GRID).flatten(2).transpose(1, 2), dim=-1
+    )
+    np.testing.assert_allclose(record.relation[1], (tokens[1] @ tokens[2].T).numpy(), atol=2e-3)
+
+
+def test_a_second_run_looks_at_nothing_and_writes_nothing(tmp_path, teacher_folder):
+    run(tmp_path, FakeSource(5), teacher_folder)
+    before = contents(tmp_path)
+    looked: list[str] = []
+    report = run(tmp_path, FakeSource(5, on_frame=looked.append), teacher_folder)
+    assert (report.shards_written, report.shards_skipped) == (0, 3)
+    assert looked == []
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("dies_at", range(5))
+def test_a_killed_run_resumes_to_the_same_cache(tmp_path, teacher_folder, dies_at):
+    def die(frame_id: str) -> None:
+        if frame_id == f"d/{dies_at}":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", FakeSource(5, on_frame=die), teacher_folder)
+    report = run(tmp_path / "killed", FakeSource(5), teacher_folder)
+    assert report.shards_skipped == dies_at // 2
+    run(tmp_path / "whole", FakeSource(5), teacher_folder)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_a_run_asked_to_stop_keeps_finished_shards_and_goes_on_later(tmp_path, teacher_folder):
+    answers = iter([False] * 3 + [True])
+    with pytest.raises(Preempted, match="finished shards are kept"):
+        run(tmp_path, FakeSource(5), teacher_folder, should_stop=lambda: next(answers))
+    assert cache_status(tmp_path).shards_done == 1
+    assert run(tmp_path, FakeSource(5), teacher_folder).shards_written == 2
+
+
+def test_parts_fill_disjoint_shards_and_together_everything(tmp_path, teacher_folder):
+    assert run(tmp_path / "a", FakeSource(5), teacher_folder, part=(1, 2)).shards_written == 2
+    assert run(tmp_path / "a", FakeSource(5), teacher_folder, part=(2, 2)).shards_written == 1
+    run(tmp_path / "b", FakeSource(5), teacher_folder)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_unreadable_frames_are_quarantined_with_their_reason_and_retried(tmp_path, teacher_folder):
+    source = FakeSource(5, broken={"d/0": "image cannot be decoded: a.jpg", "d/3": "NaN calibration"})
+    report = run(tmp_path, source, teacher_folder)
+    assert report.quarantined == source.broken
+    assert report.frames_written == 3
+    reader = CacheReader(tmp_path)
+    assert reader.usable(reader.frames.train) == ("d/1", "d/2", "d/4")
+    assert run(tmp_path, source, teacher_folder).shards_written == 0
+    healed = run(tmp_path, FakeSource(5), teacher_folder, retry_quarantined=True)
+    assert (healed.shards_written, healed.shards_skipped, healed.quarantined) == (2, 1, {})
+    run(tmp_path / "whole", FakeSource(5), teacher_folder)
+    whole = {str(Path("whole") / k): v for k, v in contents(tmp_path / "whole").items()}
+    assert contents(tmp_path) == contents(tmp_path) | whole
+    assert CacheReader(tmp_path).quarantined == {}
+
+
+def test_a_cache_of_nothing_but_broken_frames_still_finishes_and_lists_them(tmp_path, teacher_folder):
+    source = FakeSource(2, broken={"d/0": "x", "d/1": "y"})
+    assert run(tmp_path, source, teacher_folder).quarantined == {"d/0": "x", "d/1": "y"}
+
+
+def test_a_missing_camera_is_a_gap_and_not_an_error(tmp_path, teacher_folder):
+    run(tmp_path, FakeSource(2, missing={"d/1": (1,)}), teacher_folder)
+    record = CacheReader(tmp_path).read("d/1")
+    assert record.view_valid.tolist() == [True, False, True]
+    for name in ("image", "lidar_depth", "bin_first", "bin_prob", "intrinsics"):
+        assert not getattr(record, name)[1].any()
+    assert record.bin_prob[2].any()
+    assert not record.relation[0].any()  # front - right
+    assert not record.relation[1].any()  # right - left
+    assert record.relation[2].any()  # left - front
+
+
+def test_views_after_a_gap_keep_their_own_images(tmp_path, teacher_folder):
+    run(tmp_path / "gap", FakeSource(2, missing={"d/1": (1,)}), teacher_folder)
+    run(tmp_path / "full", FakeSource(2), teacher_folder)
+    gap, full = (CacheReader(tmp_path / name).read("d/1") for name in ("gap", "full"))
+    for name in ("image", "bin_first"):
+        np.testing.assert_array_equal(getattr(gap, name)[2], getattr(full, name)[2])
+    np.testing.assert_array_equal(gap.relation[2], full.relation[2])
+
+
+def test_a_frame_without_lidar_is_stored_without_depth_and_nan_points_are_noted(tmp_path, teacher_folder):
+    report = run(tmp_path, FakeSource(2, no_lidar=("d/0",), nan_points=("d/1",)), teacher_folder)
+    reader = CacheReader(tmp_path)
+    assert not reader.read("d/0").lidar_depth.any()
+    assert reader.read("d/0").bin_prob.any()
+    assert report.notes == {"d/1": "5 LiDAR points are not finite and were left out; 3995 stay"}
+    assert reader.read("d/1").lidar_depth.any()
+
+
+def test_a_teacher_that_says_nan_quarantines_the_frame(tmp_path, teacher_folder, monkeypatch):
+    from stages.teacher.transformers_depth import TransformersTeacher
+
+    honest = TransformersTeacher.__call__
+    seen = 0
+
+    def sometimes_nan(self, images):
+        nonlocal seen
+        output = honest(self, images)
+        prediction = output.prediction.clone()
+        for i in range(len(images)):
+            if seen + i == 4:  # the second view of the second frame
+                prediction[i, 0, 0] = float("nan")
+        seen += len(images)
+        return dataclasses.replace(output, prediction=prediction)
+
+    monkeypatch.setattr(TransformersTeacher, "__call__", sometimes_nan)
+    report = run(tmp_path, FakeSource(2), teacher_folder)
+    assert report.quarantined == {"d/1": f"teacher {teacher_folder.name} gave values that are not finite"}
+
+
+def test_batches_run_over_views_and_frames(tmp_path, teacher_folder, monkeypatch):
+    from stages.teacher.transformers_depth import TransformersTeacher
+
+    sizes = []
+    honest = TransformersTeacher.__call__
+    monkeypatch.setattr(
+        TransformersTeacher, "__call__", lambda self, images: (sizes.append(len(images)), honest(self, images))[1]
+    )
+    run(tmp_path, FakeSource(3), teacher_folder)
+    assert sizes == [4, 2, 3]  # two frames of three views in the first shard, one in the last
+    assert len(NAMES) == 3

@@ -1,0 +1,172 @@
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from fakes import FakeSource
+from test_teacher_cache import run as cache_run
+
+from data_cache.reader import CacheReader
+from stages import train_student as module
+from stages.bins import BinSpec
+from stages.checkpoint import CheckpointError, load_student
+from stages.losses import LossWeights
+from stages.progress import Preempted
+from stages.student.model import Student, StudentSpec
+from stages.train_student import TrainingError, TrainStudentSpec, learning_rate, sample_order, train_student
+
+STUDENT = StudentSpec(
+    input_size=(32, 64), near_m=0.5, far_m=80.0, focal_px=32.0, decoder_channels=8, attention_width=16, pretrained=False
+)
+SPEC = TrainStudentSpec(steps=6, batch_rigs=2, warmup_steps=2, checkpoint_every=2, select_every=2, precision="fp32")
+RANGE_M = (0.1, 80.0)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory, teacher_folder) -> Path:
+    root = tmp_path_factory.mktemp("cache")
+    cache_run(root, FakeSource(5, missing={"d/1": (2,)}, no_lidar=("d/3",), broken={"d/4": "x"}), teacher_folder)
+    return root
+
+
+def train(cache: Path, folder: Path, spec: TrainStudentSpec = SPEC, weights: LossWeights = LossWeights(), **options):  # noqa: B008
+    torch.manual_seed(spec.seed)
+    student = Student(STUDENT, BinSpec(prob_stride=4))
+    selection = options.pop("selection", ())
+    return train_student(CacheReader(cache), student, ("d/0", "d/1", "d/2", "d/3", "d/4"), selection, folder, spec, weights, RANGE_M, **options)  # fmt: skip # noqa: E501
+
+
+def stop_after(calls: int):
+    answers = iter([False] * calls + [True])
+    return lambda: next(answers)
+
+
+@pytest.mark.parametrize(("workers", "stops"), [(0, (1,)), (0, (3, 1)), (2, (2,))])
+def test_stop_and_resume_gives_the_same_bytes_as_a_straight_run(cache, tmp_path, workers, stops):
+    spec = replace(SPEC, workers=workers)
+    train(cache, tmp_path / "straight")
+    for calls in stops:
+        with pytest.raises(Preempted, match="state is saved"):
+            train(cache, tmp_path / "stopped", spec, should_stop=stop_after(calls))
+    report = train(cache, tmp_path / "stopped", spec)
+    assert (report.steps_skipped, report.steps_done) == (sum(stops), 6 - sum(stops))
+    for name in ("last.safetensors", "state.safetensors"):
+        assert (tmp_path / "straight" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes()
+
+
+def test_a_run_killed_between_saves_resumes_from_the_last_one_to_the_same_bytes(cache, tmp_path, monkeypatch):
+    train(cache, tmp_path / "straight")
+    real, calls = module._step, 0
+
+    def dying(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls == 4:  # step 4 is under way, the state is of step 2
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(module, "_step", dying)
+    with pytest.raises(KeyboardInterrupt):
+        train(cache, tmp_path / "killed")
+    monkeypatch.setattr(module, "_step", real)
+    assert train(cache, tmp_path / "killed").steps_skipped == 2
+    assert (tmp_path / "straight/last.safetensors").read_bytes() == (tmp_path / "killed/last.safetensors").read_bytes()
+
+
+def test_running_it_twice_trains_once_and_fresh_starts_over(cache, tmp_path):
+    train(cache, tmp_path)
+    before = (tmp_path / "last.safetensors").read_bytes()
+    assert train(cache, tmp_path).steps_done == 0
+    assert train(cache, tmp_path, fresh=True).steps_done == 6
+    assert (tmp_path / "last.safetensors").read_bytes() == before
+
+
+def test_other_settings_do_not_continue_a_run(cache, tmp_path):
+    train(cache, tmp_path)
+    with pytest.raises(CheckpointError, match=r"learning_rate: state has 0.0003, recipe says 0.1(.|\n)*--fresh"):
+        train(cache, tmp_path, replace(SPEC, learning_rate=0.1))
+    with pytest.raises(CheckpointError, match="losses.kl"):
+        train(cache, tmp_path, weights=LossWeights(kl=0.9))
+
+
+def test_training_lowers_the_loss_and_moves_every_part_of_the_student(cache, tmp_path):
+    torch.manual_seed(0)
+    before = Student(STUDENT, BinSpec(prob_stride=4)).state_dict()
+    spec = replace(SPEC, steps=40, learning_rate=2e-3, checkpoint_every=100)
+    train(cache, tmp_path, spec, LossWeights(cross=0.3))
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log] == [10, 20, 30, 40]
+    assert log[-1]["supervised"] < log[0]["supervised"]
+    assert log[-1]["kl"] < log[0]["kl"]
+    after = load_student(tmp_path / "last.safetensors").student.state_dict()
+    still = [name for name, value in before.items() if torch.equal(value, after[name])]
+    assert still == []
+
+
+def test_the_log_of_a_resumed_run_has_every_step_once(cache, tmp_path):
+    spec = replace(SPEC, steps=30, checkpoint_every=10)
+    with pytest.raises(Preempted):
+        train(cache, tmp_path, spec, should_stop=stop_after(25))
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 2')  # cut off by a kill
+    train(cache, tmp_path, spec)
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log] == [10, 20, 30]
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_best_is_kept_where_there_is_a_selection_split(cache, tmp_path):
+    report = train(cache, tmp_path, selection=("d/2",))
+    scores = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    found = {e["step"]: e["selection_abs_rel"] for e in scores if "selection_abs_rel" in e}
+    assert list(found) == [2, 4, 6]
+    best_step = min(found, key=lambda step: found[step])
+    assert report.best_abs_rel == found[best_step]
+    assert load_student(tmp_path / "best.safetensors").lineage.steps == best_step
+    train(cache, tmp_path / "none")
+    assert not (tmp_path / "none/best.safetensors").exists()
+
+
+def test_quarantined_frames_are_skipped_and_counted(cache, tmp_path):
+    assert train(cache, tmp_path).quarantined_count == 1
+
+
+def test_nothing_but_quarantined_frames_is_an_error(tmp_path, teacher_folder):
+    cache_run(tmp_path / "cache", FakeSource(5, broken={f"d/{i}": "x" for i in range(5)}), teacher_folder)
+    with pytest.raises(TrainingError, match="all 5 training frames are quarantined"):
+        train(tmp_path / "cache", tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_naming_term_and_frames(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(module.losses, "bin_kl", lambda *_: torch.tensor(math.nan, requires_grad=True))
+    with pytest.raises(TrainingError, match=r"step 1: loss is not finite: .*'kl': nan.*frames d/\d, d/\d"):
+        train(cache, tmp_path)
+    assert not (tmp_path / "last.safetensors").exists()
+
+
+def test_every_epoch_shows_every_frame_once_and_a_suffix_of_steps_is_the_same_order():
+    order = sample_order(seed=3, frame_count=5, batch_rigs=2, steps=range(10))
+    flat = [position for batch in order for position in batch]
+    epochs = [flat[i : i + 5] for i in range(0, 20, 5)]
+    assert all(sorted(epoch) == [0, 1, 2, 3, 4] for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+    assert sample_order(3, 5, 2, range(7, 10)) == order[7:]
+    assert sample_order(4, 5, 2, range(10)) != order
+
+
+def test_the_rate_warms_up_then_falls_to_zero():
+    spec = replace(SPEC, steps=102, warmup_steps=2, learning_rate=0.4)
+    assert [learning_rate(step, spec) for step in (0, 1, 2)] == pytest.approx([0.2, 0.4, 0.4])
+    assert learning_rate(52, spec) == pytest.approx(0.2)
+    assert learning_rate(102, spec) == pytest.approx(0, abs=1e-12)
+
+
+def test_lidar_out_of_range_teaches_nothing(cache, tmp_path):
+    torch.manual_seed(0)
+    student = Student(STUDENT, BinSpec(prob_stride=4))
+    weights = LossWeights(kl=0.0, relation=0.0)
+    train_student(CacheReader(cache), student, ("d/0",), (), tmp_path, replace(SPEC, steps=1), weights, (70.0, 80.0))
+    entry = json.loads((tmp_path / "log.jsonl").read_text())
+    assert entry["supervised"] == 0

@@ -1,0 +1,195 @@
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from fakes import random_record, tiny_identity
+
+from data_cache.reader import CacheReader
+from data_cache.schema import (
+    CacheError,
+    DiskFullError,
+    Layout,
+    Resolved,
+    SplitFrames,
+    StaleCacheError,
+    array_table,
+    pack_depth,
+    unpack_depth_m,
+)
+from data_cache.writer import CacheWriter, replace_atomically, write_atomically
+
+FRAMES = SplitFrames(tuple(f"d/{i}" for i in range(5)), ())
+RESOLVED = Resolved("fp32", 6, 2)
+IDENTITY = tiny_identity(FRAMES)
+
+
+def writer(root: Path) -> CacheWriter:
+    return CacheWriter(root, IDENTITY, RESOLVED, FRAMES)
+
+
+def fill(root: Path, shards: tuple[int, ...] = (0, 1, 2)) -> None:
+    w = writer(root)
+    for shard in shards:
+        w.commit(shard, [random_record(IDENTITY, i) for i in w.frame_range(shard)], {}, {})
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+def test_what_was_written_is_read_back_equal(tmp_path):
+    fill(tmp_path)
+    reader = CacheReader(tmp_path)
+    for i, frame_id in enumerate(FRAMES.train):
+        for name in array_table(IDENTITY):
+            expected = getattr(random_record(IDENTITY, i), name)
+            np.testing.assert_array_equal(getattr(reader.read(frame_id), name), expected)
+
+
+def test_pending_shards_are_those_without_receipt_and_parts_share_them_out(tmp_path):
+    fill(tmp_path, (1,))
+    w = writer(tmp_path)
+    assert w.pending() == [0, 2]
+    assert w.pending(part=(1, 2)) == [0, 2]
+    assert w.pending(part=(2, 2)) == []
+    assert w.pending(part=(3, 3)) == [2]
+
+
+@pytest.mark.parametrize("part", [(0, 2), (3, 2), (1, 4)])
+def test_impossible_parts_are_refused(tmp_path, part):
+    with pytest.raises(CacheError, match="--part"):
+        writer(tmp_path).pending(part=part)
+
+
+def test_two_caches_of_the_same_frames_have_the_same_bytes(tmp_path):
+    fill(tmp_path / "a")
+    fill(tmp_path / "b", (2, 0, 1))
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_another_identity_is_refused_naming_each_difference(tmp_path):
+    fill(tmp_path, (0,))
+    other = replace(IDENTITY, bin_count=16, teacher_name="big")
+    with pytest.raises(StaleCacheError) as error:
+        CacheWriter(tmp_path, other, RESOLVED, FRAMES)
+    assert error.value.differences == {"bin_count": (8, 16), "teacher_name": ("t", "big")}
+    assert "bin_count: cache has 8, recipe says 16" in str(error.value)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_a_cache_begun_in_another_precision_is_refused_but_other_threads_are_not(tmp_path):
+    fill(tmp_path, (0,))
+    CacheWriter(tmp_path, IDENTITY, Resolved("fp32", 12, 8), FRAMES)
+    with pytest.raises(StaleCacheError, match="teacher_precision: cache has 'fp32', recipe says 'bf16'"):
+        CacheWriter(tmp_path, IDENTITY, Resolved("bf16", 6, 2), FRAMES)
+
+
+def test_a_shard_whose_file_was_cut_off_is_pending_again(tmp_path):
+    fill(tmp_path)
+    path = Layout(tmp_path).shard_file("relation", array_table(IDENTITY)["relation"], 1)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert writer(tmp_path).pending() == [1]
+
+
+def test_quarantined_frames_are_kept_in_the_receipt_and_retried_only_when_asked(tmp_path):
+    w = writer(tmp_path)
+    w.commit(0, [None, random_record(IDENTITY, 1)], {"d/0": "no image"}, {"d/1": "note"})
+    assert w.pending() == [1, 2]
+    assert w.pending(retry_quarantined=True) == [0, 1, 2]
+    receipt = json.loads(Layout(tmp_path).receipt(0).read_text())
+    assert receipt["quarantined"] == {"d/0": "no image"}
+    assert receipt["notes"] == {"d/1": "note"}
+
+
+def test_a_record_of_the_wrong_shape_or_type_is_never_stored(tmp_path):
+    w = writer(tmp_path)
+    taller = random_record(replace(IDENTITY, image_size=(5, 6)), 1)
+    with pytest.raises(ValueError, match=r"image: expected uint8 \(3, 4, 6, 3\), got uint8 \(3, 5, 6, 3\)"):
+        w.commit(0, [random_record(IDENTITY, 0), taller], {}, {})
+    assert 0 in w.pending()
+
+
+def test_a_full_disk_is_named_and_leaves_the_shard_pending(tmp_path, monkeypatch):
+    fill(tmp_path, (0,))
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    w = writer(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(zarr.Array, "__setitem__", full)
+        with pytest.raises(DiskFullError, match="MB free.*finished shards are kept"):
+            w.commit(1, [random_record(IDENTITY, i) for i in w.frame_range(1)], {}, {})
+    assert w.pending() == [1, 2]
+    fill(tmp_path, (1, 2))
+    assert writer(tmp_path).pending() == []
+
+
+def test_a_writer_killed_in_the_middle_resumes_to_the_same_bytes(tmp_path):
+    script = textwrap.dedent(
+        f"""
+        import os, sys
+        sys.path[:0] = {sys.path!r}
+        import test_writer as t
+        from data_cache import writer
+        calls = 0
+        settle = writer._settle
+        def dying(path):
+            global calls
+            calls += 1
+            if calls == 11:  # in the middle of the second shard
+                path.with_name(path.name + ".x.partial").write_text("left over")
+                os.kill(os.getpid(), 9)
+            return settle(path)
+        writer._settle = dying
+        t.fill(t.Path({str(tmp_path / "killed")!r}))
+        """
+    )
+    assert subprocess.run([sys.executable, "-c", script]).returncode == -signal.SIGKILL
+    assert writer(tmp_path / "killed").pending() == [1, 2]
+    fill(tmp_path / "killed", (1, 2))
+    fill(tmp_path / "whole")
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_a_foreign_folder_is_not_written_into(tmp_path):
+    zarr.create_group(tmp_path / "arrays.zarr")
+    with pytest.raises(CacheError, match="not this recipe's"):
+        writer(tmp_path)
+
+
+def test_a_run_killed_before_cache_json_was_written_starts_again(tmp_path):
+    fill(tmp_path, ())
+    writer(tmp_path)
+    Layout(tmp_path).description.unlink()
+    fill(tmp_path)
+    assert CacheReader(tmp_path).identity == IDENTITY
+
+
+def test_a_failed_replacement_leaves_the_old_file_and_no_litter(tmp_path):
+    path = tmp_path / "x"
+    write_atomically(path, "old")
+
+    def fail(partial: Path) -> None:
+        partial.write_text("half")
+        raise OSError(errno.ENOSPC, "full")
+
+    with pytest.raises(OSError, match="full"):
+        replace_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_depth_is_stored_in_256ths_of_a_metre_and_too_far_is_no_return():
+    depth_m = np.array([0, 0.1, 12.3456, 255.99, 256.0, 300], np.float32)
+    assert pack_depth(depth_m).tolist() == [0, 26, 3160, 65533, 0, 0]
+    np.testing.assert_allclose(unpack_depth_m(pack_depth(depth_m))[:4], depth_m[:4], atol=1 / 512)
