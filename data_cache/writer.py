@@ -177,7 +177,7 @@ def write_atomically(path: Path, text: str) -> None:
     """Replace `path` with `text`, or leave it as it was; durable when this returns."""
 
     def write(partial: Path) -> None:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
 
     replace_atomically(path, write)
 

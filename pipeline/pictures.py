@@ -13,7 +13,11 @@ from PIL import Image
 from data_cache.images import resize_rgb
 
 PANEL_WIDTH_PX = 400
-POINT_RADIUS_PX = 2
+POINT_RADIUS_PX = 1
+
+# The outermost colours of turbo are so dark that far points would vanish on the darkened image.
+COLOURS = colormaps["turbo"]
+FAR_COLOUR, NEAR_COLOUR = 0.06, 0.94
 NO_DEPTH_RGB = (128, 128, 128)
 BACKDROP_BRIGHTNESS = 0.3
 WEBP_QUALITY = 82
@@ -74,8 +78,8 @@ def scale_ticks(scale: DepthScale, range_m: tuple[float, float]) -> tuple[Tick, 
 def colour_depth(depth_m: Float[np.ndarray, "H W"], scale: DepthScale) -> UInt8[np.ndarray, "H W 3"]:
     """Colour a depth map; pixels without a depth (0, negative, not finite) are grey, which the scale never is."""
     known = np.isfinite(depth_m) & (depth_m > 0)
-    nearness = 1 - scale.fraction(np.where(known, depth_m, scale.far_m))
-    rgb = colormaps["turbo"](nearness, bytes=True)[..., :3]
+    fraction = scale.fraction(np.where(known, depth_m, scale.far_m))
+    rgb = COLOURS(NEAR_COLOUR + (FAR_COLOUR - NEAR_COLOUR) * fraction, bytes=True)[..., :3]
     return np.asarray(np.where(known[..., None], rgb, np.array(NO_DEPTH_RGB, np.uint8)))
 
 
@@ -99,7 +103,7 @@ def panel_depth(depth_m: Float[np.ndarray, "H W"]) -> Float[np.ndarray, "h w"]:
     h, w = _panel_size(depth_m)
     rows = (np.arange(h) * 2 + 1) * depth_m.shape[0] // (2 * h)
     columns = (np.arange(w) * 2 + 1) * depth_m.shape[1] // (2 * w)
-    return depth_m[rows[:, None], columns]
+    return np.asarray(depth_m[rows[:, None], columns])
 
 
 def panorama_order(view_count: int) -> tuple[int, ...]:
@@ -110,10 +114,10 @@ def panorama_order(view_count: int) -> tuple[int, ...]:
     return tuple((view_count // 2 + 1 + i) % view_count for i in range(view_count))
 
 
-def webp_uri(rgb: UInt8[np.ndarray, "H W 3"]) -> str:
+def webp_uri(rgb: UInt8[np.ndarray, "H W 3"], *, lossless: bool = False) -> str:
     """A picture as a data URI, for a page that loads nothing."""
     with io.BytesIO() as file:
-        Image.fromarray(rgb).save(file, "WEBP", quality=WEBP_QUALITY, method=4)
+        Image.fromarray(rgb).save(file, "WEBP", quality=WEBP_QUALITY, lossless=lossless)
         return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 

@@ -1,14 +1,15 @@
-"""The report of stage three, three times the same numbers: for machines (JSON), terminals (Markdown) and people (HTML)."""
+"""The report of stage three: the same numbers as JSON for machines, Markdown for terminals and HTML for people."""
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 
 import jinja2
 import numpy as np
+from jaxtyping import Float, UInt8
 
 from data_cache.writer import write_atomically
 from pipeline.pictures import (
@@ -28,7 +29,9 @@ from stages.metrics import DepthErrors
 ERROR_COLUMNS = ("AbsRel", "SqRel", "RMSE", "RMSElog", "d1", "d2", "d3", "images", "pixels")
 COLUMN_GUIDE = "SqRel and RMSE in metres. AbsRel to RMSElog: lower is better; d1 to d3: higher is better."
 TEACHER_NOTE = "aligned per image by least squares in disparity; not metric"
-NO_VALUE = "–"
+NO_VALUE = "-"
+
+Picture = UInt8[np.ndarray, "h w 3"]
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ def html_report(evaluation: Evaluation, provenance: Mapping[str, object]) -> str
     """The report as one page that loads nothing: styles and pictures are inside."""
     report = evaluation.report
     scale = depth_scale(report.range_m)
-    bar = np.geomspace(scale.near_m, scale.far_m, 256)[None]
+    bar_m = np.geomspace(scale.near_m, scale.far_m, 256)[None]
     # The suffix of the template would not switch escaping on by itself, and frame ids come from strangers.
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -143,7 +146,7 @@ def html_report(evaluation: Evaluation, provenance: Mapping[str, object]) -> str
         results=_results(report),
         details=_details(report),
         surrounds=[_surround(pictures, scale) for pictures in evaluation.pictures],
-        bar_uri=webp_uri(colour_depth(bar, scale)),
+        bar_uri=webp_uri(colour_depth(bar_m, scale), lossless=True),
         ticks=scale_ticks(scale, report.range_m),
         quarantined=_quarantined(report),
         provenance=_provenance(provenance),
@@ -178,7 +181,7 @@ def _headlines(report: EvaluateReport) -> list[Headline]:
         detail = f"per rig of {_count(latency.images_per_rig, 'image')}, {latency.precision} on {latency.device}"
         headlines.append(Headline("Latency", f"{latency.student_ms_per_rig:.1f} ms", detail))
         if latency.speedup is not None:
-            headlines.append(Headline("Speed-up", f"{latency.speedup:.1f} ×", "faster than the teacher"))
+            headlines.append(Headline("Speed-up", f"{latency.speedup:.1f}x", "faster than the teacher"))
     return headlines
 
 
@@ -234,7 +237,7 @@ def _error_cells(errors: DepthErrors) -> tuple[str, ...]:
 
 
 def _latency_table(latency: Latency | None) -> Table:
-    header = ("model", "ms per rig (p50)", "ms per rig (p95)", "rigs per second", "input (h × w)")
+    header = ("model", "ms per rig (p50)", "ms per rig (p95)", "rigs per second", "input (h x w)")
     if latency is None:
         return Table("Latency", "", header, (), empty="Not measured.")
     rows = [
@@ -250,7 +253,7 @@ def _latency_table(latency: Latency | None) -> Table:
 
 
 def _latency_row(name: str, p50_ms: float, p95_ms: float | None, size: tuple[int, int] | None) -> tuple[str, ...]:
-    pixels = f"{size[0]} × {size[1]}" if size is not None else NO_VALUE
+    pixels = f"{size[0]} x {size[1]}" if size is not None else NO_VALUE
     return (name, _number(p50_ms, 1), _number(p95_ms, 1), _number(1e3 / p50_ms, 1), pixels)
 
 
@@ -270,19 +273,91 @@ def _provenance(provenance: Mapping[str, object]) -> Table:
 
 
 def _surround(pictures: FramePictures, scale: DepthScale) -> Surround:
-    order = panorama_order(len(pictures.camera_names))
+    def draw_image(i: int) -> Picture:
+        return panel_image(pictures.image[i])
+
+    def draw_lidar(i: int) -> Picture | None:
+        depth_m = pictures.lidar_depth_m[i]
+        return draw_points(draw_image(i), depth_m, scale) if depth_m.any() else None
+
+    def draw_depth(depth_m: Float[np.ndarray, "H W"]) -> Picture | None:
+        return colour_depth(panel_depth(depth_m), scale) if depth_m.any() else None
+
     strips = [
-        _strip(pictures, order, "Camera", "", lambda i: webp_uri(panel_image(pictures.image[i]))),
-        _strip(pictures, order, "LiDAR", "points enlarged", lambda i: _lidar_uri(pictures, i, scale)),
+        _strip(pictures, "Camera", "", draw_image),
+        _strip(pictures, "LiDAR", "points enlarged", draw_lidar, absent="no LiDAR point"),
     ]
-    teacher_m = pictures.teacher_depth_m
+    teacher_m, student_m = pictures.teacher_depth_m, pictures.student_depth_m
     if teacher_m is not None:
-        strips.append(_strip(pictures, order, "Teacher", TEACHER_NOTE, lambda i: _depth_uri(teacher_m[i], scale)))
-    student_m = pictures.student_depth_m
-    strips.append(_strip(pictures, order, "Student", "metric", lambda i: _depth_uri(student_m[i], scale)))
-    return Surround(
-        pictures.frame_id,
-        _number(pictures.student_abs_rel),
-        tuple(pictures.camera_names[i] for i in order),
-        tuple(strips),
+        absent = "no LiDAR point to align to"
+        strips.append(_strip(pictures, "Teacher", TEACHER_NOTE, lambda i: draw_depth(teacher_m[i]), absent=absent))
+    strips.append(_strip(pictures, "Student", "metric", lambda i: draw_depth(student_m[i])))
+    order = panorama_order(len(pictures.camera_names))
+    cameras = tuple(pictures.camera_names[i] for i in order)
+    return Surround(pictures.frame_id, _number(pictures.student_abs_rel), cameras, tuple(strips))
+
+
+def _strip(
+    pictures: FramePictures, label: str, note: str, draw: Callable[[int], Picture | None], absent: str = "no depth"
+) -> Strip:
+    """Draw one strip; where the camera is there but nothing can be drawn, a box says what is absent."""
+
+    def panel(i: int) -> Panel | None:
+        if not pictures.view_valid[i]:
+            return None
+        picture = draw(i)
+        if picture is None:
+            return Panel(absent)
+        return Panel(f"{label}, {pictures.camera_names[i]}", webp_uri(picture))
+
+    return Strip(label, note, tuple(panel(i) for i in panorama_order(len(pictures.camera_names))))
+
+
+def _markdown(table: Table) -> str:
+    """A GitHub table whose columns also line up in a terminal; numbers to the right."""
+    lines = [[_markdown_text(cell) for cell in row] for row in (table.header, *table.rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+
+    def line(cells: Iterable[str]) -> str:
+        return f"| {' | '.join(cells)} |"
+
+    def padded(row: Sequence[str]) -> str:
+        right = table.numeric
+        return line(
+            cell.rjust(width) if right and column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+
+    rule = line(
+        "-" * (width - 1) + ":" if table.numeric and column else "-" * width for column, width in enumerate(widths)
     )
+    return "\n".join([padded(lines[0]), rule, *map(padded, lines[1:])])
+
+
+def _markdown_text(text: str) -> str:
+    return escape(" ".join(text.split()), quote=False).replace("|", "\\|")
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return NO_VALUE if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def _plain_text(value: object) -> str:
+    if value is None:
+        return NO_VALUE
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_plain_text(entry)}" for name, entry in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain_text, value))
+    return str(value)
+
+
+def _json_safe(value: object) -> object:
+    """The same value in what JSON knows; other types as text."""
+    if isinstance(value, Mapping):
+        return {str(name): _json_safe(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_safe(entry) for entry in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)

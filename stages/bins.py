@@ -53,9 +53,7 @@ class WindowedProb:
     prob: UInt8[Tensor, "*batch h w S"]
 
 
-def affine_invariant_map(
-    disparity: Float[Tensor, "*batch H W"], size: tuple[int, int]
-) -> Float[Tensor, "*batch h w"]:
+def affine_invariant_map(disparity: Float[Tensor, "*batch H W"], size: tuple[int, int]) -> Float[Tensor, "*batch h w"]:
     """Map relative disparity to u in [0, 1], unchanged by any disparity -> s * disparity + t with s > 0.
 
     u = log(1 + a x) / log(1 + a), x = clip((d - q01) / (q99 - q01), 0, 1), d area-reduced to `size` (METHOD: ours).

@@ -10,14 +10,25 @@ DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32", "bf16")
 
 
+def require_known(device: str, precision: str) -> None:
+    """Check the words of a recipe, which may be written for another machine than this one.
+
+    Raises:
+        SettingError: if one of them is unknown.
+    """
+    if device not in DEVICES:
+        raise SettingError(f"device: expected one of {', '.join(DEVICES)}, got {device!r}")
+    if precision not in PRECISIONS:
+        raise SettingError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
+
+
 def resolve_device(device: str) -> torch.device:
     """`auto` is the GPU where there is one, else the CPU.
 
     Raises:
         SettingError: if the device is unknown or not there.
     """
-    if device not in DEVICES:
-        raise SettingError(f"device: expected one of {', '.join(DEVICES)}, got {device!r}")
+    require_known(device, "auto")
     if device == "cuda" and not torch.cuda.is_available():
         raise SettingError("device: cuda asked for, but torch sees no GPU; use device = 'auto' or install a CUDA build")
     if device == "auto":
@@ -31,8 +42,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     Raises:
         SettingError: if the precision is unknown.
     """
-    if precision not in PRECISIONS:
-        raise SettingError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
+    require_known("auto", precision)
     if precision != "auto":
         return precision
     if device.type == "cuda":

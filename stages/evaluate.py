@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from data_cache.errors import SurroundError, FrameError
+from data_cache.errors import FrameError, SurroundError
 from data_cache.geometry import sparse_depth
 from data_cache.images import resize_rgb
 from data_cache.rig import Frame
@@ -19,7 +19,7 @@ from data_cache.sources import Source
 from data_cache.views import RigViews, load_native_images, rig_views
 from stages import metrics
 from stages.consistency import Overlap, overlap_consistency
-from stages.devices import autocast
+from stages.devices import autocast, require_known
 from stages.latency import measure
 from stages.metrics import DepthErrors, mean_errors
 from stages.progress import Preempted, progress_bar
@@ -56,6 +56,7 @@ class EvaluateSpec:
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        require_known(self.device, self.precision)
         if self.protocol not in PROTOCOLS:
             raise ValueError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {self.protocol!r}")
         if self.pictures < 0:
@@ -193,6 +194,8 @@ def evaluate(
                 continue
             rig = rig_views(frame, native, sweep, student.spec.input_size)
             student_m = predict_rig(student, rig, device, precision)
+            if not np.isfinite(student_m).all():
+                raise EvaluationError(f"the student's depth of frame {frame_id} is not finite; train it again")
             disparity = _teacher_disparity(teacher, native) if teacher is not None else {}
             aligned_m = np.zeros_like(student_m)
             scores = []
@@ -314,11 +317,11 @@ def _pooled(overlaps: Sequence[Overlap]) -> float:
 def _latency(
     student: Student, rig: RigViews, teacher: Teacher | None, device: torch.device, precision: str
 ) -> Latency:
-    student_time = measure(lambda: _forward(student, rig, device, precision), device, warmup=3, repeats=10)
+    student_time = measure(lambda: _forward(student, rig, device, precision), device, warmup=3, repeats=20)
     teacher_time = None
     if teacher is not None:
         images = torch.zeros(len(rig.image), *teacher.input_size, 3, dtype=torch.uint8).random_(0, 256)
-        teacher_time = measure(lambda: teacher(images), device, warmup=1, repeats=3)
+        teacher_time = measure(lambda: teacher(images), device, warmup=1, repeats=5)
     return Latency(
         student_ms_per_rig=student_time.p50_ms,
         student_p95_ms_per_rig=student_time.p95_ms,

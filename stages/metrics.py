@@ -6,7 +6,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 from jaxtyping import Float
 
-MIN_AFFINE_PIXELS = 2
+CONSTANT_SHARE = 1e-5
+"""A map that varies by less than this share of its mean varies by rounding only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,13 +95,14 @@ class AffineFit:
 def fit_affine_disparity(*, disparity: Float[np.ndarray, " N"], truth_m: Float[np.ndarray, " N"]) -> AffineFit:
     """Least-squares scale and shift of a relative disparity to 1 / truth (Ranftl et al. 2020, MiDaS, sec. 5).
 
-    A constant disparity gets scale 0 and the mean true disparity as shift.
+    A disparity that is constant up to rounding gets scale 0 and the mean true disparity as shift.
     """
     inverse = 1 / truth_m.astype(np.float64)
-    centred = disparity.astype(np.float64) - disparity.mean(dtype=np.float64)
-    power = float(centred @ centred)
-    scale = float(centred @ inverse) / power if len(truth_m) >= MIN_AFFINE_PIXELS and power > 0 else 0.0
-    return AffineFit(scale, float(inverse.mean() - scale * disparity.mean(dtype=np.float64)))
+    mean = float(disparity.mean(dtype=np.float64))
+    centred = disparity.astype(np.float64) - mean
+    constant = np.abs(centred).max() <= CONSTANT_SHARE * abs(mean)
+    scale = 0.0 if constant else float(centred @ inverse) / float(centred @ centred)
+    return AffineFit(scale, float(inverse.mean()) - scale * mean)
 
 
 def affine_depth_m(

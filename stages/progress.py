@@ -15,5 +15,12 @@ def progress_bar(total: int, done: int, description: str, unit: str) -> "tqdm[No
     """A bar on a terminal; elsewhere a line now and then, so that a job's log shows life but does not drown in it."""
     terminal = sys.stderr.isatty()
     return tqdm(
-        total=total, initial=done, desc=description, unit=unit, mininterval=0.2 if terminal else 20, dynamic_ncols=terminal
+        total=total,
+        initial=done,
+        desc=description,
+        unit=unit,
+        mininterval=0.2 if terminal else 20,
+        maxinterval=10 if terminal else 60,
+        dynamic_ncols=terminal,
+        disable=done == total,
     )

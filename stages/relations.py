@@ -17,7 +17,7 @@ def pool_tokens(features: Float[Tensor, "N C gh gw"]) -> Float[Tensor, "N P C"]:
 
 
 def ring_relations(tokens: Float[Tensor, "*batch V P C"]) -> Float[Tensor, "*batch V P P"]:
-    """R_i = Z_i Z_{i+1}^T for ring neighbours: cosine of each token of view i (rows) with each of view i + 1 (columns)."""
+    """R_i = Z_i Z_{i+1}^T for ring neighbours: cosine of each token of view i (rows) with each of i + 1 (columns)."""
     return tokens @ tokens.roll(-1, dims=-3).transpose(-1, -2)
 
 

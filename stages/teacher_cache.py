@@ -23,6 +23,7 @@ from data_cache.views import RigViews, load_native_images, rig_views
 from data_cache.writer import CacheWriter
 from stages import bins, relations
 from stages.bins import BinSpec, WindowedProb
+from stages.devices import require_known
 from stages.progress import Preempted, progress_bar
 from stages.teacher.base import Teacher, to_disparity
 
@@ -50,6 +51,7 @@ class TeacherCacheSpec:
     shard_frames: int = 32
 
     def __post_init__(self) -> None:
+        require_known(self.device, self.precision)
         if min(self.input_size) < 14:
             raise ValueError(f"input_size: expected sides of at least 14 px, got {list(self.input_size)}")
         if self.batch_images < 1 or self.shard_frames < 1:

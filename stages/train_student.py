@@ -25,7 +25,7 @@ from stages import losses
 from stages.augment import jitter_colours, mirror
 from stages.bins import WindowedProb, align_frame, decode_window
 from stages.checkpoint import Lineage, load_state, save_state, save_student
-from stages.devices import autocast, resolve_device, resolve_precision
+from stages.devices import autocast, require_known, resolve_device, resolve_precision
 from stages.losses import LossTerms, LossWeights, weighted_sum
 from stages.metrics import abs_rel
 from stages.progress import Preempted, progress_bar
@@ -71,6 +71,7 @@ class TrainStudentSpec:
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        require_known(self.device, self.precision)
         for name in ("steps", "batch_rigs", "checkpoint_every", "select_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")

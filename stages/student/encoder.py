@@ -23,7 +23,7 @@ def build_encoder(name: str, weights: Path | None) -> nn.Module:
         weights: folder with config.json and model.safetensors of the same ResNet; None for random weights.
 
     Raises:
-        SettingError: if the folder holds another architecture.
+        SettingError: if the folder holds another architecture, or not all of its weights.
     """
     if weights is None:
         config = ResNetConfig(
@@ -31,9 +31,12 @@ def build_encoder(name: str, weights: Path | None) -> nn.Module:
         )
         return ResNetBackbone(config)
     with quiet_transformers():  # it would report the classifier, which a backbone rightly leaves out
-        encoder = ResNetBackbone.from_pretrained(
-            weights, out_features=_STAGES, dtype=torch.float32, local_files_only=True
+        encoder, loaded = ResNetBackbone.from_pretrained(
+            weights, out_features=_STAGES, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
     if tuple(encoder.config.depths) != DEPTHS[name] or encoder.config.layer_type != "basic":
         raise SettingError(f"{weights}: expected {name} (depths {DEPTHS[name]}), found depths {encoder.config.depths}")
+    missing = sorted(loaded["missing_keys"])
+    if missing:  # transformers would start them at random
+        raise SettingError(f"{weights}: the weights lack {len(missing)} tensors, first {missing[0]}")
     return encoder

@@ -134,7 +134,8 @@ class Student(nn.Module):
 
 def _token_level(input_size: tuple[int, int]) -> int:
     """The deepest encoder map that still covers the token grid."""
-    fits = [i for i, stride in enumerate(STRIDES) if all(s // stride >= g for s, g in zip(input_size, GRID, strict=True))]
+    height, width = input_size
+    fits = [i for i, stride in enumerate(STRIDES) if height // stride >= GRID[0] and width // stride >= GRID[1]]
     return fits[-1] if fits else 0
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import UInt8
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForDepthEstimation
 
@@ -42,17 +43,23 @@ class TransformersTeacher:
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         try:
             with quiet_transformers():
-                model = AutoModelForDepthEstimation.from_pretrained(folder, dtype=dtype, local_files_only=True)
-        except (OSError, ValueError) as error:
+                model, loaded = AutoModelForDepthEstimation.from_pretrained(
+                    folder, dtype=dtype, local_files_only=True, output_loading_info=True
+                )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise SettingError(f"{folder} holds no depth model that transformers can load: {error}") from error
+        missing = sorted(loaded["missing_keys"])
+        if missing:  # transformers would start them at random
+            raise SettingError(f"{folder}: the weights lack {len(missing)} tensors, first {missing[0]}")
         self._model = model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
         config = model.config
         self.space: Space = "depth" if getattr(config, "depth_estimation_type", "relative") == "metric" else "disparity"
-        self._patch = int(getattr(config.backbone_config, "patch_size", 0) or config.patch_size)
+        patch_sizes = (getattr(part, "patch_size", None) for part in (getattr(config, "backbone_config", None), config))
+        self._patch = next((size for size in patch_sizes if isinstance(size, int)), 0)
+        if not self._patch:
+            raise SettingError(f"{folder}: expected a ViT, found {config.model_type}, whose backbone has no patches")
         if any(side % self._patch for side in input_size):
-            raise SettingError(
-                f"teacher_cache. input_size {list(input_size)}: both sides must be multiples of {self._patch} for {name}"
-            )
+            raise SettingError(f"teacher_cache. input_size {list(input_size)}: {name} takes multiples of {self._patch}")
         self._mean = torch.tensor(IMAGE_MEAN, device=device).view(3, 1, 1)
         self._std = torch.tensor(IMAGE_STD, device=device).view(3, 1, 1)
 

@@ -1,0 +1,221 @@
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from pipeline.cli import main
+
+VERBS = [[], ["teacher-cache"], ["train-student"], ["eval"], ["cache"], ["cache", "status"], ["cache", "verify"], ["weights"]]  # fmt: skip # noqa: E501
+RECIPE = """
+[data]
+source = "synthetic"
+train = ["drive-00[:1]"]
+test = ["drive-01[:1]"]
+[teacher_cache]
+weights = "{teacher}"
+input_size = [42, 70]
+shard_frames = 1
+precision = "fp32"
+[bins]
+prob_stride = 2
+[student]
+input_size = [32, 64]
+pretrained = false
+near_m = 0.5
+far_m = 120.0
+focal_px = 45.0
+decoder_channels = 8
+attention_width = 16
+[train_student]
+steps = 3
+batch_rigs = 1
+[eval]
+pictures = 1
+"""
+
+
+def surround(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory, teacher_folder) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
+    path.write_text(RECIPE.format(teacher=teacher_folder))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(recipe) -> Path:
+    """The three stages, run once through the command line."""
+    folder = recipe.parent / "run"
+    code, text = surround("teacher-cache", recipe, "--run", folder)
+    assert (code, "1 shards written" in text, "0 already done" in text) == (0, True, True), text
+    code, text = surround("train-student", recipe, "--run", folder)
+    assert (code, "3 steps" in text) == (0, True), text
+    code, text = surround("eval", recipe, "--run", folder)
+    assert (code, "AbsRel" in text, f"report: {folder / 'eval/report.html'}" in text) == (0, True, True), text
+    return folder
+
+
+def test_a_run_folder_holds_what_the_contract_says(run):
+    found = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()}
+    assert {
+        "recipe.toml", "cache/cache.json", "student/last.safetensors", "student/state.safetensors",
+        "student/log.jsonl", "eval/report.json", "eval/report.md", "eval/report.html",
+    } <= found  # fmt: skip
+    assert "student/best.safetensors" not in found  # the recipe names no selection split
+
+
+def test_the_report_keeps_its_contract(run):
+    report = json.loads((run / "eval/report.json").read_text())
+    assert {"dataset", "split", "protocol", "frames", "images", "valid_pixels", "student", "teacher", "consistency",
+            "latency", "provenance"} <= report.keys()  # fmt: skip
+    assert (report["dataset"], report["split"], report["protocol"]) == ("synthetic", "drive-01[:1]", "surrounddepth")
+    assert (report["frames"], report["images"]) == (1, 6)
+    for scores in (*report["student"].values(), report["teacher"]["affine_invariant"]):
+        assert scores.keys() == {"mean", "per_camera", "by_distance_m"}
+        entries = [scores["mean"], *scores["per_camera"].values(), *scores["by_distance_m"].values()]
+        for entry in entries:
+            assert entry.keys() == {"abs_rel", "sq_rel", "rmse", "rmse_log", "d1", "d2", "d3", "images", "pixels"}
+    assert report["student"].keys() == {"metric", "median_scaled", "affine_invariant"}
+    assert {"student_ms_per_rig", "teacher_ms_per_rig", "speedup", "precision", "device", "input", "teacher_input"} <= report["latency"].keys()  # fmt: skip # noqa: E501
+    assert {"overlap_abs_rel", "pairs"} == report["consistency"].keys()
+    assert {"versions", "recipe_sha256", "cache_id", "checkpoint_sha256", "git_commit", "teacher", "teacher_licence", "machine", "date"} <= report["provenance"].keys()  # fmt: skip # noqa: E501
+
+
+def test_a_second_run_of_each_stage_does_nothing_again(run, recipe):
+    before = {p: p.read_bytes() for p in (run / "cache").rglob("*") if p.is_file()}
+    assert "0 shards written" in surround("teacher-cache", recipe, "--run", run)[1]
+    assert {p: p.read_bytes() for p in (run / "cache").rglob("*") if p.is_file()} == before
+    assert "0 steps" in surround("train-student", recipe, "--run", run)[1]
+
+
+def test_status_and_verify_take_a_run_or_a_cache_folder(run):
+    for folder in (run, run / "cache"):
+        assert "1 of 1 shards" in surround("cache", "status", folder)[1]
+        assert surround("cache", "verify", folder)[0] == 0
+
+
+def test_verify_names_damage_and_fails(run, tmp_path):
+    subprocess.run(["cp", "-r", run / "cache", tmp_path / "cache"], check=True)
+    path = next(p for p in (tmp_path / "cache/arrays.zarr/image/c").rglob("*") if p.is_file())
+    path.write_bytes(path.read_bytes()[::-1])
+    code, text = surround("cache", "verify", tmp_path)
+    assert (code, "image" in text, "content differs" in text) == (1, True, True)
+
+
+def test_stage_two_refuses_a_cache_of_another_recipe(run, recipe):
+    code, text = surround("train-student", recipe, "--run", run, "--set", "bins.count=32")
+    assert (code, "bin_count: cache has 64, recipe says 32" in text) == (1, True)
+    code, text = surround("teacher-cache", recipe, "--run", run, "--set", 'data.train=["drive-02[:1]"]')
+    assert (code, "train: cache has ('drive-00[:1]',), recipe says ('drive-02[:1]',)" in text) == (1, True)
+
+
+def test_eval_refuses_a_checkpoint_of_another_architecture(run, recipe):
+    code, text = surround("eval", recipe, "--run", run, "--set", "student.decoder_channels=16")
+    assert (code, "decoder_channels: checkpoint has 8, recipe says 16" in text) == (1, True)
+
+
+def test_stages_out_of_order_say_what_to_run_first(recipe, tmp_path):
+    code, text = surround("train-student", recipe, "--run", tmp_path)
+    assert (code, "run teacher-cache first" in text) == (1, True)
+    code, text = surround("eval", recipe, "--run", tmp_path)
+    assert (code, "run train-student first" in text) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["teacher-cache", "nope"], "no recipe 'nope'"),
+        (["teacher-cache", "demo", "--set", "student.encodr=x"], "did you mean 'encoder'"),
+        (["teacher-cache", "pandaset"], "pass --data DIR"),
+        (["teacher-cache", "pandaset", "--data", "/nowhere"], "found nothing at /nowhere"),
+        (["teacher-cache", "demo", "--part", "x"], "expected I/N"),
+        (["teacher-cache"], "Missing argument"),
+        (["teacher-cache", "demo", "--set", 'data.train=["drive-99"]'], "no drive or split 'drive-99'"),
+        (["teacher-cache", "demo", "--set", 'data.test=["train[:1]"]'], "both learnt from and tested on"),
+        (["teacher-cache", "demo", "--set", "teacher_cache.weights=/nowhere"], "nor a folder with model.safetensors"),
+        (["eval", "demo", "--protocol", "mine"], "protocol: expected one of surrounddepth"),
+    ],
+)
+def test_bad_usage_is_one_clear_error_and_exit_2(arguments, message, tmp_path):
+    code, text = surround(*arguments, *(["--run", tmp_path] if arguments[1:] else []))
+    assert (code, message in text) == (2, True), text
+    assert "Traceback" not in text
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_broken_frame_is_quarantined_with_exit_3_and_retried(recipe, tmp_path, monkeypatch):
+    from data_cache.errors import FrameError
+    from data_cache.sources.synthetic import SyntheticSource
+
+    whole = SyntheticSource.frame
+
+    def broken(self, frame_id):
+        if frame_id == "drive-00/1":
+            raise FrameError("image cannot be decoded: x.jpg")
+        return whole(self, frame_id)
+
+    options = ("--run", tmp_path, "--set", 'data.train=["drive-00[:2]"]')
+    monkeypatch.setattr(SyntheticSource, "frame", broken)
+    code, text = surround("teacher-cache", recipe, *options)
+    assert (code, "drive-00/1: image cannot be decoded: x.jpg" in text) == (3, True)
+    assert surround("teacher-cache", recipe, *options)[0] == 3
+    assert surround("cache", "status", tmp_path)[0] == 3
+    assert surround("train-student", recipe, *options)[0] == 0
+    monkeypatch.undo()
+    assert surround("teacher-cache", recipe, *options, "--retry")[0] == 0
+
+
+def test_sigterm_saves_and_exits_75_and_the_same_command_goes_on(run, recipe, tmp_path):
+    subprocess.run(["cp", "-r", run / "cache", tmp_path / "cache"], check=True)
+    command = [sys.executable, "-c", "from pipeline.cli import main; main()", "train-student", recipe, "--run", tmp_path]
+    command += ["--set", "train_student.steps=100000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "student/log.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.terminate()
+    _, errors = process.communicate(timeout=120)
+    assert (process.returncode, "Run the same command to continue" in errors) == (75, True), errors
+    step = int(re.search(r"stopped after step (\d+)", errors)[1])
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    time.sleep(0)
+    while _last_step(tmp_path) <= step and time.monotonic() < deadline + 120:
+        time.sleep(0.1)
+    process.terminate()
+    _, errors = process.communicate(timeout=120)
+    assert int(re.search(r"stopped after step (\d+)", errors)[1]) > step
+
+
+def _last_step(run: Path) -> int:
+    lines = (run / "student/log.jsonl").read_text().splitlines()
+    return json.loads(lines[-1])["step"] if lines else 0
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_help_loads_no_heavy_library(verb):
+    script = (
+        "import sys; from pipeline.cli import main\n"
+        f"try: main({[*verb, '--help']!r})\n"
+        "except SystemExit as end: assert not end.code\n"
+        "heavy = {'torch', 'numpy', 'zarr', 'transformers', 'matplotlib'} & sys.modules.keys()\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+def test_weights_lists_the_known_ones():
+    code, text = surround("weights")
+    assert (code, "depth-anything-v2-small" in text, "Apache-2.0" in text, "resnet-18" in text) == (0, True, True, True)
+    code, text = surround("weights", "nope")
+    assert (code, "nope" in text) == (1, True)

@@ -1,0 +1,133 @@
+import numpy as np
+import pytest
+import torch
+from fakes import NAMES, STUDENT_SIZE, TEACHER_SIZE, FakeSource, tiny_teacher
+
+from data_cache.geometry import sparse_depth
+from stages import evaluate as module
+from stages.bins import BinSpec
+from stages.evaluate import EvaluateSpec, EvaluationError, evaluate
+from stages.metrics import depth_errors
+from stages.progress import Preempted
+from stages.student.model import Student, StudentSpec
+
+CPU = torch.device("cpu")
+SPEC = EvaluateSpec(latency=False, pictures=2)
+
+
+def student() -> Student:
+    torch.manual_seed(0)
+    spec = StudentSpec(input_size=STUDENT_SIZE, near_m=0.5, far_m=80.0, focal_px=32.0, decoder_channels=8, pretrained=False)  # fmt: skip # noqa: E501
+    return Student(spec, BinSpec()).eval()
+
+
+def run(source: FakeSource, spec: EvaluateSpec = SPEC, teacher=None, **options):
+    ids = source.drives["d"]
+    return evaluate(source, ids, "d", student(), teacher, spec, device=CPU, precision="fp32", **options)
+
+
+def truth_teller(source: FakeSource, factor_of_view: tuple[float, ...]):
+    """A student whose every depth is the constant 10 m times a factor per view."""
+
+    def forward(*_: object):
+        return torch.full((1, 3, *STUDENT_SIZE), 10.0) * torch.tensor(factor_of_view)[None, :, None, None]
+
+    return forward
+
+
+def test_errors_are_per_image_then_per_camera_then_a_mean_of_cameras(monkeypatch):
+    source = FakeSource(3, missing={"d/1": (1,), "d/2": (1,)})
+    monkeypatch.setattr(module, "_forward", truth_teller(source, (1.0, 1.2, 0.9)))
+    report = run(source).report
+    by_hand = {name: [] for name in NAMES}
+    for frame_id in source.drives["d"]:
+        frame = source.frame(frame_id)
+        for i, view in enumerate(frame.views):
+            if view is not None:
+                truth_m = sparse_depth(view, frame.load_sweep(), (48, 80))
+                truth = truth_m[(truth_m > 0.1) & (truth_m < 80)]
+                predicted = np.full_like(truth, 10 * (1.0, 1.2, 0.9)[i])
+                by_hand[NAMES[i]].append(depth_errors(predicted_m=predicted, truth_m=truth))
+    metric = report.student.metric
+    assert [metric.per_camera[name].images for name in NAMES] == [3, 1, 3]
+    means = [np.mean([e.abs_rel for e in by_hand[name]]) for name in NAMES]
+    assert [metric.per_camera[name].abs_rel for name in NAMES] == pytest.approx(means, rel=1e-5)
+    assert metric.mean.abs_rel == pytest.approx(np.mean(means), rel=1e-5)
+    assert (report.frames, report.images) == (3, 7)
+    assert report.valid_pixels == sum(e.pixels for entries in by_hand.values() for e in entries)
+
+
+def test_a_wrong_scale_costs_the_metric_row_and_not_the_aligned_ones(monkeypatch):
+    source = FakeSource(2)
+    rows = {}
+    for factor in (1.0, 1.7):
+        monkeypatch.setattr(module, "_forward", truth_teller(source, (factor,) * 3))
+        rows[factor] = run(source).report.student
+    assert rows[1.0].metric.mean.abs_rel != pytest.approx(rows[1.7].metric.mean.abs_rel, rel=1e-3)
+    for name in ("median_scaled", "affine_invariant"):
+        first, second = (getattr(rows[factor], name).mean.abs_rel for factor in rows)
+        assert first == pytest.approx(second, rel=1e-6)
+
+
+def test_bands_split_the_pixels_by_true_distance():
+    source = FakeSource(2)
+    scores = run(source).report.student.metric
+    assert set(scores.by_distance_m) == {"0-20", "20-40"}  # points lie within 20 m of the origin on each axis
+    assert sum(e.pixels for e in scores.by_distance_m.values()) == scores.mean.pixels
+
+
+def test_the_teacher_is_aligned_per_image_and_has_its_own_row(teacher_folder):
+    teacher = tiny_teacher(teacher_folder)
+    assert teacher.input_size == TEACHER_SIZE
+    evaluation = run(FakeSource(2), teacher=teacher)
+    row = evaluation.report.teacher.affine_invariant
+    assert (row.mean.images, set(row.per_camera)) == (6, set(NAMES))
+    assert evaluation.pictures[0].teacher_depth_m.max() <= 80
+    assert run(FakeSource(2)).report.teacher is None
+
+
+def test_pictures_are_spread_over_the_split_and_hold_what_was_measured():
+    evaluation = run(FakeSource(5, missing={"d/4": (1,)}))
+    assert [p.frame_id for p in evaluation.pictures] == ["d/0", "d/4"]
+    last = evaluation.pictures[-1]
+    assert last.view_valid == (True, False, True)
+    assert not last.student_depth_m[1].any()
+    assert (last.student_depth_m[[0, 2]] > 0).all()
+    assert last.lidar_depth_m.any()
+
+
+def test_unreadable_frames_are_left_out_and_listed():
+    report = run(FakeSource(3, broken={"d/1": "image missing: x"})).report
+    assert (report.frames, report.images, report.quarantined) == (2, 6, {"d/1": "image missing: x"})
+
+
+def test_nothing_to_measure_is_an_error_that_says_why():
+    with pytest.raises(EvaluationError, match="no LiDAR point in range"):
+        run(FakeSource(2, no_lidar=("d/0", "d/1")))
+    with pytest.raises(EvaluationError, match="image missing: x"):
+        run(FakeSource(1, broken={"d/0": "image missing: x"}))
+
+
+def test_a_student_that_says_nan_is_an_error_that_names_the_frame(monkeypatch):
+    source = FakeSource(2)
+    monkeypatch.setattr(module, "_forward", truth_teller(source, (1.0, float("nan"), 1.0)))
+    with pytest.raises(EvaluationError, match="frame d/0 is not finite"):
+        run(source)
+
+
+def test_it_can_be_asked_to_stop():
+    with pytest.raises(Preempted):
+        run(FakeSource(2), should_stop=lambda: True)
+
+
+def test_latency_times_student_and_teacher_in_one_harness(teacher_folder):
+    latency = run(FakeSource(1), EvaluateSpec(), tiny_teacher(teacher_folder)).report.latency
+    assert latency.speedup == pytest.approx(latency.teacher_ms_per_rig / latency.student_ms_per_rig)
+    assert 0 < latency.student_ms_per_rig <= latency.student_p95_ms_per_rig
+    assert (latency.device, latency.precision, latency.images_per_rig) == ("cpu", "fp32", 3)
+    assert (latency.input, latency.teacher_input) == (STUDENT_SIZE, TEACHER_SIZE)
+
+
+def test_ddad_is_measured_to_200_m_and_the_rest_to_80():
+    assert run(FakeSource(1)).report.range_m == (0.1, 80.0)
+    assert run(FakeSource(1, name="ddad")).report.range_m == (0.1, 200.0)

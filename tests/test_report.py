@@ -1,0 +1,399 @@
+import base64
+import io
+import json
+from collections import Counter
+from dataclasses import asdict, replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline.pictures import (
+    NO_DEPTH_RGB,
+    PANEL_WIDTH_PX,
+    colour_depth,
+    depth_scale,
+    draw_points,
+    panel_depth,
+    panorama_order,
+    scale_ticks,
+)
+from pipeline.report import report_table, write_report
+from stages.evaluate import (
+    Consistency,
+    EvaluateReport,
+    Evaluation,
+    FramePictures,
+    Latency,
+    Scores,
+    StudentScores,
+    TeacherScores,
+)
+from stages.metrics import DepthErrors
+
+HOSTILE = "<script>alert('x')</script> & \"a|b\""
+CAMERAS = ("front", "right & <i>aft</i>", "back", "left")
+SIDES = (48, 80)
+PROVENANCE = {"versions": {"torch": "2.13.0", "numpy": "2.4"}, "git_commit": "ab07491", "machine": None}
+
+
+def errors(start):
+    """Seven values and two counts that differ from each other and from those of every other start."""
+    names = ("abs_rel", "sq_rel", "rmse", "rmse_log", "d1", "d2", "d3")
+    values = {name: start + i / 1000 for i, name in enumerate(names)}
+    return DepthErrors(**values, images=10 * start, pixels=1000 * start)
+
+
+def scores(start):
+    per_camera = {name: errors(start + 1 + i) for i, name in enumerate(CAMERAS)}
+    return Scores(errors(start), per_camera, {"0-20": errors(start + 5), "20-40": errors(start + 6)})
+
+
+REPORT = EvaluateReport(
+    dataset="synthetic",
+    split="val",
+    protocol="surrounddepth",
+    range_m=(0.1, 80.0),
+    frames=3,
+    images=11,
+    valid_pixels=1234,
+    student=StudentScores(scores(100), scores(200), scores(300)),
+    teacher=TeacherScores(scores(400)),
+    consistency=Consistency(0.0625, {"front-back": 0.0312, "back-left": 0.0938}),
+    latency=Latency(12.5, 15.25, 100.0, 140.0, 8.0, "bfloat16", "cpu", (96, 160), (392, 644), 4),
+    quarantined={HOSTILE: "image <missing>"},
+)
+
+
+def pictures(frame_id="drive/07", **changes):
+    """View i is plainly coloured, and i + 2 metres away for the student, 20 (i + 1) for the teacher."""
+    ones = np.ones((4, *SIDES), np.float32)
+    metres = np.arange(4, dtype=np.float32)[:, None, None]
+    colours = np.array([(200, 0, 0), (0, 200, 0), (0, 0, 200), (200, 200, 200)], np.uint8)
+    lidar_m = np.zeros_like(ones)
+    lidar_m[:, 10, 20] = 8
+    made = FramePictures(
+        frame_id,
+        CAMERAS,
+        (True, True, True, True),
+        np.broadcast_to(colours[:, None, None], (4, *SIDES, 3)).copy(),
+        lidar_m,
+        ones * 20 * (metres + 1),
+        ones * (metres + 2),
+        0.125,
+    )
+    return replace(made, **changes)
+
+
+class Page(HTMLParser):
+    """What a test asks of a page: its tags, its texts, its pictures by alternative text."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.raw = path.read_text()
+        self.tags, self.images, self.texts = [], [], []
+        self.feed(self.raw)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag == "img":
+            self.images.append(dict(attrs))
+
+    def handle_data(self, data):
+        self.texts.append(data.strip())
+
+    def rgb(self, alt):
+        (image,) = [image for image in self.images if image["alt"] == alt]
+        content = base64.b64decode(image["src"].removeprefix("data:image/webp;base64,"))
+        return np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
+
+
+def page_of(tmp_path, report=REPORT, frames=None, provenance=PROVENANCE):
+    frames = (pictures(),) if frames is None else frames
+    return Page(write_report(tmp_path, Evaluation(report, frames), provenance))
+
+
+def cells(markdown):
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines()]
+
+
+def strict_json(path):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def test_json_keeps_the_contract(tmp_path):
+    write_report(tmp_path / "run" / "eval", Evaluation(REPORT), PROVENANCE)
+    content = strict_json(tmp_path / "run" / "eval" / "report.json")
+    assert content.keys() >= {"dataset", "split", "protocol", "frames", "images", "valid_pixels"}
+    assert content.keys() >= {"student", "teacher", "consistency", "latency", "provenance"}
+    assert content["student"].keys() == {"metric", "median_scaled", "affine_invariant"}
+    assert content["teacher"].keys() == {"affine_invariant"}
+    assert content["student"]["metric"].keys() == {"mean", "per_camera", "by_distance_m"}
+    assert content["student"]["median_scaled"]["per_camera"]["back"]["rmse"] == 203.002
+    assert content["student"]["metric"]["by_distance_m"]["20-40"]["d1"] == 106.004
+    assert content["teacher"]["affine_invariant"]["mean"]["pixels"] == 400_000
+    assert content["consistency"] == {"overlap_abs_rel": 0.0625, "pairs": {"front-back": 0.0312, "back-left": 0.0938}}
+    assert content["latency"]["speedup"] == 8.0
+    assert content["latency"]["teacher_input"] == [392, 644]
+    assert content["provenance"] == PROVENANCE
+    assert list(content["student"]["metric"]["per_camera"]) == list(CAMERAS)
+
+
+def test_json_of_absent_parts_is_null(tmp_path):
+    write_report(tmp_path, Evaluation(replace(REPORT, teacher=None, latency=None)), {})
+    content = strict_json(tmp_path / "report.json")
+    assert content["teacher"] is None
+    assert content["latency"] is None
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_a_number_that_is_none_costs_only_itself(tmp_path, number):
+    metric = replace(REPORT.student.metric, mean=replace(errors(100), rmse=number))
+    page_of(tmp_path, replace(REPORT, student=replace(REPORT.student, metric=metric)), provenance={"loss": number})
+    content = strict_json(tmp_path / "report.json")
+    assert content["student"]["metric"]["mean"]["rmse"] is None
+    assert content["student"]["metric"]["mean"]["sq_rel"] == 100.001
+    assert content["provenance"] == {"loss": None}
+    assert "| student metric           | 100.000 | 100.001 |       - |" in (tmp_path / "report.md").read_text()
+
+
+def test_the_table_has_each_number_in_its_place():
+    rows = cells(report_table(REPORT))
+    assert rows[0] == ["estimate", "AbsRel", "SqRel", "RMSE", "RMSElog", "d1", "d2", "d3", "images", "pixels"]
+    assert [row[0] for row in rows[2:]] == [
+        "student metric",
+        "student median-scaled",
+        "student affine-invariant",
+        "teacher affine-invariant",
+    ]
+    assert rows[3][1:] == [*(f"200.00{i}" for i in range(7)), "2,000", "200,000"]
+    assert rows[5][3] == "400.002"
+
+
+def test_the_table_lines_up_in_a_terminal():
+    lines = report_table(REPORT).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    bars = [[i for i, character in enumerate(line) if character == "|"] for line in lines]
+    assert all(places == bars[0] for places in bars)
+    assert set(lines[1]) == set("| -:")
+
+
+def test_markdown_has_every_table_and_no_raw_markup(tmp_path):
+    page_of(tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    headings = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
+    assert headings == [
+        "Results",
+        "Per camera",
+        "By distance",
+        "Overlap consistency",
+        "Latency",
+        "Quarantined frames",
+        "Provenance",
+    ]
+    assert report_table(REPORT) in text
+    rows = {row[0]: row[1:] for row in cells(text)}
+    assert rows["back"][:2] == ["103.000", "103.001"]
+    assert rows["mean of cameras"][0] == "100.000"
+    assert rows["20-40 m"][-1] == "106,000"
+    assert rows["back-left"] == ["0.094"]
+    assert rows["mean of pairs"] == ["0.062"]
+    assert rows["student"] == ["12.5", "15.2", "80.0", "96 x 160"]
+    assert rows["teacher"] == ["100.0", "140.0", "10.0", "392 x 644"]
+    assert rows["versions"] == ["torch 2.13.0, numpy 2.4"]
+    assert "<" not in text
+    assert r"&lt;script&gt;alert('x')&lt;/script&gt; &amp; " + r'"a\|b"' in text
+
+
+def test_the_page_loads_nothing(tmp_path):
+    page = page_of(tmp_path, frames=(pictures(), pictures(HOSTILE)))
+    assert "http://" not in page.raw
+    assert "https://" not in page.raw
+    assert "@import" not in page.raw
+    assert "url(" not in page.raw
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
+    links = [attrs[name] for _, attrs in page.tags for name in ("src", "href", "srcset") if name in attrs]
+    assert links
+    assert all(link.startswith("data:image/webp;base64,") for link in links)
+    policy = [attrs["content"] for _, attrs in page.tags if attrs.get("http-equiv") == "Content-Security-Policy"]
+    assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+
+
+def test_texts_of_strangers_stay_texts(tmp_path):
+    provenance = {"machine <b>": {"node": "<img src=x>"}}
+    page = page_of(tmp_path, replace(REPORT, dataset=HOSTILE), (pictures(HOSTILE),), provenance)
+    assert not {"script", "i", "b"} & {tag for tag, _ in page.tags}
+    assert {HOSTILE, "image <missing>", "machine <b>", "node <img src=x>", *CAMERAS} <= set(page.texts)
+    assert {"Camera, right & <i>aft</i>", "Student, right & <i>aft</i>"} <= {image["alt"] for image in page.images}
+    assert f"Frame {HOSTILE}" in [attrs.get("aria-label") for _, attrs in page.tags]
+
+
+def test_the_page_can_be_read_aloud_and_in_the_dark(tmp_path):
+    page = page_of(tmp_path)
+    counts = Counter(tag for tag, _ in page.tags)
+    assert counts["h1"] == counts["main"] == counts["header"] == 1
+    assert counts["h2"] == 8
+    assert all(attrs.get("scope") in ("row", "col") for tag, attrs in page.tags if tag == "th")
+    assert all(image["alt"] for image in page.images)
+    assert ("html", {"lang": "en"}) in page.tags
+    assert "prefers-color-scheme: dark" in page.raw
+    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in page.tags
+
+
+def test_the_page_shows_the_numbers(tmp_path):
+    texts = page_of(tmp_path).texts
+    assert {"100.00 m", "100.004", "103.001", "8.0x", "12.5 ms", "0.031", "AbsRel 0.125", "drive/07"} <= set(texts)
+    assert "Protocol surrounddepth, 0.1 to 80 m: 3 frames, 11 images, 1,234 valid pixels." in texts
+
+
+def test_every_frame_has_four_strips_of_every_camera(tmp_path):
+    page = page_of(tmp_path, frames=(pictures(), pictures("drive/08")))
+    assert len(page.images) == 1 + 2 * 4 * 4
+    kinds = Counter(image["alt"].split(",")[0] for image in page.images[1:])
+    assert kinds == {"Camera": 8, "LiDAR": 8, "Teacher": 8, "Student": 8}
+    assert "aligned per image by least squares in disparity; not metric" in page.texts
+
+
+def test_columns_run_from_left_to_right_and_pictures_stand_under_their_camera(tmp_path):
+    page = page_of(tmp_path)
+    assert [image["alt"] for image in page.images[1:5]] == [
+        "Camera, left",
+        "Camera, front",
+        "Camera, right & <i>aft</i>",
+        "Camera, back",
+    ]
+    names = [text for text in page.texts if text in CAMERAS]
+    assert names[-4:] == ["left", "front", "right & <i>aft</i>", "back"]
+    np.testing.assert_allclose(page.rgb("Camera, back")[20, 20], (0, 0, 200), atol=12)
+    scale = depth_scale(REPORT.range_m)
+    for kind, depth_m in (("Student", 4.0), ("Teacher", 60.0)):
+        expected = colour_depth(np.full((1, 1), depth_m), scale)[0, 0]
+        np.testing.assert_allclose(page.rgb(f"{kind}, back")[20, 20], expected, atol=12)
+
+
+def test_a_missing_camera_is_a_labelled_box(tmp_path):
+    page = page_of(tmp_path, frames=(pictures(view_valid=(True, True, False, True)),))
+    assert len(page.images) == 1 + 3 * 4
+    assert "no image from back" in page.texts
+    assert [attrs["rowspan"] for _, attrs in page.tags if "rowspan" in attrs] == ["4"]
+    assert not [image for image in page.images if image["alt"].endswith(", back")]
+
+
+def test_without_lidar_boxes_say_so(tmp_path):
+    nothing = np.zeros((4, *SIDES), np.float32)
+    page = page_of(tmp_path, frames=(pictures(lidar_depth_m=nothing, teacher_depth_m=nothing, student_abs_rel=None),))
+    assert page.texts.count("no LiDAR point") == page.texts.count("no LiDAR point to align to") == 4
+    assert "AbsRel -" in page.texts
+
+
+def test_a_report_without_teacher_latency_overlap_or_pictures_renders(tmp_path):
+    bare = replace(REPORT, teacher=None, latency=None, consistency=Consistency(None, {}), quarantined={})
+    page = page_of(tmp_path, bare, (pictures(teacher_depth_m=None),), {})
+    assert len(page.images) == 1 + 3 * 4
+    assert {"Not measured.", "None.", "Not recorded.", "No adjacent cameras see the same surface."} <= set(page.texts)
+    assert not [text for text in page.texts if text.startswith("teacher")]
+    assert len(cells(report_table(bare))) == 2 + 3
+    assert "The teacher was not measured." in (tmp_path / "report.md").read_text()
+    assert not page_of(tmp_path, bare, ()).images
+
+
+def test_a_student_timed_alone_has_no_speed_up(tmp_path):
+    alone = replace(
+        REPORT.latency,
+        teacher_ms_per_rig=None,
+        teacher_p95_ms_per_rig=None,
+        speedup=None,
+        teacher_input=None,
+    )
+    texts = page_of(tmp_path, replace(REPORT, latency=alone), provenance={}).texts
+    assert "12.5 ms" in texts
+    assert "Speed-up" not in texts
+    assert "teacher" not in texts
+
+
+def test_writing_again_replaces_and_leaves_nothing_else(tmp_path):
+    page_of(tmp_path)
+    page_of(tmp_path, replace(REPORT, split="other"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json", "report.md"]
+    assert strict_json(tmp_path / "report.json")["split"] == "other"
+    assert strict_json(tmp_path / "report.json")["range_m"] == list(asdict(REPORT)["range_m"])
+
+
+def test_near_is_red_far_is_blue_and_no_depth_is_grey():
+    scale = depth_scale((0.1, 80.0))
+    depth_m = np.array([[1.0, 80.0, 0.2, 500.0, 0.0, -1.0, np.nan, np.inf]])
+    near, far, nearer, farther, *unknown = colour_depth(depth_m, scale)[0].astype(int)
+    assert near[0] > 150 > 50 > near[2]
+    assert far[2] > 100 > 70 > far[0]
+    np.testing.assert_array_equal(nearer, near)
+    np.testing.assert_array_equal(farther, far)
+    np.testing.assert_array_equal(unknown, [NO_DEPTH_RGB] * 4)
+
+
+def test_no_depth_has_a_colour_the_scale_never_has():
+    scale = depth_scale((0.1, 200.0))
+    colours = colour_depth(np.geomspace(0.1, 200, 2000)[None], scale)[0].astype(int)
+    assert np.abs(colours - NO_DEPTH_RGB).max(axis=1).min() > 40
+
+
+@given(st.floats(1.0, 40.0))
+def test_twice_as_far_is_always_the_same_step(depth_m):
+    scale = depth_scale((0.1, 80.0))
+    near, far = scale.fraction(np.array([depth_m, 2 * depth_m]))
+    assert far - near == pytest.approx(np.log(2) / np.log(80))
+
+
+def test_the_colour_bar_names_both_ends_of_the_range():
+    ticks = scale_ticks(depth_scale((0.1, 80.0)), (0.1, 80.0))
+    assert [tick.label for tick in ticks] == ["≤ 1", "2", "5", "10", "20", "50", "80"]
+    assert ticks[0].fraction == 0
+    assert ticks[3].fraction == pytest.approx(0.5255, abs=1e-4)  # log 10 / log 80
+    assert ticks[-1].fraction == 1
+    far = scale_ticks(depth_scale((2.0, 200.0)), (2.0, 200.0))
+    assert [tick.label for tick in far] == ["2", "5", "10", "20", "50", "100", "200"]
+
+
+def test_where_points_overlap_the_nearest_is_on_top():
+    scale = depth_scale((0.1, 80.0))
+    depth_m = np.zeros((20, 30))
+    depth_m[10, 10], depth_m[10, 11] = 3.0, 30.0
+    drawn = draw_points(np.full((20, 30, 3), 100, np.uint8), depth_m, scale)
+    near, far = colour_depth(np.array([[3.0, 30.0]]), scale)[0]
+    for column in (9, 10, 11):
+        np.testing.assert_array_equal(drawn[10, column], near)
+    np.testing.assert_array_equal(drawn[10, 12], far)
+    np.testing.assert_array_equal(drawn[9, 10], near)
+    np.testing.assert_array_equal(drawn[0, 0], (30, 30, 30))
+
+
+@pytest.mark.parametrize("pair_m", [(3.0, 30.0), (30.0, 3.0)])
+def test_of_points_that_share_a_pixel_the_nearest_stays(pair_m):
+    scale = depth_scale((0.1, 80.0))
+    drawn = draw_points(np.zeros((5, 5, 3), np.uint8), np.tile(pair_m, (10, 5)), scale)
+    np.testing.assert_array_equal(drawn, colour_depth(np.full((5, 5), 3.0), scale))
+
+
+def test_a_small_depth_map_keeps_its_points_and_its_depths():
+    depth_m = np.array([[1.0, 7.0], [7.0, 70.0]])
+    panel = panel_depth(depth_m)
+    assert panel.shape == (PANEL_WIDTH_PX, PANEL_WIDTH_PX)
+    assert set(np.unique(panel)) == {1.0, 7.0, 70.0}
+    assert (panel[0, 0], panel[0, -1], panel[-1, -1]) == (1.0, 7.0, 70.0)
+    scale = depth_scale((0.1, 80.0))
+    drawn = draw_points(np.zeros((40, 60, 3), np.uint8), np.array([[0.0, 7.0]]), scale)
+    np.testing.assert_array_equal(drawn[20, 45], colour_depth(np.array([[7.0]]), scale)[0, 0])
+    assert (drawn.any(axis=2)).sum() == 5
+
+
+@pytest.mark.parametrize(
+    ("view_count", "order"),
+    [(6, (4, 5, 0, 1, 2, 3)), (5, (3, 4, 0, 1, 2)), (4, (3, 0, 1, 2)), (2, (0, 1)), (1, (0,))],
+)
+def test_the_ring_is_cut_open_behind_the_car(view_count, order):
+    assert panorama_order(view_count) == order
