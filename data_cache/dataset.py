@@ -50,11 +50,13 @@ class CachedFrames(Dataset[CachedRigs]):
     def __getitem__(self, position: int) -> CachedRigs:
         frame_id = self.frame_ids[position]
         record = self.reader.read(frame_id)
-        # A missing camera has no focal length; 1 keeps its meaningless depths finite.
+        # A missing camera has no focal length and no image; 1 keeps its meaningless depths finite, and the picture of
+        # another camera keeps black frames out of batch statistics. Its `view_valid` keeps it out of every loss.
         focal_px = np.where(record.view_valid, record.intrinsics[:, 0, 0], 1.0)
+        shown = np.where(record.view_valid, np.arange(len(focal_px)), np.argmax(record.view_valid))
         return CachedRigs(
             frame_ids=(frame_id,),
-            image=torch.from_numpy(record.image).permute(0, 3, 1, 2),
+            image=torch.from_numpy(record.image[shown]).permute(0, 3, 1, 2),
             lidar_depth_m=torch.from_numpy(unpack_depth_m(record.lidar_depth)),
             bin_first=torch.from_numpy(record.bin_first),
             bin_prob=torch.from_numpy(record.bin_prob),
@@ -74,7 +76,7 @@ def collate(rigs: Sequence[CachedRigs]) -> CachedRigs:
     return CachedRigs(frame_ids=tuple(frame_id for rig in rigs for frame_id in rig.frame_ids), **tensors)
 
 
-def batches(dataset: CachedFrames, order: Sequence[Sequence[int]], workers: int) -> Iterator[CachedRigs]:
+def batches(dataset: CachedFrames, order: Sequence[list[int]], workers: int) -> Iterator[CachedRigs]:
     """Batches in the given order of positions; the order does not depend on the number of workers.
 
     Workers are spawned, never forked: forked ones deadlock with some codecs once the parent has read.

@@ -32,7 +32,8 @@ def resized_intrinsics(
     With pixel centres at half-integers a stretch scales fx, cx by the width ratio and fy, cy by the height ratio.
     """
     scale = np.array([to_size[1] / from_size[1], to_size[0] / from_size[0], 1.0])
-    return K_px * scale[:, None]
+    scaled: np.ndarray = K_px * scale[:, None]
+    return scaled
 
 
 def project(
@@ -87,12 +88,11 @@ def zbuffer(projection: Projection, size: tuple[int, int]) -> Float[np.ndarray, 
     return flat.reshape(size).astype(np.float32)
 
 
-def unproject(
-    depth_m: Float[np.ndarray, "H W"], K_px: Float[np.ndarray, "3 3"]
-) -> Float[np.ndarray, "H W 3"]:
+def unproject(depth_m: Float[np.ndarray, "H W"], K_px: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "H W 3"]:
     """Camera-frame points of a depth (z) map, metres; a pixel without depth (0) lands on the origin."""
     height, width = depth_m.shape
     v, u = np.mgrid[0:height, 0:width] + 0.5
     y = (v - K_px[1, 2]) / K_px[1, 1]
     x = (u - K_px[0, 2] - K_px[0, 1] * y) / K_px[0, 0]
-    return np.stack([x, y, np.ones_like(x)], axis=-1) * depth_m[..., None]
+    points: np.ndarray = np.stack([x, y, np.ones_like(x)], axis=-1) * depth_m[..., None]
+    return points

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
@@ -101,7 +102,7 @@ class CacheReader:
         self.frames = _split_frames(root, self.identity)
         self.quarantined = {k: v for receipt in receipts for k, v in receipt.quarantined.items()}
         self._index = {frame_id: index for index, frame_id in enumerate(self.frames.ordered)}
-        self._arrays: dict[str, zarr.Array] = {}
+        self._arrays: dict[str, zarr.Array[Any]] = {}
         self._opened_by = -1
 
     def __getstate__(self) -> dict[str, object]:
@@ -156,7 +157,7 @@ def _split_frames(root: Path, identity: CacheIdentity) -> SplitFrames:
     return frames
 
 
-def _open_arrays(root: Path, identity: CacheIdentity) -> dict[str, zarr.Array]:
+def _open_arrays(root: Path, identity: CacheIdentity) -> dict[str, zarr.Array[Any]]:
     path = Layout(root).arrays
     try:
         group = zarr.open_group(path, mode="r")

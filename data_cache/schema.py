@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float16, Float32, Float64, UInt8, UInt16
@@ -295,7 +296,7 @@ def load_description(root: Path) -> tuple[CacheIdentity, Resolved]:
                 f"{path}: format version {version}, this program reads {FORMAT_VERSION};"
                 " use the version that wrote it, or write the cache again"
             )
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in table["identity"].items()}
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table["identity"].items()}
         return CacheIdentity(**values), Resolved(**table["resolved"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedCacheError(f"{path} cannot be read ({error!r}); restore it or delete the cache folder") from error

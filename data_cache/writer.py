@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -86,11 +85,17 @@ class CacheWriter:
             )
         if layout.arrays.exists():
             if _metadata(layout.arrays) != _metadata(partial):
-                raise CacheError(f"{layout.arrays} is there but is not this recipe's; move it away or choose another --run")
+                raise CacheError(
+                    f"{layout.arrays} is there but is not this recipe's; move it away or choose another --run"
+                )
             shutil.rmtree(partial)
         else:
-            with suppress(FileExistsError):
-                os.rename(partial, layout.arrays)
+            try:
+                partial.rename(layout.arrays)
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+                shutil.rmtree(partial)  # another process that started with us was first; its files are the same
         write_atomically(layout.frame_list, json.dumps(asdict(self.frames), indent=0) + "\n")
         description = {"identity": asdict(self.identity), "resolved": asdict(resolved)}
         write_atomically(layout.description, json.dumps(description, indent=1, sort_keys=True) + "\n")
@@ -192,7 +197,7 @@ def replace_atomically(path: Path, write: Callable[[Path], None]) -> None:
     try:
         write(partial)
         _fsync(partial)
-        os.replace(partial, path)
+        partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
     _fsync(path.parent)

@@ -1,0 +1,1 @@
+"""The command line around the stages: recipes, weights, runs and reports."""

@@ -45,7 +45,9 @@ def recipe_options(command: F) -> F:
 
 @main.command("teacher-cache")
 @recipe_options
-@click.option("--part", default="1/1", metavar="I/N", show_default=True, help="Do only every N-th shard, from the I-th.")
+@click.option(
+    "--part", default="1/1", metavar="I/N", show_default=True, help="Do only every N-th shard, from the I-th."
+)
 @click.option("--retry", is_flag=True, help="Try quarantined frames again.")
 def teacher_cache(
     recipe: str, data: Path | None, run: Path | None, overrides: tuple[str, ...], part: str, retry: bool
@@ -61,8 +63,8 @@ def teacher_cache(
     frames = status.identity.frame_count
     per_frame = f", {status.bytes / frames / 1e3:.0f} kB per frame" if status.complete else ""
     click.echo(
-        f"teacher-cache: {report.shards_written} shards written ({report.frames_written} frames in {report.seconds:.0f} s"
-        f"{rate}), {report.shards_skipped} already done; {status.shards_done} of {status.identity.shard_count} shards,"
+        f"teacher-cache: {report.shards_written} shards written ({report.frames_written} frames in"
+        f" {report.seconds:.0f} s{rate}), {report.shards_skipped} already done; {status.shards_done} of {status.identity.shard_count} shards,"
         f" {status.bytes / 1e6:.1f} MB{per_frame} in {folder.cache}"
     )
     _list("LiDAR points left out", status.notes)
@@ -72,9 +74,7 @@ def teacher_cache(
 @main.command("train-student")
 @recipe_options
 @click.option("--resume/--fresh", default=True, show_default=True, help="Continue the saved state, or start over.")
-def train_student(
-    recipe: str, data: Path | None, run: Path | None, overrides: tuple[str, ...], resume: bool
-) -> None:
+def train_student(recipe: str, data: Path | None, run: Path | None, overrides: tuple[str, ...], resume: bool) -> None:
     """Stage 2: train the student from the cache and sparse LiDAR."""
     from pipeline.run import run_train_student
 

@@ -21,7 +21,7 @@ from pipeline.report import write_report
 from pipeline.signals import preemption
 from pipeline.weights import KNOWN, WeightFolder, fetch_weights
 from stages.checkpoint import LoadedStudent, load_student
-from stages.devices import resolve_device, resolve_precision
+from stages.devices import place, resolve_device, resolve_precision
 from stages.evaluate import EvaluateReport, evaluate
 from stages.student.encoder import DEPTHS
 from stages.student.model import Student
@@ -135,7 +135,8 @@ def run_evaluate(recipe: Recipe, folder: RunFolder, *, checkpoint: Path | None =
     _refuse_leak(SplitFrames(select(source, recipe.data.train), select(source, recipe.data.selection)), frame_ids)
     device = resolve_device(recipe.eval.device)
     precision = resolve_precision(recipe.eval.precision, device)
-    student = loaded.student.to(device, memory_format=torch.channels_last)
+    student = loaded.student
+    place(student, device)
     teacher = _teacher(recipe) if recipe.eval.teacher else None
     with preemption() as should_stop:
         evaluation = evaluate(

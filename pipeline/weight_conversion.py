@@ -30,7 +30,8 @@ def to_safetensors(layout: str, members: Mapping[str, bytes]) -> bytes:
     """
     from safetensors.numpy import save
 
-    return save(LAYOUTS[layout](members), metadata={"format": "pt"})
+    content: bytes = save(LAYOUTS[layout](members), metadata={"format": "pt"})
+    return content
 
 
 def teacher_from_core_ml(members: Mapping[str, bytes]) -> Tensors:

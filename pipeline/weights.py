@@ -276,7 +276,7 @@ def _replace_durably(source: Path, target: Path) -> None:
     """Rename so that after a power cut `target` is either the old file or all of the new one."""
     with source.open("rb") as file:
         os.fsync(file.fileno())
-    os.replace(source, target)
+    source.replace(target)
     folder = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

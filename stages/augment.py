@@ -35,4 +35,5 @@ def jitter_colours(image: Float[Tensor, "V 3 H W"], generator: torch.Generator) 
     """Brightness and contrast of RGB in [0, 1], one draw for all views: they look at the same world."""
     brightness, contrast = 1 + (torch.rand(2, generator=generator) * 2 - 1) * torch.tensor([BRIGHTNESS, CONTRAST])
     mean = image.mean()
-    return (((image - mean) * contrast + mean) * brightness).clamp(0, 1)
+    jittered: Tensor = (((image - mean) * contrast + mean) * brightness).clamp(0, 1)
+    return jittered

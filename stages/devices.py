@@ -57,6 +57,11 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
+def place(module: torch.nn.Module, device: torch.device) -> None:
+    """Move a convolutional model to a device, in the memory layout that its kernels like."""
+    module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done what it was asked, so that a clock reads true."""
     if device.type == "cuda":

@@ -258,9 +258,7 @@ def evaluate(
     return Evaluation(report, tuple(pictures))
 
 
-def predict_rig(
-    student: Student, rig: RigViews, device: torch.device, precision: str
-) -> Float[np.ndarray, "V H W"]:
+def predict_rig(student: Student, rig: RigViews, device: torch.device, precision: str) -> Float[np.ndarray, "V H W"]:
     """Depth in metres for one rig of the student's input size; 0 where a camera is missing."""
     depth_m = _forward(student, rig, device, precision)[0].float().cpu().numpy()
     return np.where(rig.view_valid[:, None, None], depth_m, np.float32(0))
@@ -314,9 +312,7 @@ def _pooled(overlaps: Sequence[Overlap]) -> float:
     return float(np.average([o.abs_rel for o in overlaps], weights=[o.pixels for o in overlaps]))
 
 
-def _latency(
-    student: Student, rig: RigViews, teacher: Teacher | None, device: torch.device, precision: str
-) -> Latency:
+def _latency(student: Student, rig: RigViews, teacher: Teacher | None, device: torch.device, precision: str) -> Latency:
     student_time = measure(lambda: _forward(student, rig, device, precision), device, warmup=3, repeats=20)
     teacher_time = None
     if teacher is not None:

@@ -87,8 +87,7 @@ def cross_interaction(
     depth_m = torch.einsum("bvkhw,bvk->bvhw", teacher_prob, centers_m)
     size = (int(lidar_depth_m.shape[-2]), int(lidar_depth_m.shape[-1]))
     upsampled = torch.nn.functional.interpolate(depth_m, size=size, mode="bilinear", align_corners=False)
-    # A view without a camera has all-zero probabilities and so no depth; it has no LiDAR either.
-    return scale_invariant_log(upsampled.clamp(min=1e-3), lidar_depth_m)
+    return scale_invariant_log(upsampled, lidar_depth_m)
 
 
 def relation_kl(

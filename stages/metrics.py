@@ -81,7 +81,9 @@ def mean_errors(errors: Iterable[DepthErrors]) -> DepthErrors:
 
 def median_scaled(*, predicted_m: Float[np.ndarray, " N"], truth_m: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
     """Predictions times median(truth) / median(prediction), the scale alignment of Zhou et al. 2017."""
-    return predicted_m * (np.median(truth_m) / np.median(predicted_m))
+    scale = float(np.median(truth_m)) / float(np.median(predicted_m))
+    scaled: np.ndarray = predicted_m * scale
+    return scaled
 
 
 @dataclass(frozen=True)

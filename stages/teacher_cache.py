@@ -109,9 +109,7 @@ def recipe_identity(
     }
 
 
-def cache_identity(
-    decided: Mapping[str, Any], rig: Rig, frames: SplitFrames, teacher: Teacher
-) -> CacheIdentity:
+def cache_identity(decided: Mapping[str, Any], rig: Rig, frames: SplitFrames, teacher: Teacher) -> CacheIdentity:
     """The whole identity: what the recipe decides, the frames found, and the teacher's weights."""
     return CacheIdentity(
         **decided,
@@ -177,9 +175,7 @@ def teacher_cache(
             notes |= shard_notes
             frames_written += sum(record is not None for record in records)
     seconds = time.perf_counter() - begin
-    return TeacherCacheReport(
-        len(pending), in_part - len(pending), frames_written, quarantined, notes, seconds
-    )
+    return TeacherCacheReport(len(pending), in_part - len(pending), frames_written, quarantined, notes, seconds)
 
 
 @dataclass(frozen=True, eq=False)

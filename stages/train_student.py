@@ -25,7 +25,7 @@ from stages import losses
 from stages.augment import jitter_colours, mirror
 from stages.bins import WindowedProb, align_frame, decode_window
 from stages.checkpoint import Lineage, load_state, save_state, save_student
-from stages.devices import autocast, require_known, resolve_device, resolve_precision
+from stages.devices import autocast, place, require_known, resolve_device, resolve_precision
 from stages.losses import LossTerms, LossWeights, weighted_sum
 from stages.metrics import abs_rel
 from stages.progress import Preempted, progress_bar
@@ -149,7 +149,7 @@ def train_student(
         raise TrainingError(f"{reader.root}: all {len(train_ids)} training frames are quarantined; see teacher-cache")
     device = resolve_device(spec.device)
     precision = resolve_precision(spec.precision, device)
-    student.to(device, memory_format=torch.channels_last)
+    place(student, device)
     optimizer = torch.optim.AdamW(student.parameters(), lr=spec.learning_rate, weight_decay=spec.weight_decay)
     run = _run_identity(reader, student, usable, spec, weights, depth_range_m, precision)
     state_path = folder / "state.safetensors"
@@ -161,9 +161,7 @@ def train_student(
 
     def lineage(step: int) -> Lineage:
         cache = reader.identity
-        return Lineage(
-            cache.teacher_name, cache.teacher_licence, cache.sha256(), cache.source, depth_range_m, step
-        )
+        return Lineage(cache.teacher_name, cache.teacher_licence, cache.sha256(), cache.source, depth_range_m, step)
 
     def save(step: int) -> None:
         save_state(state_path, student, optimizer, step, best, run)
@@ -268,7 +266,7 @@ def _step(
             " Lower train_student.learning_rate or look at these frames; the last saved state is kept"
         )
     optimizer.zero_grad(set_to_none=True)
-    total.backward()
+    total.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(student.parameters(), spec.clip_norm)
     optimizer.step()
     return terms

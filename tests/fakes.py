@@ -53,7 +53,8 @@ class FakeSource:
             raise FrameError(self.broken[frame_id])
         index = int(frame_id.removeprefix("d/"))
         views = tuple(
-            None if i in self.missing.get(frame_id, ()) else fake_view(i, index) for i in range(len(self.rig.camera_names))
+            None if i in self.missing.get(frame_id, ()) else fake_view(i, index)
+            for i in range(len(self.rig.camera_names))
         )
         return Frame(frame_id, views, None if frame_id in self.no_lidar else lambda: self._sweep(frame_id, index))
 

@@ -178,7 +178,15 @@ def test_a_broken_frame_is_quarantined_with_exit_3_and_retried(recipe, tmp_path,
 
 def test_sigterm_saves_and_exits_75_and_the_same_command_goes_on(run, recipe, tmp_path):
     subprocess.run(["cp", "-r", run / "cache", tmp_path / "cache"], check=True)
-    command = [sys.executable, "-c", "from pipeline.cli import main; main()", "train-student", recipe, "--run", tmp_path]
+    command = [
+        sys.executable,
+        "-c",
+        "from pipeline.cli import main; main()",
+        "train-student",
+        recipe,
+        "--run",
+        tmp_path,
+    ]
     command += ["--set", "train_student.steps=100000"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120

@@ -118,6 +118,12 @@ def test_a_constant_disparity_gets_the_mean_of_the_truth(value, count, dtype):
     assert fit.shift == pytest.approx(np.mean(1 / truth_m))
 
 
+def test_a_disparity_that_varies_by_rounding_only_is_constant():
+    disparity = metres(3, np.nextafter(np.float32(3), np.float32(4)), 3)
+    fit = fit_affine_disparity(disparity=disparity, truth_m=metres(2, 2, 1))
+    assert (fit.scale, fit.shift) == pytest.approx((0, 2 / 3))
+
+
 def test_fitted_depth_by_hand_is_clipped_to_the_range():
     """1/m: 0.25 -> 4 m, 1 -> 1 m, 4 -> nearer than 0.5 m, 0.001 -> beyond 80 m, negative -> the far end."""
     depth_m = affine_depth_m(np.array([[0.0, 1.5], [7.5, -0.498], [-3.0, -0.5]]), AffineFit(0.5, 0.25), (0.5, 80.0))

@@ -1,6 +1,5 @@
 import errno
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -186,7 +185,7 @@ def test_a_failed_replacement_leaves_the_old_file_and_no_litter(tmp_path):
     with pytest.raises(OSError, match="full"):
         replace_atomically(path, fail)
     assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["x"]
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
 def test_depth_is_stored_in_256ths_of_a_metre_and_too_far_is_no_return():

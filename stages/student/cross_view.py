@@ -31,7 +31,7 @@ class RingAttention(nn.Module):
         """Add what the neighbours say; features keep their shape."""
         B, V, _, H, W = features.shape
         flat = self.inward(features.flatten(0, 1))
-        tokens = self.norm(flat.flatten(2).transpose(1, 2) + _grid_encoding(H, W, flat)).unflatten(0, (B, V))
+        tokens = self.norm(flat.flatten(2).transpose(1, 2) + _grid_encoding(H, W, flat)).view(B, V, H * W, -1)
         asked = torch.cat([tokens.roll(-1, 1) + self.side[0], tokens.roll(1, 1) + self.side[1]], dim=2).flatten(0, 1)
         absent = ~torch.stack([view_valid.roll(-1, 1), view_valid.roll(1, 1)], dim=2).flatten(0, 1)
         alone = absent.all(1)
@@ -39,8 +39,8 @@ class RingAttention(nn.Module):
         mask = (absent & ~alone[:, None]).repeat_interleave(H * W, dim=1)
         answer, _ = self.attention(tokens.flatten(0, 1), asked, asked, key_padding_mask=mask, need_weights=False)
         answer = torch.where(alone[:, None, None], 0.0, answer)
-        added: Tensor = self.outward(answer.transpose(1, 2).unflatten(2, (H, W))).unflatten(0, (B, V))
-        return features + added
+        added: Tensor = self.outward(answer.transpose(1, 2).reshape(B * V, -1, H, W))
+        return features + added.view_as(features)
 
 
 def _grid_encoding(height: int, width: int, like: Float[Tensor, "N D H W"]) -> Float[Tensor, "HW D"]:

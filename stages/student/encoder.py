@@ -29,7 +29,8 @@ def build_encoder(name: str, weights: Path | None) -> nn.Module:
         config = ResNetConfig(
             hidden_sizes=list(CHANNELS), depths=list(DEPTHS[name]), layer_type="basic", out_features=_STAGES
         )
-        return ResNetBackbone(config)
+        random: nn.Module = ResNetBackbone(config)
+        return random
     with quiet_transformers():  # it would report the classifier, which a backbone rightly leaves out
         encoder, loaded = ResNetBackbone.from_pretrained(
             weights, out_features=_STAGES, dtype=torch.float32, local_files_only=True, output_loading_info=True
@@ -39,4 +40,5 @@ def build_encoder(name: str, weights: Path | None) -> nn.Module:
     missing = sorted(loaded["missing_keys"])
     if missing:  # transformers would start them at random
         raise SettingError(f"{weights}: the weights lack {len(missing)} tensors, first {missing[0]}")
-    return encoder
+    checked: nn.Module = encoder
+    return checked

@@ -114,7 +114,8 @@ class Student(nn.Module):
         flat = ((image - self.mean) / self.std).flatten(0, 1).contiguous(memory_format=torch.channels_last)
         maps = list(self.encoder(flat).feature_maps)
         tokens = pool_tokens(maps[_token_level(self.spec.input_size)])
-        maps[-1] = self.attention(maps[-1].unflatten(0, (B, V)), view_valid).flatten(0, 1)
+        deepest = maps[-1].reshape(B, V, *maps[-1].shape[1:])
+        maps[-1] = self.attention(deepest, view_valid).flatten(0, 1)
 
         x = self.fuse[-1](self.lateral[-1](maps[-1]))
         for level in (2, 1, 0):
@@ -126,10 +127,7 @@ class Student(nn.Module):
         centers_m = self.centers(maps[-1].mean((-2, -1)), focal_px.flatten())
         depth_m = (logit.softmax(1) * centers_m[..., None, None]).sum(1)  # not einsum: autocast would round it to bf16
         depth_m = interpolate(depth_m[:, None], size=self.spec.input_size, mode="bilinear", align_corners=False)[:, 0]
-        rig = (B, V)
-        return StudentOutput(
-            logit.unflatten(0, rig), centers_m.unflatten(0, rig), depth_m.unflatten(0, rig), tokens.unflatten(0, rig)
-        )
+        return StudentOutput(*(x.reshape(B, V, *x.shape[1:]) for x in (logit, centers_m, depth_m, tokens)))
 
 
 def _token_level(input_size: tuple[int, int]) -> int:

@@ -1,0 +1,1 @@
+"""Teachers: what one is, and adapters."""
