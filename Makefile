@@ -42,4 +42,4 @@ check: $(READY) ## lint, types, tests
 	$(MAKE) test
 
 bench: $(READY) ## print speed, memory and size; asserts nothing
-	$(BIN)/python -m pytest -m bench tests/benchmarks -s $(ARGS)
+	$(BIN)/python -m pytest -m bench -o addopts= tests/benchmarks $(ARGS)

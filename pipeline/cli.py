@@ -64,7 +64,8 @@ def teacher_cache(
     per_frame = f", {status.bytes / frames / 1e3:.0f} kB per frame" if status.complete else ""
     click.echo(
         f"teacher-cache: {report.shards_written} shards written ({report.frames_written} frames in"
-        f" {report.seconds:.0f} s{rate}), {report.shards_skipped} already done; {status.shards_done} of {status.identity.shard_count} shards,"
+        f" {report.seconds:.0f} s{rate}), {report.shards_skipped} already done;"
+        f" {status.shards_done} of {status.identity.shard_count} shards,"
         f" {status.bytes / 1e6:.1f} MB{per_frame} in {folder.cache}"
     )
     _list("LiDAR points left out", status.notes)
