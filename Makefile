@@ -1,6 +1,8 @@
 # A thin skin over the `surround` command. Every target that needs it makes the environment first.
 .PHONY: help demo test check bench teacher-cache train-student eval
 .DEFAULT_GOAL := help
+# `make teacher-cache train-student eval` is an order, also under -j.
+.NOTPARALLEL:
 
 PYTHON ?= python3
 RECIPE ?= demo
@@ -21,9 +23,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 demo: $(READY)  ## environment, weights, the three stages on the embedded synthetic drive, report
-	$(MAKE) teacher-cache RECIPE=demo
-	$(MAKE) train-student RECIPE=demo
-	$(MAKE) eval RECIPE=demo
+	@$(MAKE) --no-print-directory teacher-cache train-student eval RECIPE=demo
 
 teacher-cache: $(READY)  ## stage 1: run the teacher once over every frame
 	$(BIN)/surround teacher-cache $(STAGE_ARGS) $(QUARANTINE_OK)
@@ -39,7 +39,7 @@ test: $(READY)  ## all tests
 
 check: $(READY) ## lint, types, tests
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	$(MAKE) test
+	@$(MAKE) --no-print-directory test
 
 bench: $(READY) ## print speed, memory and size; asserts nothing
 	$(BIN)/python -m pytest -m bench -o addopts= tests/benchmarks $(ARGS)

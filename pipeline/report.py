@@ -159,9 +159,10 @@ def _subject(report: EvaluateReport) -> str:
 
 def _summary(report: EvaluateReport) -> str:
     near_m, far_m = report.range_m
+    flip = ", with flip averaging" if report.flip else ""
     return (
-        f"Protocol {report.protocol}, {near_m:g} to {far_m:g} m: {_count(report.frames, 'frame')},"
-        f" {_count(report.images, 'image')}, {_count(report.valid_pixels, 'valid pixel')}."
+        f"Protocol {report.protocol}{flip}, {near_m:g} to {far_m:g} m:"
+        f" {_count(report.frames, 'frame')}, {_count(report.images, 'image')}, {_count(report.valid_pixels, 'valid pixel')}."
     )
 
 

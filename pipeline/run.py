@@ -22,7 +22,7 @@ from pipeline.signals import preemption
 from pipeline.weights import KNOWN, WeightFolder, fetch_weights
 from stages.checkpoint import LoadedStudent, load_student
 from stages.devices import place, resolve_device, resolve_precision
-from stages.evaluate import EvaluateReport, evaluate
+from stages.evaluate import EvaluateReport, evaluate, require_full_count
 from stages.student.encoder import DEPTHS
 from stages.student.model import Student
 from stages.teacher.transformers_depth import TransformersTeacher
@@ -132,6 +132,8 @@ def run_evaluate(recipe: Recipe, folder: RunFolder, *, checkpoint: Path | None =
     loaded = load_student(checkpoint, expected=recipe.student)
     source = _open(recipe)
     frame_ids = select(source, recipe.data.test)
+    if len(recipe.data.test) == 1:
+        require_full_count(source, recipe.data.test[0], len(frame_ids))
     _refuse_leak(SplitFrames(select(source, recipe.data.train), select(source, recipe.data.selection)), frame_ids)
     device = resolve_device(recipe.eval.device)
     precision = resolve_precision(recipe.eval.precision, device)

@@ -1,14 +1,12 @@
 """Stage three: measure the student the way the field measures, and keep what a picture of it needs."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor
 from torch.nn.functional import interpolate
 
 from data_cache.errors import FrameError, SurroundError
@@ -19,17 +17,19 @@ from data_cache.sources import Source
 from data_cache.views import RigViews, load_native_images, rig_views
 from stages import metrics
 from stages.consistency import Overlap, overlap_consistency
-from stages.devices import autocast, require_known
+from stages.devices import require_known
 from stages.latency import measure
-from stages.metrics import DepthErrors, mean_errors
+from stages.predict import forward_rig, predict_rig
 from stages.progress import Preempted, progress_bar
+from stages.scores import Scores, ScoreTable
 from stages.student.model import Student
 from stages.teacher.base import Teacher, to_disparity
 
 PROTOCOLS = ("surrounddepth",)
 RANGE_M = {"ddad": (0.1, 200.0)}
 DEFAULT_RANGE_M = (0.1, 80.0)
-BAND_EDGES_M = (0, 20, 40, 80, 200)
+FULL_SPLITS = {("ddad", "val"): (50, 3950), ("nuscenes", "val"): (150, 6019)}
+"""Drives and frames of the splits that published tables are measured on."""
 
 
 class EvaluationError(SurroundError):
@@ -44,6 +44,7 @@ class EvaluateSpec:
         protocol: a name of PROTOCOLS.
         teacher: also measure the teacher, which needs its weights.
         latency: also time student and teacher.
+        flip: average each prediction with that of the mirrored rig (test-time augmentation); recorded in the report.
         pictures: frames drawn in the report, spread evenly over the split.
         precision, device: auto, or as named in stages/devices.py.
     """
@@ -51,6 +52,7 @@ class EvaluateSpec:
     protocol: str = "surrounddepth"
     teacher: bool = True
     latency: bool = True
+    flip: bool = False
     pictures: int = 4
     precision: str = "auto"
     device: str = "auto"
@@ -61,15 +63,6 @@ class EvaluateSpec:
             raise ValueError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {self.protocol!r}")
         if self.pictures < 0:
             raise ValueError(f"pictures: expected 0 or more, got {self.pictures}")
-
-
-@dataclass(frozen=True)
-class Scores:
-    """One table of the report: the mean over cameras, each camera, each band of true distance."""
-
-    mean: DepthErrors
-    per_camera: dict[str, DepthErrors]
-    by_distance_m: dict[str, DepthErrors]
 
 
 @dataclass(frozen=True)
@@ -133,6 +126,7 @@ class EvaluateReport:
     dataset: str
     split: str
     protocol: str
+    flip: bool
     range_m: tuple[float, float]
     frames: int
     images: int
@@ -174,7 +168,7 @@ def evaluate(
         Preempted: if `should_stop` says so between two frames.
     """
     range_m = RANGE_M.get(source.name, DEFAULT_RANGE_M)
-    tables = {name: _Table(range_m) for name in ("metric", "median_scaled", "affine_invariant", "teacher")}
+    tables = {name: ScoreTable(range_m) for name in ("metric", "median_scaled", "affine_invariant", "teacher")}
     overlaps: dict[str, list[Overlap]] = defaultdict(list)
     quarantined: dict[str, str] = {}
     pictures = []
@@ -193,7 +187,7 @@ def evaluate(
                 bar.update()
                 continue
             rig = rig_views(frame, native, sweep, student.spec.input_size)
-            student_m = predict_rig(student, rig, device, precision)
+            student_m = predict_rig(student, rig, device, precision, flip=spec.flip)
             if not np.isfinite(student_m).all():
                 raise EvaluationError(f"the student's depth of frame {frame_id} is not finite; train it again")
             disparity = _teacher_disparity(teacher, native) if teacher is not None else {}
@@ -245,6 +239,7 @@ def evaluate(
         dataset=source.name,
         split=split,
         protocol=spec.protocol,
+        flip=spec.flip,
         range_m=range_m,
         frames=len(frame_ids) - len(quarantined),
         images=metric.mean.images,
@@ -258,19 +253,18 @@ def evaluate(
     return Evaluation(report, tuple(pictures))
 
 
-def predict_rig(student: Student, rig: RigViews, device: torch.device, precision: str) -> Float[np.ndarray, "V H W"]:
-    """Depth in metres for one rig of the student's input size; 0 where a camera is missing."""
-    depth_m = _forward(student, rig, device, precision)[0].float().cpu().numpy()
-    return np.where(rig.view_valid[:, None, None], depth_m, np.float32(0))
+def require_full_count(source: Source, split: str, frame_count: int) -> None:
+    """Check that a published split that is there with all its drives is there with all its frames.
 
-
-def _forward(student: Student, rig: RigViews, device: torch.device, precision: str) -> Float[Tensor, "1 V H W"]:
-    focal_px = torch.from_numpy(np.where(rig.view_valid, rig.intrinsics[:, 0, 0], 1.0)).float()
-    image = torch.from_numpy(rig.image).to(device).permute(0, 3, 1, 2).float() / 255
-    with torch.inference_mode(), autocast(device, precision):
-        out = student(image[None], focal_px[None].to(device), torch.from_numpy(rig.view_valid)[None].to(device))
-    depth_m: Tensor = out.depth_m
-    return depth_m
+    Raises:
+        EvaluationError: if frames are missing or too many; a number measured on them would compare with nothing.
+    """
+    drives, frames = FULL_SPLITS.get((source.name, split), (0, 0))
+    if drives and len(source.splits[split]) == drives and frame_count != frames:
+        raise EvaluationError(
+            f"{source.name} {split}: all {drives} drives are there, expected {frames} frames, found {frame_count};"
+            " complete the data set, or name the drives you want in data.test"
+        )
 
 
 def _teacher_disparity(
@@ -313,7 +307,7 @@ def _pooled(overlaps: Sequence[Overlap]) -> float:
 
 
 def _latency(student: Student, rig: RigViews, teacher: Teacher | None, device: torch.device, precision: str) -> Latency:
-    student_time = measure(lambda: _forward(student, rig, device, precision), device, warmup=3, repeats=20)
+    student_time = measure(lambda: forward_rig(student, rig, device, precision), device, warmup=3, repeats=20)
     teacher_time = None
     if teacher is not None:
         images = torch.zeros(len(rig.image), *teacher.input_size, 3, dtype=torch.uint8).random_(0, 256)
@@ -330,38 +324,3 @@ def _latency(student: Student, rig: RigViews, teacher: Teacher | None, device: t
         teacher_input=teacher.input_size if teacher is not None else None,
         images_per_rig=len(rig.image),
     )
-
-
-class _Table:
-    """Per-image errors of one alignment, by camera and by band of true distance."""
-
-    def __init__(self, range_m: tuple[float, float]):
-        self._per_camera: dict[str, list[DepthErrors]] = defaultdict(list)
-        edges = [edge for edge in BAND_EDGES_M if edge <= range_m[1]]
-        self._bands: Mapping[tuple[int, int], dict[str, list[DepthErrors]]] = {
-            band: defaultdict(list) for band in pairwise(edges)
-        }
-
-    @property
-    def images(self) -> int:
-        return sum(len(entries) for entries in self._per_camera.values())
-
-    def add(self, camera: str, predicted_m: Float[np.ndarray, " N"], truth_m: Float[np.ndarray, " N"]) -> float:
-        """Add one image; returns its AbsRel."""
-        errors = metrics.depth_errors(predicted_m=predicted_m, truth_m=truth_m)
-        self._per_camera[camera].append(errors)
-        for (near, far), per_camera in self._bands.items():
-            inside = (truth_m >= near) & (truth_m < far)
-            if inside.any():
-                band_errors = metrics.depth_errors(predicted_m=predicted_m[inside], truth_m=truth_m[inside])
-                per_camera[camera].append(band_errors)
-        return errors.abs_rel
-
-    def scores(self) -> Scores:
-        per_camera = {name: mean_errors(entries) for name, entries in self._per_camera.items()}
-        bands = {
-            f"{near}-{far}": mean_errors(mean_errors(entries) for entries in cameras.values())
-            for (near, far), cameras in self._bands.items()
-            if cameras
-        }
-        return Scores(mean_errors(per_camera.values()), per_camera, bands)

@@ -1,13 +1,18 @@
+from dataclasses import replace
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 import torch
 from fakes import NAMES, STUDENT_SIZE, TEACHER_SIZE, FakeSource, tiny_teacher
 
 from data_cache.geometry import sparse_depth
-from stages import evaluate as module
+from data_cache.views import load_native_images, rig_views
+from stages import predict as predict_module
 from stages.bins import BinSpec
-from stages.evaluate import EvaluateSpec, EvaluationError, evaluate
+from stages.evaluate import EvaluateSpec, EvaluationError, evaluate, require_full_count
 from stages.metrics import depth_errors
+from stages.predict import predict_rig
 from stages.progress import Preempted
 from stages.student.model import Student, StudentSpec
 
@@ -37,7 +42,7 @@ def truth_teller(source: FakeSource, factor_of_view: tuple[float, ...]):
 
 def test_errors_are_per_image_then_per_camera_then_a_mean_of_cameras(monkeypatch):
     source = FakeSource(3, missing={"d/1": (1,), "d/2": (1,)})
-    monkeypatch.setattr(module, "_forward", truth_teller(source, (1.0, 1.2, 0.9)))
+    monkeypatch.setattr(predict_module, "forward_rig", truth_teller(source, (1.0, 1.2, 0.9)))
     report = run(source).report
     by_hand = {name: [] for name in NAMES}
     for frame_id in source.drives["d"]:
@@ -61,7 +66,7 @@ def test_a_wrong_scale_costs_the_metric_row_and_not_the_aligned_ones(monkeypatch
     source = FakeSource(2)
     rows = {}
     for factor in (1.0, 1.7):
-        monkeypatch.setattr(module, "_forward", truth_teller(source, (factor,) * 3))
+        monkeypatch.setattr(predict_module, "forward_rig", truth_teller(source, (factor,) * 3))
         rows[factor] = run(source).report.student
     assert rows[1.0].metric.mean.abs_rel != pytest.approx(rows[1.7].metric.mean.abs_rel, rel=1e-3)
     for name in ("median_scaled", "affine_invariant"):
@@ -110,7 +115,7 @@ def test_nothing_to_measure_is_an_error_that_says_why():
 
 def test_a_student_that_says_nan_is_an_error_that_names_the_frame(monkeypatch):
     source = FakeSource(2)
-    monkeypatch.setattr(module, "_forward", truth_teller(source, (1.0, float("nan"), 1.0)))
+    monkeypatch.setattr(predict_module, "forward_rig", truth_teller(source, (1.0, float("nan"), 1.0)))
     with pytest.raises(EvaluationError, match="frame d/0 is not finite"):
         run(source)
 
@@ -126,6 +131,33 @@ def test_latency_times_student_and_teacher_in_one_harness(teacher_folder):
     assert 0 < latency.student_ms_per_rig <= latency.student_p95_ms_per_rig
     assert (latency.device, latency.precision, latency.images_per_rig) == ("cpu", "fp32", 3)
     assert (latency.input, latency.teacher_input) == (STUDENT_SIZE, TEACHER_SIZE)
+
+
+def test_flip_averages_with_what_the_mirrored_rig_gives_and_is_recorded():
+    source = FakeSource(1)
+    frame = source.frame("d/0")
+    rig = rig_views(frame, load_native_images(frame), None, STUDENT_SIZE)
+    model = student()
+    ring = [0, 2, 1]
+    mirrored = replace(rig, image=rig.image[ring][:, :, ::-1].copy(), intrinsics=rig.intrinsics[ring])
+    plain, other = (predict_rig(model, r, CPU, "fp32") for r in (rig, mirrored))
+    flipped = predict_rig(model, rig, CPU, "fp32", flip=True)
+    np.testing.assert_allclose(flipped[1], (plain[1] + other[2, :, ::-1]) / 2, rtol=1e-5)
+    assert np.abs(flipped - plain).max() > 1e-3
+    assert run(source, replace(SPEC, flip=True)).report.flip
+    assert not run(source).report.flip
+
+
+def test_a_published_split_must_be_whole_when_all_its_drives_are_there():
+    source = FakeSource(1, name="ddad")
+    whole = {"val": tuple(f"{i}" for i in range(50))}
+    with patch.object(FakeSource, "splits", whole):
+        require_full_count(source, "val", 3950)
+        with pytest.raises(EvaluationError, match="expected 3950 frames, found 3850"):
+            require_full_count(source, "val", 3850)
+    with patch.object(FakeSource, "splits", {"val": ("000187",)}):
+        require_full_count(source, "val", 3)
+    require_full_count(source, "000187", 3)
 
 
 def test_ddad_is_measured_to_200_m_and_the_rest_to_80():

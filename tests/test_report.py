@@ -56,6 +56,7 @@ REPORT = EvaluateReport(
     dataset="synthetic",
     split="val",
     protocol="surrounddepth",
+    flip=False,
     range_m=(0.1, 80.0),
     frames=3,
     images=11,

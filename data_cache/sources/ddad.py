@@ -145,7 +145,8 @@ def _read_scene(path: Path) -> list[_Sample]:
                 path.parent,
                 _stamp_us(sample["id"]["timestamp"]),
                 calibrations[sample["calibration_key"]],
-                _sensor_data([data[key] for key in sample["datum_keys"]]),
+                # A key without its datum is a sensor that this sample lacks: tiny and trimmed releases have them.
+                _sensor_data([data[key] for key in sample["datum_keys"] if key in data]),
             )
             for sample in scene["samples"]
         ]

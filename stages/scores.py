@@ -1,0 +1,59 @@
+"""Pooling of per-image errors: per image, then a mean per camera, then a mean of cameras."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from jaxtyping import Float
+
+from stages.metrics import DepthErrors, depth_errors, mean_errors
+
+BAND_EDGES_M = (0, 20, 40, 80, 200)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One table of the report: the mean over cameras, each camera, each band of true distance."""
+
+    mean: DepthErrors
+    per_camera: dict[str, DepthErrors]
+    by_distance_m: dict[str, DepthErrors]
+
+
+class ScoreTable:
+    """Per-image errors of one alignment, by camera and by band of true distance."""
+
+    def __init__(self, range_m: tuple[float, float]):
+        self._per_camera: dict[str, list[DepthErrors]] = defaultdict(list)
+        edges = [edge for edge in BAND_EDGES_M if edge <= range_m[1]]
+        self._bands: Mapping[tuple[int, int], dict[str, list[DepthErrors]]] = {
+            band: defaultdict(list) for band in pairwise(edges)
+        }
+
+    @property
+    def images(self) -> int:
+        """Images added so far."""
+        return sum(len(entries) for entries in self._per_camera.values())
+
+    def add(self, camera: str, predicted_m: Float[np.ndarray, " N"], truth_m: Float[np.ndarray, " N"]) -> float:
+        """Add one image; returns its AbsRel."""
+        errors = depth_errors(predicted_m=predicted_m, truth_m=truth_m)
+        self._per_camera[camera].append(errors)
+        for (near, far), per_camera in self._bands.items():
+            inside = (truth_m >= near) & (truth_m < far)
+            if inside.any():
+                band_errors = depth_errors(predicted_m=predicted_m[inside], truth_m=truth_m[inside])
+                per_camera[camera].append(band_errors)
+        return errors.abs_rel
+
+    def scores(self) -> Scores:
+        """The pooled table; bands without a pixel are left out."""
+        per_camera = {name: mean_errors(entries) for name, entries in self._per_camera.items()}
+        bands = {
+            f"{near}-{far}": mean_errors(mean_errors(entries) for entries in cameras.values())
+            for (near, far), cameras in self._bands.items()
+            if cameras
+        }
+        return Scores(mean_errors(per_camera.values()), per_camera, bands)
