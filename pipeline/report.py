@@ -162,7 +162,8 @@ def _summary(report: EvaluateReport) -> str:
     flip = ", with flip averaging" if report.flip else ""
     return (
         f"Protocol {report.protocol}{flip}, {near_m:g} to {far_m:g} m:"
-        f" {_count(report.frames, 'frame')}, {_count(report.images, 'image')}, {_count(report.valid_pixels, 'valid pixel')}."
+        f" {_count(report.frames, 'frame')}, {_count(report.images, 'image')},"
+        f" {_count(report.valid_pixels, 'valid pixel')}."
     )
 
 

@@ -58,7 +58,7 @@ class TrainStudentSpec:
     seed: int = 0
     steps: int
     batch_rigs: int = 4
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-3
     warmup_steps: int = 50
     weight_decay: float = 0.01
     clip_norm: float = 1.0

@@ -201,10 +201,10 @@ def test_centres_by_hand():
 
 
 def test_a_wide_bin_moves_the_centres_that_follow_it():
-    """Nearly all width in bin 0, the farthest: its centre is near the middle in log depth, the others near 0.5 m."""
+    """All free width in bin 0 of 4, the farthest: it takes 1/2 + 1/8 of the log range and is centred in its middle."""
     centers_m = extreme_centers(torch.tensor([20.0, 0, 0, 0]))
-    assert centers_m[0].item() == pytest.approx(math.sqrt(0.5 * 80), rel=0.2)
-    assert (centers_m[1:] < 0.6).all()
+    assert centers_m[0].item() == pytest.approx(80 * (0.5 / 80) ** (0.625 / 2), rel=1e-4)
+    assert centers_m[3].item() == pytest.approx(80 * (0.5 / 80) ** (1 - 0.125 / 2), rel=1e-4)
 
 
 def test_an_untrained_attention_changes_nothing():

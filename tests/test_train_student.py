@@ -85,7 +85,7 @@ def test_running_it_twice_trains_once_and_fresh_starts_over(cache, tmp_path):
 
 def test_other_settings_do_not_continue_a_run(cache, tmp_path):
     train(cache, tmp_path)
-    with pytest.raises(CheckpointError, match=r"learning_rate: state has 0.0003, recipe says 0.1(.|\n)*--fresh"):
+    with pytest.raises(CheckpointError, match=r"learning_rate: state has 0.001, recipe says 0.1(.|\n)*--fresh"):
         train(cache, tmp_path, replace(SPEC, learning_rate=0.1))
     with pytest.raises(CheckpointError, match="losses.kl"):
         train(cache, tmp_path, weights=LossWeights(kl=0.9))
