@@ -1,5 +1,5 @@
 # A thin skin over the `surround` command. Every target that needs it makes the environment first.
-.PHONY: help demo test check bench teacher-cache train-student eval
+.PHONY: help demo test lint check bench teacher-cache train-student eval
 .DEFAULT_GOAL := help
 # `make teacher-cache train-student eval` is an order, also under -j.
 .NOTPARALLEL:
@@ -37,9 +37,10 @@ eval: $(READY)  ## stage 3: measure the student and write the report
 test: $(READY)  ## all tests
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
-check: $(READY) ## lint, types, tests
+lint: $(READY)  ## lint and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	@$(MAKE) --no-print-directory test
+
+check: lint test  ## lint, types, tests
 
 bench: $(READY) ## print speed, memory and size; asserts nothing
 	$(BIN)/python -m pytest -m bench -o addopts= tests/benchmarks $(ARGS)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForDepthEstimation
 
 from data_cache.errors import SettingError
-from stages.teacher.base import Space, Teacher, TeacherOutput, fingerprint, to_disparity
+from stages.teacher.base import Space, Teacher, TeacherOutput, to_disparity
 from stages.teacher.transformers_depth import PREPROCESSING, TransformersTeacher
 
 PATCH = 14
@@ -183,20 +183,6 @@ def test_anything_with_the_right_attributes_is_a_teacher(teacher):
     assert isinstance(teacher, Teacher)
     assert isinstance(PaperTeacher(), Teacher)
     assert teacher.preprocessing == PREPROCESSING
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"weights_sha256": "abd"}, {"preprocessing": "other"}, {"input_size": (70, 42)}, {"precision": "bf16"}],
-    ids=lambda change: next(iter(change)),
-)
-def test_the_fingerprint_changes_with_all_that_changes_a_prediction(change):
-    assert fingerprint(PaperTeacher(**change)) != fingerprint(PaperTeacher())
-
-
-def test_the_fingerprint_does_not_depend_on_the_name():
-    assert fingerprint(PaperTeacher(name="other", licence="other")) == fingerprint(PaperTeacher())
-    assert len(fingerprint(PaperTeacher())) == 64
 
 
 @pytest.fixture(scope="module")

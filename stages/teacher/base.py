@@ -1,7 +1,5 @@
 """What a teacher is: images in, a relative or metric map and a feature grid out."""
 
-import hashlib
-import json
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -27,7 +25,11 @@ class TeacherOutput:
 
 @runtime_checkable
 class Teacher(Protocol):
-    """Any object with these is a teacher; nothing to inherit. Must be deterministic."""
+    """Any object with these is a teacher; nothing to inherit. Must be deterministic.
+
+    Weights hash, preprocessing, input size and precision are its fingerprint: equal ones promise equal predictions. They
+    stand in the cache one by one, so that a difference can be named.
+    """
 
     @property
     def name(self) -> str:
@@ -67,12 +69,6 @@ class Teacher(Protocol):
     def __call__(self, images: UInt8[Tensor, "N H W 3"]) -> TeacherOutput:
         """Look at RGB images of `input_size`."""
         ...
-
-
-def fingerprint(teacher: Teacher) -> str:
-    """sha256 over weights, preprocessing, resolution and precision: equal fingerprints promise equal predictions."""
-    parts = [teacher.weights_sha256, teacher.preprocessing, list(teacher.input_size), teacher.precision]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def to_disparity(prediction: Float[Tensor, "*shape"], space: Space) -> Float[Tensor, "*shape"]:
