@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import zarr
 
+from data_cache.files import file_sha256
 from data_cache.schema import (
     CacheIdentity,
     DamagedCacheError,
@@ -23,7 +24,9 @@ from data_cache.schema import (
     array_table,
     load_description,
 )
-from data_cache.writer import file_sha256, wrong_sizes
+from data_cache.writer import wrong_sizes
+
+_REWRITE = "run teacher-cache again: it writes it anew"
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,9 @@ class CacheStatus:
 
 
 def cache_status(root: Path) -> CacheStatus:
-    """Progress of the cache at `root`, at any moment of its life; only receipts are read."""
+    """Progress of the cache at `root`, at any moment of its life; only receipts and file sizes are read."""
     identity, resolved = load_description(root)
-    receipts = list(_receipts(root, identity))
+    receipts = [receipt for receipt in _receipts(root, identity) if not wrong_sizes(root, receipt)]
     return CacheStatus(
         identity,
         resolved,
@@ -58,9 +61,14 @@ def cache_status(root: Path) -> CacheStatus:
 
 
 def verify_cache(root: Path) -> list[str]:
-    """Hash every file of every receipt; one line per damage found, empty when all is well."""
+    """Check all metadata and hash every file of every receipt; one line per damage found, empty when all is well."""
     identity, _ = load_description(root)
     damages = []
+    for look in (read_split_frames, _open_arrays):
+        try:
+            look(root, identity)
+        except DamagedCacheError as error:
+            damages.append(str(error))
     for receipt in _receipts(root, identity):
         wrong = wrong_sizes(root, receipt)
         for name, stored in receipt.files.items():
@@ -99,7 +107,7 @@ class CacheReader:
         for receipt in receipts:
             for name, what in wrong_sizes(root, receipt).items():
                 raise DamagedCacheError(_damage(root, receipt.shard, name, what))
-        self.frames = _split_frames(root, self.identity)
+        self.frames = read_split_frames(root, self.identity)
         self.quarantined = {k: v for receipt in receipts for k, v in receipt.quarantined.items()}
         self._index = {frame_id: index for index, frame_id in enumerate(self.frames.ordered)}
         self._arrays: dict[str, zarr.Array[Any]] = {}
@@ -139,21 +147,26 @@ def _receipts(root: Path, identity: CacheIdentity) -> Iterator[Receipt]:
     for shard in range(identity.shard_count):
         path = layout.receipt(shard)
         if path.exists():
-            receipt = Receipt.from_json(path.read_text(), path)
+            receipt = Receipt.from_json(path.read_bytes(), path)
             if receipt.identity_sha256 != identity.sha256():
                 raise DamagedCacheError(f"{path} belongs to another cache; delete it and run teacher-cache again")
             yield receipt
 
 
-def _split_frames(root: Path, identity: CacheIdentity) -> SplitFrames:
+def read_split_frames(root: Path, identity: CacheIdentity) -> SplitFrames:
+    """Frame ids of the cache at `root`, by split; raises DamagedCacheError."""
     path = Layout(root).frame_list
     try:
         table = json.loads(path.read_text())
         frames = SplitFrames(tuple(table["train"]), tuple(table["selection"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedCacheError(f"{path} cannot be read ({error}); restore it or delete the cache folder") from error
+        raise DamagedCacheError(
+            f"{path} cannot be read ({error}); run teacher-cache again: it writes it anew"
+        ) from error
     if frames.sha256() != identity.frames_sha256:
-        raise DamagedCacheError(f"{path} is not the frame list of this cache; restore it or delete the cache folder")
+        raise DamagedCacheError(
+            f"{path} is not the frame list of this cache; run teacher-cache again: it writes it anew"
+        )
     return frames
 
 
@@ -163,7 +176,7 @@ def _open_arrays(root: Path, identity: CacheIdentity) -> dict[str, zarr.Array[An
         group = zarr.open_group(path, mode="r")
         arrays = {name: group[name] for name in array_table(identity)}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedCacheError(f"{path}: metadata cannot be read ({error!r}); delete the cache folder") from error
+        raise DamagedCacheError(f"{path}: metadata cannot be read ({error!r}); {_REWRITE}") from error
     return {name: array for name, array in arrays.items() if isinstance(array, zarr.Array)}
 
 

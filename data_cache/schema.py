@@ -46,10 +46,6 @@ class DamagedCacheError(CacheError):
     """Stored bytes are not what the receipt says."""
 
 
-class DiskFullError(CacheError):
-    """The disk is full; what is finished stays valid."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class CacheIdentity:
     """What a cache holds and how it was made. Sizes are (height, width) in pixels.
@@ -146,7 +142,7 @@ class FrameRecord:
         bin_first: first bin of the window of stored probabilities.
         bin_prob: probabilities inside the window, relative; they sum to one after division by their sum.
         relation: [i] relates tokens of view i (rows) to those of view i + 1 mod V (columns).
-        view_valid: False where the frame lacks the camera; its other entries are then 0.
+        view_valid: False where the frame lacks the camera; its other entries are then 0, its pose the identity.
         intrinsics: pixels of `image`, pixel centres at half-integers.
         world_from_cam: pose at the camera's own time stamp.
     """
@@ -213,7 +209,7 @@ class Receipt:
         identity_sha256: the cache it belongs to.
         files: by path relative to the cache folder.
         quarantined: reason by frame id; these frames hold zeros.
-        notes: by frame id, things that were left out (LiDAR points that are not finite).
+        notes: by frame id, what a usable frame lacks (a camera, a sweep, LiDAR points that are not finite).
     """
 
     shard: int
@@ -227,7 +223,7 @@ class Receipt:
         return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
 
     @staticmethod
-    def from_json(text: str, where: Path) -> "Receipt":
+    def from_json(text: bytes, where: Path) -> "Receipt":
         """Parse a receipt.
 
         Raises:

@@ -12,13 +12,13 @@ from data_cache.rig import Frame, Sweep
 
 @dataclass(frozen=True, eq=False)
 class RigViews:
-    """All views of a frame, stretched to one size; zeros where a camera is missing.
+    """All views of a frame, stretched to one size; zeros where a camera is missing, and the identity as its pose.
 
     Attributes:
         image: RGB.
         lidar_depth_m: z-buffered depth in metres, 0 = no return.
         intrinsics: pixels of `image`, pixel centres at half-integers.
-        world_from_cam: identity where a camera is missing.
+        world_from_cam: pose at the camera's own time stamp.
         view_valid: False where a camera is missing.
     """
 

@@ -1,11 +1,8 @@
 """Writing a cache: whole shards, each followed by its receipt."""
 
-import errno
-import hashlib
 import json
-import os
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,12 +10,12 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
+from data_cache.files import file_sha256, fsync, write_atomically, write_error
 from data_cache.schema import (
     ArraySpec,
     CacheError,
     CacheIdentity,
     DamagedCacheError,
-    DiskFullError,
     FrameRecord,
     Layout,
     Receipt,
@@ -29,8 +26,6 @@ from data_cache.schema import (
     array_table,
     load_description,
 )
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class CacheWriter:
@@ -46,32 +41,47 @@ class CacheWriter:
 
         Raises:
             StaleCacheError: if the cache there has another identity or precision.
-            DiskFullError, CacheError: if it cannot be created.
+            WriteError, CacheError: if it cannot be created.
         """
         self.layout = Layout(root)
         self.identity = identity
         self.frames = frames
         self.frame_ids = frames.ordered
         self._table = array_table(identity)
+        if self.layout.description.exists():
+            found, begun_with = load_description(root)
+            differences = found.differences(asdict(identity))
+            if begun_with.precision != resolved.precision:
+                differences["teacher_precision"] = (begun_with.precision, resolved.precision)
+            if differences:
+                raise StaleCacheError(root, differences)
         try:
-            if not self.layout.description.exists():
-                self._init(resolved)
+            self._write_metadata(resolved)
         except OSError as error:
-            raise _explain(error, root) from error
-        found, begun_with = load_description(root)
-        differences = found.differences(asdict(identity))
-        if begun_with.precision != resolved.precision:
-            differences["teacher_precision"] = (begun_with.precision, resolved.precision)
-        if differences:
-            raise StaleCacheError(root, differences)
+            raise write_error(error, root) from error
 
-    def _init(self, resolved: Resolved) -> None:
-        """Write all metadata, `cache.json` last; of two processes that start together both end with the same files."""
+    def _write_metadata(self, resolved: Resolved) -> None:
+        """Write all metadata that is not there as it should be, `cache.json` last.
+
+        Of two processes that start together both end with the same files.
+        """
         layout = self.layout
+        ours = layout.description.exists()
+        with tempfile.TemporaryDirectory() as folder:
+            metadata = self._array_metadata(Path(folder) / "arrays.zarr")
+        if not ours and layout.arrays.exists() and not _metadata(layout.arrays).items() <= metadata.items():
+            raise CacheError(f"{layout.arrays} is there but is not this recipe's; move it away or choose another --run")
         layout.receipt(0).parent.mkdir(parents=True, exist_ok=True)
-        partial = layout.arrays.with_suffix(f".{os.getpid()}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        group = zarr.create_group(partial)
+        for name, text in metadata.items():
+            _write_if_different(layout.arrays / name, text)
+        _write_if_different(layout.frame_list, json.dumps(asdict(self.frames), indent=0) + "\n")
+        if not ours:
+            description = {"identity": asdict(self.identity), "resolved": asdict(resolved)}
+            write_atomically(layout.description, json.dumps(description, indent=1, sort_keys=True) + "\n")
+
+    def _array_metadata(self, scratch: Path) -> dict[str, str]:
+        """What zarr writes for a group of our arrays, by path inside the group."""
+        group = zarr.create_group(scratch)
         for name, spec in self._table.items():
             group.create_array(
                 name,
@@ -83,22 +93,7 @@ class CacheWriter:
                 fill_value=0,
                 config={"write_empty_chunks": True},
             )
-        if layout.arrays.exists():
-            if _metadata(layout.arrays) != _metadata(partial):
-                raise CacheError(
-                    f"{layout.arrays} is there but is not this recipe's; move it away or choose another --run"
-                )
-            shutil.rmtree(partial)
-        else:
-            try:
-                partial.rename(layout.arrays)
-            except OSError as error:
-                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                    raise
-                shutil.rmtree(partial)  # another process that started with us was first; its files are the same
-        write_atomically(layout.frame_list, json.dumps(asdict(self.frames), indent=0) + "\n")
-        description = {"identity": asdict(self.identity), "resolved": asdict(resolved)}
-        write_atomically(layout.description, json.dumps(description, indent=1, sort_keys=True) + "\n")
+        return _metadata(scratch)
 
     def frame_range(self, shard: int) -> range:
         """Frame numbers of one shard."""
@@ -132,7 +127,7 @@ class CacheWriter:
         """A shard is done when its receipt is readable, is ours, and its files have the sizes it says."""
         path = self.layout.receipt(shard)
         try:
-            receipt = Receipt.from_json(path.read_text(), path)
+            receipt = Receipt.from_json(path.read_bytes(), path)
         except (FileNotFoundError, DamagedCacheError):
             return False
         if receipt.identity_sha256 != self.identity.sha256() or (retry_quarantined and receipt.quarantined):
@@ -154,7 +149,7 @@ class CacheWriter:
             quarantined, notes: texts by frame id, kept in the receipt.
 
         Raises:
-            DiskFullError: if the disk is full; the shard stays pending.
+            WriteError: if the system refuses (DiskFullError: the disk is full); the shard stays pending.
         """
         frames = self.frame_range(shard)
         if len(records) != len(frames):
@@ -174,39 +169,8 @@ class CacheWriter:
             receipt = Receipt(shard, self.identity.sha256(), files, dict(quarantined), dict(notes))
             write_atomically(self.layout.receipt(shard), receipt.to_json())
         except OSError as error:
-            raise _explain(error, self.layout.root) from error
+            raise write_error(error, self.layout.root) from error
         return receipt
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` with `text`, or leave it as it was; durable when this returns."""
-
-    def write(partial: Path) -> None:
-        partial.write_text(text, encoding="utf-8")
-
-    replace_atomically(path, write)
-
-
-def replace_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a partial file, then move it to `path` in one step, flushed to disk.
-
-    A failed write leaves `path` as it was and no partial file.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        write(partial)
-        _fsync(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    _fsync(path.parent)
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def wrong_sizes(root: Path, receipt: Receipt) -> dict[str, str]:
@@ -241,17 +205,9 @@ def _stack(name: str, spec: ArraySpec, records: Sequence[FrameRecord | None]) ->
 
 def _settle(path: Path) -> StoredFile:
     """Flush a shard file to disk and describe it."""
-    _fsync(path)
-    _fsync(path.parent)
+    fsync(path)
+    fsync(path.parent)
     return StoredFile(path.stat().st_size, file_sha256(path))
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove_leftovers(path: Path) -> None:
@@ -261,14 +217,12 @@ def _remove_leftovers(path: Path) -> None:
 
 
 def _metadata(group: Path) -> dict[str, str]:
-    return {str(path.relative_to(group)): path.read_text() for path in sorted(group.glob("**/zarr.json"))}
+    return {
+        str(path.relative_to(group)): path.read_text(encoding="utf-8", errors="replace")
+        for path in sorted((*group.glob("zarr.json"), *group.glob("*/zarr.json")))
+    }
 
 
-def _explain(error: OSError, root: Path) -> CacheError:
-    if error.errno in _FULL:
-        free = shutil.disk_usage(root).free
-        return DiskFullError(
-            f"disk full while writing {root}: {free / 1e6:.1f} MB free ({error.strerror}); finished shards are kept:"
-            " free some space, or move the folder to a larger disk, and run teacher-cache again"
-        )
-    return CacheError(f"cannot write {error.filename or root}: {error.strerror}; check the folder and its permissions")
+def _write_if_different(path: Path, text: str) -> None:
+    if not path.exists() or path.read_bytes() != text.encode():
+        write_atomically(path, text)

@@ -34,7 +34,13 @@ def main() -> None:
 def recipe_options(command: F) -> F:
     """What every stage takes: the recipe, where the data is, where the run goes, and overrides."""
     for option in (
-        click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a recipe value."),
+        click.option(
+            "--set",
+            "overrides",
+            multiple=True,
+            metavar="SECTION.KEY=VALUE",
+            help="Override a recipe value, e.g. train_student.steps=500; repeatable.",
+        ),
         click.option("--run", "run", type=click.Path(path_type=Path), help="Run folder; default runs/<recipe>."),
         click.option("--data", type=click.Path(path_type=Path), help="Data set folder."),
         click.argument("recipe"),
@@ -68,7 +74,7 @@ def teacher_cache(
         f" {status.shards_done} of {status.identity.shard_count} shards,"
         f" {status.bytes / 1e6:.1f} MB{per_frame} in {folder.cache}"
     )
-    _list("LiDAR points left out", status.notes)
+    _notes(status.notes)
     _exit_quarantined(status.quarantined, "fix the files and pass --retry")
 
 
@@ -135,7 +141,7 @@ def cache_status(folder: Path) -> None:
         f" {status.bytes / 1e6:.1f} MB, teacher {identity.teacher_name} ({identity.teacher_licence}),"
         f" {status.resolved.precision}"
     )
-    _list("LiDAR points left out", status.notes)
+    _notes(status.notes)
     _exit_quarantined(status.quarantined, "fix the files and run teacher-cache --retry")
 
 
@@ -143,6 +149,7 @@ def cache_status(folder: Path) -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 def cache_verify(folder: Path) -> None:
     """Hash every file of the cache in FOLDER (a run or cache folder) against its receipt."""
+    from data_cache.reader import cache_status as cache_status_of
     from data_cache.reader import verify_cache
 
     with _errors():
@@ -151,7 +158,10 @@ def cache_verify(folder: Path) -> None:
         click.echo(damage, err=True)
     if damages:
         sys.exit(EXIT_FAILED)
-    click.echo("verified: every file is what its receipt says")
+    status = cache_status_of(_cache_folder(folder))
+    click.echo(
+        f"verified: {status.shards_done} of {status.identity.shard_count} shards, every file is what its receipt says"
+    )
 
 
 @main.command()
@@ -193,8 +203,8 @@ def _open_run(
 
 def _part(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if match is None:
-        raise click.BadParameter(f"expected I/N, got {text!r}", param_hint="--part")
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise click.BadParameter(f"expected I/N with 1 <= I <= N, got {text!r}", param_hint="--part")
     return int(match[1]), int(match[2])
 
 
@@ -207,6 +217,15 @@ def _list(title: str, entries: Mapping[str, str]) -> None:
         click.echo(f"{title} in {len(entries)} frames:", err=True)
         for frame_id, reason in entries.items():
             click.echo(f"  {frame_id}: {reason}", err=True)
+
+
+def _notes(notes: Mapping[str, str]) -> None:
+    """What usable frames lack, a line for each kind: a camera that is missing everywhere is one fact, not thousands."""
+    frames: dict[str, list[str]] = {}
+    for frame_id, note in notes.items():
+        frames.setdefault(note, []).append(frame_id)
+    for note, frame_ids in frames.items():
+        click.echo(f"Note: {note} in {len(frame_ids)} frames, first {frame_ids[0]}", err=True)
 
 
 def _exit_quarantined(quarantined: Mapping[str, str], remedy: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import tomli_w
 
 from pipeline.errors import RecipeError
+from pipeline.weight_catalog import KNOWN
 from stages.bins import BinSpec
 from stages.evaluate import EvaluateSpec
 from stages.losses import LossWeights
@@ -87,13 +88,20 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), data: Path | N
     if not path.is_file():
         raise RecipeError(f"no recipe {name_or_path!r}: not a file, and the built-in ones are {', '.join(known)}")
     try:
-        table = tomllib.loads(path.read_text())
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not valid TOML: {error}") from error
     for override in overrides:
         _override(table, override)
     table.setdefault("name", path.stem)
     recipe = parse(Recipe, table, path.name)
+    if recipe.student.pretrained and recipe.student.encoder not in KNOWN:
+        raise RecipeError(
+            f"{path.name}[student]: no pretrained weights are known for {recipe.student.encoder};"
+            ' set pretrained = false, or encoder = "resnet-18"'
+        )
     if data is not None:
         root = data.resolve()
     elif recipe.data.root:

@@ -11,7 +11,7 @@ import jinja2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from data_cache.writer import write_atomically
+from data_cache.files import write_atomically
 from pipeline.pictures import (
     DepthScale,
     colour_depth,

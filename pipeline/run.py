@@ -4,6 +4,7 @@ import hashlib
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -11,10 +12,12 @@ from pathlib import Path
 
 import torch
 
-from data_cache.reader import CacheReader, CacheStatus, cache_status
-from data_cache.schema import Resolved, SplitFrames
+from data_cache.errors import SourceError
+from data_cache.files import file_sha256, write_atomically
+from data_cache.reader import CacheReader, CacheStatus, cache_status, read_split_frames
+from data_cache.schema import CacheError, Resolved, SplitFrames, load_description
 from data_cache.sources import Source, open_source, select
-from data_cache.writer import CacheWriter, file_sha256, write_atomically
+from data_cache.writer import CacheWriter
 from pipeline.config import Recipe, recipe_toml
 from pipeline.errors import RecipeError
 from pipeline.report import write_report
@@ -23,7 +26,6 @@ from pipeline.weights import KNOWN, WeightFolder, fetch_weights
 from stages.checkpoint import LoadedStudent, load_student
 from stages.devices import place, resolve_device, resolve_precision
 from stages.evaluate import EvaluateReport, evaluate, require_full_count
-from stages.student.encoder import DEPTHS
 from stages.student.model import Student
 from stages.teacher.transformers_depth import TransformersTeacher
 from stages.teacher_cache import TeacherCacheReport, cache_identity, recipe_identity, teacher_cache
@@ -74,13 +76,14 @@ def run_teacher_cache(
     """Stage one: fill RUN/cache with what is missing of it."""
     source = _open(recipe)
     frames = SplitFrames(select(source, recipe.data.train), select(source, recipe.data.selection))
-    _refuse_leak(frames, select(source, recipe.data.test))
+    with suppress(SourceError):  # the test split may live on another machine; eval looks again
+        _refuse_leak(frames, select(source, recipe.data.test))
     teacher = _teacher(recipe)
     spec = recipe.teacher_cache
     identity = cache_identity(_decided(recipe), source.rig, frames, teacher)
     resolved = Resolved(teacher.precision, spec.batch_images, torch.get_num_threads())
-    _keep_recipe(recipe, folder)
     writer = CacheWriter(folder.cache, identity, resolved, frames)
+    _keep_recipe(recipe, folder)
     with preemption() as should_stop:
         report = teacher_cache(
             source,
@@ -98,7 +101,6 @@ def run_teacher_cache(
 def run_train_student(recipe: Recipe, folder: RunFolder, *, fresh: bool = False) -> TrainStudentReport:
     """Stage two: train RUN/student from RUN/cache, continuing what is there unless `fresh`."""
     reader = CacheReader(folder.cache, expected=_decided(recipe))
-    _keep_recipe(recipe, folder)
     # The random parts of the student come from the recipe's seed, whatever ran in this process before.
     torch.manual_seed(recipe.train_student.seed)
     student = Student(recipe.student, recipe.bins, _encoder_weights(recipe))
@@ -113,6 +115,7 @@ def run_train_student(recipe: Recipe, folder: RunFolder, *, fresh: bool = False)
             recipe.losses,
             recipe.data.depth_range_m,
             fresh=fresh,
+            on_accepted=lambda: _keep_recipe(recipe, folder),
             should_stop=should_stop,
         )
 
@@ -129,12 +132,14 @@ def run_evaluate(recipe: Recipe, folder: RunFolder, *, checkpoint: Path | None =
     """Stage three: measure the student on the test split and write RUN/eval."""
     if checkpoint is None:
         checkpoint = folder.student / ("best.safetensors" if recipe.data.selection else "last.safetensors")
-    loaded = load_student(checkpoint, expected=recipe.student)
+    loaded = load_student(checkpoint, expected=recipe.student, expected_bins=recipe.bins)
     source = _open(recipe)
     frame_ids = select(source, recipe.data.test)
     if len(recipe.data.test) == 1:
         require_full_count(source, recipe.data.test[0], len(frame_ids))
-    _refuse_leak(SplitFrames(select(source, recipe.data.train), select(source, recipe.data.selection)), frame_ids)
+    _refuse_leak(_learnt_from(recipe, folder, source), frame_ids)
+    # What is measured here; written first, so that a folder that cannot be written is known before the hours are spent.
+    write_atomically(folder.eval / "recipe.toml", recipe_toml(recipe))
     device = resolve_device(recipe.eval.device)
     precision = resolve_precision(recipe.eval.precision, device)
     student = loaded.student
@@ -167,12 +172,23 @@ def _decided(recipe: Recipe) -> dict[str, object]:
     )
 
 
+def _learnt_from(recipe: Recipe, folder: RunFolder, source: Source) -> SplitFrames:
+    """Frames that this run's student has seen: as its cache says, else as the recipe says, if its splits are here."""
+    try:
+        identity, _ = load_description(folder.cache)
+        return read_split_frames(folder.cache, identity)
+    except CacheError:
+        with suppress(SourceError):
+            return SplitFrames(select(source, recipe.data.train), select(source, recipe.data.selection))
+    return SplitFrames((), ())
+
+
 def _refuse_leak(frames: SplitFrames, test: tuple[str, ...]) -> None:
     shared = set(frames.ordered) & set(test)
     if shared:
         raise RecipeError(
             f"data: {len(shared)} frames are both learnt from and tested on, {min(shared)!r} among them;"
-            " make train, selection and test disjoint"
+            " make test disjoint from train and selection"
         )
 
 
@@ -205,16 +221,13 @@ def _teacher(recipe: Recipe) -> TransformersTeacher:
 def _encoder_weights(recipe: Recipe) -> Path | None:
     if not recipe.student.pretrained:
         return None
-    if recipe.student.encoder not in KNOWN:
-        raise RecipeError(
-            f"student: no pretrained weights are known for {recipe.student.encoder};"
-            f" set student.pretrained = false or encoder to one of {', '.join(sorted(DEPTHS.keys() & KNOWN.keys()))}"
-        )
     return fetch_weights(recipe.student.encoder).path
 
 
 def _keep_recipe(recipe: Recipe, folder: RunFolder) -> None:
-    write_atomically(folder.recipe, recipe_toml(recipe))
+    text = recipe_toml(recipe)
+    if not folder.recipe.exists() or folder.recipe.read_text(encoding="utf-8") != text:
+        write_atomically(folder.recipe, text)
 
 
 def _provenance(recipe: Recipe, loaded: LoadedStudent, checkpoint: Path) -> dict[str, object]:

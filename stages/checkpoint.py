@@ -1,6 +1,5 @@
 """Checkpoints: safetensors and plain data, no pickles; each is replaced in one step or not at all."""
 
-import errno
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from data_cache.errors import SurroundError
-from data_cache.writer import replace_atomically
+from data_cache.files import WriteError, replace_atomically
 from stages.bins import BinSpec
 from stages.student.model import Student, StudentSpec
 
@@ -69,12 +68,14 @@ def save_student(path: Path, student: Student, lineage: Lineage) -> None:
     _save(path, student.state_dict(), header)
 
 
-def load_student(path: Path, expected: StudentSpec | None = None) -> LoadedStudent:
+def load_student(
+    path: Path, expected: StudentSpec | None = None, expected_bins: BinSpec | None = None
+) -> LoadedStudent:
     """Rebuild a student in evaluation mode from its checkpoint alone.
 
     Args:
         path: file written by `save_student`.
-        expected: architecture that the recipe asks for; None to take what is there.
+        expected, expected_bins: architecture that the recipe asks for; None to take what is there.
 
     Raises:
         CheckpointError: if it is missing, damaged, not a student, or of another architecture (each difference named).
@@ -86,10 +87,19 @@ def load_student(path: Path, expected: StudentSpec | None = None) -> LoadedStude
         lineage = Lineage(**_tuples(json.loads(header["lineage"])))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: header cannot be read ({error}); it was written by another version") from error
-    if expected is not None and asdict(spec) != asdict(expected):
-        lines = difference_lines(asdict(spec), asdict(expected), "checkpoint")
+    lines = []
+    for found, asked in ((spec, expected), (bins, expected_bins)):
+        if asked is not None:
+            lines += difference_lines(asdict(found), asdict(asked), "checkpoint")
+    if lines:
         raise CheckpointError(
-            "\n".join([f"{path} holds another architecture:", *lines, "Use its recipe, or train again with --fresh."])
+            "\n".join(
+                [
+                    f"{path} holds another architecture:",
+                    *lines,
+                    "Restore these values in the recipe, or train again with --fresh.",
+                ]
+            )
         )
     student = Student(spec, bins)
     try:
@@ -175,11 +185,10 @@ def _save(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str]) -> 
     try:
         # One entry: safetensors writes several in an order that differs from process to process.
         replace_atomically(path, lambda partial: save_file(plain, partial, metadata={HEADER: json.dumps(header)}))
-    except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        remedy = "free some space" if full else "check the folder and its permissions"
+    except (WriteError, SafetensorError) as error:
         raise CheckpointError(
-            f"cannot write {path} ({error}); the checkpoint before it is untouched: {remedy} and run the same command"
+            f"the checkpoint {path} cannot be written; the one before it is untouched, free some space if the disk is"
+            f" full and run the same command: {error}"
         ) from error
 
 

@@ -29,7 +29,7 @@ PROTOCOLS = ("surrounddepth",)
 RANGE_M = {"ddad": (0.1, 200.0)}
 DEFAULT_RANGE_M = (0.1, 80.0)
 FULL_SPLITS = {("ddad", "val"): (50, 3950), ("nuscenes", "val"): (150, 6019)}
-"""Drives and frames of the splits that published tables are measured on."""
+"""Drives and frames of official splits: all samples of DDAD val, all keyframes of nuScenes val."""
 
 
 class EvaluationError(SurroundError):
@@ -260,7 +260,7 @@ def require_full_count(source: Source, split: str, frame_count: int) -> None:
         EvaluationError: if frames are missing or too many; a number measured on them would compare with nothing.
     """
     drives, frames = FULL_SPLITS.get((source.name, split), (0, 0))
-    if drives and len(source.splits[split]) == drives and frame_count != frames:
+    if drives and len(source.splits.get(split, ())) == drives and frame_count != frames:
         raise EvaluationError(
             f"{source.name} {split}: all {drives} drives are there, expected {frames} frames, found {frame_count};"
             " complete the data set, or name the drives you want in data.test"

@@ -206,9 +206,15 @@ def _prepare(source: Source, frame_id: str, teacher_size: tuple[int, int], image
         views = rig_views(frame, native, sweep, image_size)
     except FrameError as error:
         return _Prepared(frame_id, [], None, reason=str(error))
-    note = ""
-    if sweep is not None and sweep.dropped_count:
-        note = f"{sweep.dropped_count} LiDAR points are not finite and were left out; {len(sweep.points_m)} stay"
+    if not views.view_valid.any():
+        return _Prepared(frame_id, [], None, reason=f"frame {frame_id}: expected at least one camera, found none")
+    missing = [name for name, there in zip(source.rig.camera_names, views.view_valid, strict=True) if not there]
+    notes = [f"no {name}" for name in missing]
+    if sweep is None:
+        notes.append("no LiDAR sweep")
+    elif sweep.dropped_count:
+        notes.append(f"{sweep.dropped_count} LiDAR points are not finite and were left out; {len(sweep.points_m)} stay")
+    note = ", ".join(notes)
     return _Prepared(frame_id, [resize_rgb(rgb, teacher_size) for rgb in native if rgb is not None], views, note=note)
 
 

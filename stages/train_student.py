@@ -7,6 +7,7 @@ and resumed is the same run, byte for byte on a CPU.
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -19,8 +20,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from data_cache.dataset import CachedFrames, CachedRigs, batches, collate
 from data_cache.errors import SurroundError
+from data_cache.files import write_atomically, write_error
 from data_cache.reader import CacheReader
-from data_cache.writer import write_atomically
 from stages import losses
 from stages.augment import jitter_colours, mirror
 from stages.bins import WindowedProb, align_frame, decode_window
@@ -131,15 +132,18 @@ def train_student(
     depth_range_m: tuple[float, float],
     *,
     fresh: bool = False,
+    on_accepted: Callable[[], None] = lambda: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainStudentReport:
     """Train `student` for `spec.steps` steps and leave last (and best) checkpoints, state and logs in `folder`.
 
-    A state in `folder` is continued unless `fresh`; running it twice does nothing the second time.
+    A state in `folder` is continued unless `fresh`; running it twice does nothing the second time. `on_accepted` is
+    called once the cache and the state are known to fit.
 
     Raises:
         Preempted: after saving, if `should_stop` says so between two steps.
-        TrainingError: if no frame is usable, or a loss is not finite (term, step and frames named).
+        TrainingError: if no frame is usable, none has LiDAR in range though it should teach, or a loss is not finite
+            (term, step and frames named).
         CheckpointError: if the state is damaged, belongs to another run, or cannot be written.
         DamagedCacheError: if the cache is damaged.
     """
@@ -147,6 +151,13 @@ def train_student(
     selection = reader.usable(tuple(selection_ids))
     if not usable:
         raise TrainingError(f"{reader.root}: all {len(train_ids)} training frames are quarantined; see teacher-cache")
+    dataset = CachedFrames(reader, usable)
+    if weights.supervised and not _any_lidar(dataset, depth_range_m):
+        raise TrainingError(
+            f"{reader.root}: no training frame has a LiDAR return between {depth_range_m[0]} and {depth_range_m[1]} m,"
+            " so nothing says how many metres; check the LiDAR files and data.depth_range_m,"
+            " or set losses.supervised = 0.0"
+        )
     device = resolve_device(spec.device)
     precision = resolve_precision(spec.precision, device)
     place(student, device)
@@ -154,20 +165,24 @@ def train_student(
     run = _run_identity(reader, student, usable, spec, weights, depth_range_m, precision)
     state_path = folder / "state.safetensors"
     begin, best = 0, math.inf
-    if state_path.exists() and not fresh:
-        progress = load_state(state_path, student, optimizer, run)
-        begin, best = progress.step, progress.best
-    log = _Log(folder, begin)
 
     def lineage(step: int) -> Lineage:
         cache = reader.identity
         return Lineage(cache.teacher_name, cache.teacher_licence, cache.sha256(), cache.source, depth_range_m, step)
 
     def save(step: int) -> None:
-        save_state(state_path, student, optimizer, step, best, run)
+        # The state last: a student without its state is trained again, a state without its student would count as done.
         save_student(folder / "last.safetensors", student, lineage(step))
+        save_state(state_path, student, optimizer, step, best, run)
 
-    dataset = CachedFrames(reader, usable)
+    if state_path.exists() and not fresh:
+        progress = load_state(state_path, student, optimizer, run)
+        begin, best = progress.step, progress.best
+        if not (folder / "last.safetensors").exists():
+            save_student(folder / "last.safetensors", student, lineage(begin))
+    on_accepted()
+    log = _Log(folder, begin)
+
     order = sample_order(spec.seed, len(usable), spec.batch_rigs, range(begin, spec.steps))
     clock = time.perf_counter()
     student.train()
@@ -296,6 +311,15 @@ def _selection_abs_rel(
     return sum(scores) / len(scores)
 
 
+def _any_lidar(frames: CachedFrames, depth_range_m: tuple[float, float]) -> bool:
+    """Whether any frame has a return in range; the first one usually answers."""
+    near_m, far_m = depth_range_m
+    return any(
+        bool(((rig.lidar_depth_m > near_m) & (rig.lidar_depth_m < far_m)).any())
+        for rig in (frames[i] for i in range(len(frames)))
+    )
+
+
 def _run_identity(
     reader: CacheReader,
     student: Student,
@@ -332,10 +356,15 @@ class _Log:
     """log.jsonl and TensorBoard, cut back to the step from which a resumed run goes on."""
 
     def __init__(self, folder: Path, begin: int):
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise write_error(error, folder) from error
+        for partial in folder.glob("*.partial"):  # a killed run's; checkpoints are large
+            partial.unlink(missing_ok=True)
         self._path = folder / "log.jsonl"
         if self._path.exists():
-            kept = [line for line in self._path.read_text().splitlines() if _logged_step(line) <= begin]
+            kept = [line for line in self._path.read_text(errors="replace").splitlines() if _logged_step(line) <= begin]
             write_atomically(self._path, "".join(line + "\n" for line in kept if begin))
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=begin + 1)
 
@@ -346,8 +375,11 @@ class _Log:
         self._board.close()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        try:
+            with self._path.open("a") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+        except OSError as error:  # a lost line must not cost the steps since the last checkpoint
+            warnings.warn(f"{self._path} cannot be written: {error}; training goes on", stacklevel=2)
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 

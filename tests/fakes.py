@@ -10,9 +10,9 @@ import torch
 from transformers import AutoConfig, DepthAnythingForDepthEstimation
 
 from data_cache.errors import FrameError
+from data_cache.files import file_sha256
 from data_cache.rig import Camera, Frame, Rig, Sweep, View, make_sweep
 from data_cache.schema import CacheIdentity, FrameRecord, SplitFrames, array_table
-from data_cache.writer import file_sha256
 from stages.quiet import quiet_transformers
 from stages.teacher.transformers_depth import TransformersTeacher
 

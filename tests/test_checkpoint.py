@@ -96,7 +96,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it_untouched(tmp_path, monkeyp
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(CheckpointError, match="the checkpoint before it is untouched: free some space"):
+    with pytest.raises(CheckpointError, match="the one before it is untouched, free some space"):
         save_student(tmp_path / "a", student(1), LINEAGE)
     assert (tmp_path / "a").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a"]

@@ -125,6 +125,33 @@ def test_eval_refuses_a_checkpoint_of_another_architecture(run, recipe):
     assert (code, "decoder_channels: checkpoint has 8, recipe says 16" in text) == (1, True)
 
 
+def test_a_refused_command_leaves_the_recorded_recipe_alone(run, recipe):
+    before = (run / "recipe.toml").read_text()
+    for stage in ("teacher-cache", "train-student"):
+        assert surround(stage, recipe, "--run", run, "--set", "bins.sigma=2.0")[0] == 1
+    assert surround("train-student", recipe, "--run", run, "--set", "train_student.learning_rate=0.5")[0] == 1
+    assert (run / "recipe.toml").read_text() == before
+
+
+def test_eval_knows_what_was_learnt_from_the_cache_and_needs_no_training_data(run, recipe):
+    code, text = surround("eval", recipe, "--run", run, "--set", 'data.test=["drive-00[:2]"]')
+    assert (code, "both learnt from and tested on" in text) == (2, True)
+    options = ("--set", 'data.train=["gone"]', "--set", "eval.latency=false", "--set", "eval.teacher=false")
+    assert surround("eval", recipe, "--run", run, *options)[0] == 0
+
+
+def test_eval_refuses_other_bins(run, recipe):
+    code, text = surround("eval", recipe, "--run", run, "--set", "bins.count=32")
+    assert (code, "count: checkpoint has 64, recipe says 32" in text) == (1, True)
+
+
+@pytest.mark.parametrize("stage", ["teacher-cache", "train-student", "eval"])
+def test_a_run_folder_that_cannot_be_written_is_one_clear_error(run, recipe, tmp_path, stage):
+    (tmp_path / "file").write_text("")
+    code, text = surround(stage, recipe, "--run", tmp_path / "file")
+    assert (code, "Error: " in text) == (1, True), text
+
+
 def test_stages_out_of_order_say_what_to_run_first(recipe, tmp_path):
     code, text = surround("train-student", recipe, "--run", tmp_path)
     assert (code, "run teacher-cache first" in text) == (1, True)

@@ -24,7 +24,7 @@ def test_protocol_sizes_of_the_designs_table():
 
 
 def test_overrides_reach_their_key_with_their_type():
-    overrides = ("train_student.steps=7", "losses.kl=1", 'data.train=["a", "b[:3]"]', "student.encoder=resnet-34", "bins.sigma=0.5")  # fmt: skip # noqa: E501
+    overrides = ("train_student.steps=7", "losses.kl=1", 'data.train=["a", "b[:3]"]', "student.encoder=resnet-34", "student.pretrained=false", "bins.sigma=0.5")  # fmt: skip # noqa: E501
     recipe = load_recipe("demo", overrides)
     assert recipe.train_student.steps == 7
     assert recipe.losses.kl == 1.0
@@ -51,6 +51,7 @@ def test_overrides_reach_their_key_with_their_type():
         ("student.input_size=96", "expected a list, got 96"),
         ("student.near_m=500", "need 0 < near_m < far_m"),
         ("student.focal_px=-1", "focal_px: expected a positive number of pixels"),
+        ("student.encoder=resnet-34", "no pretrained weights are known for resnet-34; set pretrained = false"),
         ("student.encoder=vgg", "encoder: expected one of resnet-18, resnet-34"),
         ("bins.count=1", "count: expected 2 to 256 bins, got 1"),
         ("bins.window=100", "window: expected 1 to count = 64, got 100"),

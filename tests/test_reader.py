@@ -113,3 +113,28 @@ def test_a_reader_travels_to_another_process_without_its_open_stores(tmp_path):
     copy = pickle.loads(pickle.dumps(reader))
     assert copy._arrays == {}
     np.testing.assert_array_equal(copy.read("d/3").image, random_record(IDENTITY, 3).image)
+
+
+@pytest.mark.parametrize("name", ["frames.json", "arrays.zarr/zarr.json", "arrays.zarr/image/zarr.json"])
+def test_damaged_metadata_is_found_by_verify_and_written_anew_by_the_next_writer(tmp_path, name):
+    fill(tmp_path)
+    before = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(before[:20] + b"\xff")
+    assert len(verify_cache(tmp_path)) == 1
+    assert writer(tmp_path).pending() == []
+    assert (tmp_path / name).read_bytes() == before
+    assert verify_cache(tmp_path) == []
+
+
+def test_bytes_that_are_no_text_in_a_receipt_are_a_damaged_cache(tmp_path):
+    fill(tmp_path)
+    Layout(tmp_path).receipt(1).write_bytes(b"\xff\xfe{")
+    with pytest.raises(DamagedCacheError, match="is not a receipt"):
+        cache_status(tmp_path)
+    assert writer(tmp_path).pending() == [1]
+
+
+def test_status_does_not_count_a_shard_whose_file_is_gone(tmp_path):
+    fill(tmp_path)
+    shard_files(tmp_path)[0].unlink()
+    assert cache_status(tmp_path).shards_done == 2

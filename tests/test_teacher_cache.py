@@ -119,6 +119,7 @@ def test_a_cache_of_nothing_but_broken_frames_still_finishes_and_lists_them(tmp_
 
 def test_a_missing_camera_is_a_gap_and_not_an_error(tmp_path, teacher_folder):
     run(tmp_path, FakeSource(2, missing={"d/1": (1,)}), teacher_folder)
+    assert cache_status(tmp_path).notes == {"d/1": "no right"}
     record = CacheReader(tmp_path).read("d/1")
     assert record.view_valid.tolist() == [True, False, True]
     for name in ("image", "lidar_depth", "bin_first", "bin_prob", "intrinsics"):
@@ -143,7 +144,10 @@ def test_a_frame_without_lidar_is_stored_without_depth_and_nan_points_are_noted(
     reader = CacheReader(tmp_path)
     assert not reader.read("d/0").lidar_depth.any()
     assert reader.read("d/0").bin_prob.any()
-    assert report.notes == {"d/1": "5 LiDAR points are not finite and were left out; 3995 stay"}
+    assert report.notes == {
+        "d/0": "no LiDAR sweep",
+        "d/1": "5 LiDAR points are not finite and were left out; 3995 stay",
+    }
     assert reader.read("d/1").lidar_depth.any()
 
 

@@ -163,10 +163,20 @@ def test_the_rate_warms_up_then_falls_to_zero():
     assert learning_rate(102, spec) == pytest.approx(0, abs=1e-12)
 
 
-def test_lidar_out_of_range_teaches_nothing(cache, tmp_path):
+def test_lidar_that_is_all_out_of_range_is_an_error_and_not_a_metric_student(cache, tmp_path):
     torch.manual_seed(0)
     student = Student(STUDENT, BinSpec(prob_stride=4))
-    weights = LossWeights(kl=0.0, relation=0.0)
-    train_student(CacheReader(cache), student, ("d/0",), (), tmp_path, replace(SPEC, steps=1), weights, (70.0, 80.0))
-    entry = json.loads((tmp_path / "log.jsonl").read_text())
-    assert entry["supervised"] == 0
+    ids, spec, range_m = ("d/0", "d/3"), replace(SPEC, steps=1), (70.0, 80.0)
+    with pytest.raises(TrainingError, match=r"no training frame has a LiDAR return between 70.0 and 80.0 m"):
+        train_student(CacheReader(cache), student, ids, (), tmp_path, spec, LossWeights(), range_m)
+    train_student(CacheReader(cache), student, ids, (), tmp_path, spec, LossWeights(supervised=0.0), range_m)
+
+
+def test_a_state_without_its_student_writes_it_again(cache, tmp_path):
+    train(cache, tmp_path)
+    before = (tmp_path / "last.safetensors").read_bytes()
+    (tmp_path / "last.safetensors").unlink()
+    (tmp_path / "state.safetensors.123.partial").write_text("left by a kill")
+    assert train(cache, tmp_path).steps_done == 0
+    assert (tmp_path / "last.safetensors").read_bytes() == before
+    assert not list(tmp_path.glob("*.partial"))

@@ -10,7 +10,6 @@ from data_cache.rig import Frame, Rig
 
 
 @runtime_checkable
-@runtime_checkable
 class Source(Protocol):
     """A data set: what it holds is known when it is opened, frames are read one by one."""
 
@@ -63,7 +62,8 @@ def open_source(kind: str, root: Path | None, version: str = "") -> Source:
     if root is None:
         raise SourceError(f"{kind}: no data folder given; pass --data DIR (make: DATA=DIR) or set data.root")
     if not root.is_dir():
-        raise SourceError(f"{kind}: expected a data folder, found nothing at {root}; pass --data DIR (make: DATA=DIR)")
+        found = "a file" if root.exists() else "nothing"
+        raise SourceError(f"{kind}: expected a data folder, found {found} at {root}; pass --data DIR (make: DATA=DIR)")
     if kind == "ddad":
         from data_cache.sources.ddad import DdadSource
 

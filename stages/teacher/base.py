@@ -27,8 +27,8 @@ class TeacherOutput:
 class Teacher(Protocol):
     """Any object with these is a teacher; nothing to inherit. Must be deterministic.
 
-    Weights hash, preprocessing, input size and precision are its fingerprint: equal ones promise equal predictions. They
-    stand in the cache one by one, so that a difference can be named.
+    Weights hash, preprocessing, input size and precision are its fingerprint: equal ones promise equal predictions.
+    They stand in the cache one by one, so that a difference can be named.
     """
 
     @property

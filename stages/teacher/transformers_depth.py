@@ -59,7 +59,7 @@ class TransformersTeacher:
         if not self._patch:
             raise SettingError(f"{folder}: expected a ViT, found {config.model_type}, whose backbone has no patches")
         if any(side % self._patch for side in input_size):
-            raise SettingError(f"teacher_cache. input_size {list(input_size)}: {name} takes multiples of {self._patch}")
+            raise SettingError(f"teacher_cache.input_size {list(input_size)}: {name} takes multiples of {self._patch}")
         self._mean = torch.tensor(IMAGE_MEAN, device=device).view(3, 1, 1)
         self._std = torch.tensor(IMAGE_STD, device=device).view(3, 1, 1)
 

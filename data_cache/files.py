@@ -1,0 +1,79 @@
+"""Files that are replaced in one step or not at all, and the words for a disk that says no."""
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from data_cache.errors import SurroundError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
+
+class WriteError(SurroundError):
+    """A file cannot be written; what was there before stays."""
+
+
+class DiskFullError(WriteError):
+    """The disk is full; what is finished stays valid."""
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace `path` with `text`, or leave it as it was; durable when this returns. Raises WriteError."""
+
+    def write(partial: Path) -> None:
+        partial.write_text(text, encoding="utf-8")
+
+    replace_atomically(path, write)
+
+
+def replace_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a partial file, then move it to `path` in one step, flushed to disk.
+
+    Raises:
+        WriteError: if the system refuses; `path` is then as it was and no partial file stays.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(partial)
+            partial.chmod(0o666 & ~_UMASK)  # some writers make files that only their owner can read
+            fsync(partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        fsync(path.parent)
+    except OSError as error:
+        raise write_error(error, path) from error
+
+
+def write_error(error: OSError, path: Path) -> WriteError:
+    """What the system said about writing `path`, and what to do about it."""
+    if error.errno in _FULL:
+        existing = next(folder for folder in (path, *path.parents) if folder.exists())
+        free_mb = shutil.disk_usage(existing).free / 1e6
+        return DiskFullError(
+            f"disk full while writing {path} ({error.strerror}; {free_mb:.1f} MB free now); what is finished is kept:"
+            " free some space, or move the run folder to a larger disk, and run the same command again"
+        )
+    return WriteError(f"cannot write {path}: {error.strerror or error}; check the folder and its permissions")
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fsync(path: Path) -> None:
+    """Flush a file or folder to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
