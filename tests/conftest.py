@@ -3,7 +3,8 @@
 import os
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: two test processes share two cores
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: the test processes share the cores
 
 import pytest
 from fakes import save_tiny_teacher
