@@ -1,12 +1,10 @@
 """One rig of six through teacher and student, and one training step, in one run on one machine."""
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
 
 from pipeline.config import load_recipe
+from pipeline.weights import fetch_weights
 from stages.devices import autocast, place, resolve_device, resolve_precision
 from stages.latency import measure
 from stages.losses import scale_invariant_log
@@ -18,17 +16,15 @@ pytestmark = pytest.mark.bench
 
 @pytest.mark.parametrize("name", ["demo", "pandaset", "ddad"])
 def test_bench_rig(name, capsys):
-    weights = os.environ.get("SURROUND_WEIGHTS")
-    if not weights:
-        pytest.skip("real teacher: set SURROUND_WEIGHTS to the folder of weights")
     recipe = load_recipe(name)
+    weights = fetch_weights(recipe.teacher_cache.weights)
     device = resolve_device("auto")
     precision = resolve_precision("auto", device)
     teacher = TransformersTeacher(
-        Path(weights) / "depth-anything-v2-small",
-        name="depth-anything-v2-small",
-        licence="Apache-2.0",
-        weights_sha256="",
+        weights.path,
+        name=recipe.teacher_cache.weights,
+        licence=weights.licence,
+        weights_sha256=weights.sha256,
         input_size=recipe.teacher_cache.input_size,
         device=device,
         precision=precision,
