@@ -9,8 +9,8 @@ from torch import Tensor, nn
 MIN_WIDTH_SHARE = 0.5
 """This share of the log range is spread evenly: centres stay strictly sorted, and every bin keeps meaning a distance.
 
-With 0.05 a short run on PandaSet put 56 of 64 bins below 1.3 m and made depth from the tails of the rest; the teacher's
-order then has no room to act.
+With 0.05 a short PandaSet run put 56 of 64 bins below 1.3 m in the one view looked at. In AbsRel no difference between
+the two was measured (demo, one seed: .111 and .111 at rate 3e-4, .104 and .102 at 1e-3).
 """
 
 
