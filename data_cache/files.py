@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data_cache.errors import SurroundError
 
+PARTIAL = ".partial"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _UMASK = os.umask(0)
 os.umask(_UMASK)
@@ -31,13 +32,13 @@ def write_atomically(path: Path, text: str) -> None:
     replace_atomically(path, write)
 
 
-def replace_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a partial file, then move it to `path` in one step, flushed to disk.
 
     Raises:
         WriteError: if the system refuses; `path` is then as it was and no partial file stays.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -8,26 +8,43 @@ from PIL import Image
 
 from data_cache.errors import FrameError
 
+DEFINITION = (
+    "JPEG decoded at the smallest of 1, 1/2, 1/4, 1/8 that is no smaller than asked; stretched bicubic antialiased"
+)
+"""Part of the cache identity: a change to the definitions below must change this text."""
 
-def load_rgb(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "H W 3"]:
+
+def larger(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
+    """The smallest (H, W) that neither size exceeds: what to decode when an image is wanted in both."""
+    return max(one[0], other[0]), max(one[1], other[1])
+
+
+def load_rgb(
+    path: Path, size: tuple[int, int] | None = None, at_least: tuple[int, int] | None = None
+) -> UInt8[np.ndarray, "H W 3"]:
     """Decode an image file to RGB.
 
     Args:
         path: any format that Pillow reads.
         size: (H, W) that the calibration was made for; another size is an error.
+        at_least: (H, W) that is enough; a JPEG is then decoded at 1/2, 1/4 or 1/8 if that is no smaller, which is much
+            faster and averages the pixels that it leaves out. None for native size.
 
     Raises:
         FrameError: if the file is missing, truncated, not an image, or not of `size`.
     """
     try:
         with Image.open(path) as image:
+            found = (image.height, image.width)
+            if at_least is not None:
+                image.draft("RGB", (at_least[1], at_least[0]))
             rgb = np.asarray(image.convert("RGB"))
     except FileNotFoundError as error:
         raise FrameError(f"image missing: {path}") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise FrameError(f"image cannot be decoded: {path}: {error}") from error
-    if size is not None and rgb.shape[:2] != size:
-        raise FrameError(f"{path}: expected {size[0]} x {size[1]} px (h x w), found {rgb.shape[0]} x {rgb.shape[1]}")
+    if size is not None and found != size:
+        raise FrameError(f"{path}: expected {size[0]} x {size[1]} px (h x w), found {found[0]} x {found[1]}")
     return rgb
 
 

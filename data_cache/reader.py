@@ -1,5 +1,6 @@
 """Reading a cache: refuses what is incomplete, stale or damaged."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -10,20 +11,24 @@ from typing import Any
 import numpy as np
 import zarr
 
-from data_cache.files import file_sha256
+from data_cache.files import PARTIAL
 from data_cache.schema import (
+    ARRAYS,
+    FRAME_LIST,
+    RECEIPTS,
     CacheIdentity,
     DamagedCacheError,
     FrameRecord,
     IncompleteCacheError,
-    Layout,
     Receipt,
     Resolved,
     SplitFrames,
     StaleCacheError,
     array_table,
     load_description,
+    receipt_name,
 )
+from data_cache.store import CacheStore, open_store
 from data_cache.writer import wrong_sizes
 
 _REWRITE = "run teacher-cache again: it writes it anew"
@@ -31,61 +36,105 @@ _REWRITE = "run teacher-cache again: it writes it anew"
 
 @dataclass(frozen=True)
 class CacheStatus:
-    """How far a cache is."""
+    """How far a cache is.
+
+    Attributes:
+        shards_done: shards whose receipt is readable and whose files have the sizes it says.
+        shards_open: shards that some process is writing at this moment, as far as the file system can tell.
+        damages: what is wrong with the others that have a receipt, one line each; teacher-cache redoes them.
+        quarantined, notes: text by frame id.
+        bytes: of all shards that are done.
+        partial_count: files left by killed writers; the next run clears them away.
+    """
 
     identity: CacheIdentity
     resolved: Resolved
     shards_done: int
+    shards_open: int
+    damages: tuple[str, ...]
     quarantined: dict[str, str]
     notes: dict[str, str]
     bytes: int
+    partial_count: int
 
     @property
     def complete(self) -> bool:
-        """Whether every shard has its receipt."""
+        """Whether every shard is done."""
         return self.shards_done == self.identity.shard_count
 
 
-def cache_status(root: Path) -> CacheStatus:
-    """Progress of the cache at `root`, at any moment of its life; only receipts and file sizes are read."""
-    identity, resolved = load_description(root)
-    receipts = [receipt for receipt in _receipts(root, identity) if not wrong_sizes(root, receipt)]
+def cache_status(location: Path | str) -> CacheStatus:
+    """Progress of a cache, at any moment of its life; only receipts and listings are read.
+
+    Raises:
+        IncompleteCacheError: if there is no cache.
+        DamagedCacheError: if its description cannot be read.
+    """
+    store = open_store(location)
+    identity, resolved = load_description(store)
+    sizes = store.sizes(ARRAYS)
+    done, damages = [], []
+    for shard, found in _receipts(store, identity):
+        if isinstance(found, DamagedCacheError):
+            damages.append(str(found))
+        elif wrong := wrong_sizes(sizes, found):
+            damages += [_damage(store, shard, name, what) for name, what in wrong.items()]
+        else:
+            done.append(found)
     return CacheStatus(
         identity,
         resolved,
-        len(receipts),
-        {frame_id: reason for receipt in receipts for frame_id, reason in receipt.quarantined.items()},
-        {frame_id: note for receipt in receipts for frame_id, note in receipt.notes.items()},
-        sum(stored.bytes for receipt in receipts for stored in receipt.files.values()),
+        len(done),
+        len(store.taken_elsewhere(identity.shard_count)),
+        tuple(damages),
+        {frame_id: reason for receipt in done for frame_id, reason in receipt.quarantined.items()},
+        {frame_id: note for receipt in done for frame_id, note in receipt.notes.items()},
+        sum(stored.bytes for receipt in done for stored in receipt.files.values()),
+        sum(name.endswith(PARTIAL) for name in (*sizes, *store.sizes(RECEIPTS))),
     )
 
 
-def verify_cache(root: Path) -> list[str]:
-    """Check all metadata and hash every file of every receipt; one line per damage found, empty when all is well."""
-    identity, _ = load_description(root)
+def verify_files(location: Path | str) -> Iterator[tuple[int, list[str]]]:
+    """Check all metadata and hash every file of every receipt.
+
+    Yields:
+        The number of the shard (-1 for the metadata, which comes first) and a line per damage found.
+    """
+    store = open_store(location)
+    identity, _ = load_description(store)
     damages = []
     for look in (read_split_frames, _open_arrays):
         try:
-            look(root, identity)
+            look(store, identity)
         except DamagedCacheError as error:
             damages.append(str(error))
-    for receipt in _receipts(root, identity):
-        wrong = wrong_sizes(root, receipt)
-        for name, stored in receipt.files.items():
-            if name not in wrong and file_sha256(root / name) != stored.sha256:
+    yield -1, damages
+    for shard, found in _receipts(store, identity):
+        if isinstance(found, DamagedCacheError):
+            yield shard, [str(found)]
+            continue
+        wrong = {}
+        for name, stored in found.files.items():
+            try:
+                data = store.read(name)
+            except FileNotFoundError:
+                wrong[name] = "missing"
+                continue
+            if len(data) != stored.bytes:
+                wrong[name] = f"{len(data)} bytes, receipt says {stored.bytes}"
+            elif hashlib.sha256(data).hexdigest() != stored.sha256:
                 wrong[name] = "content differs from its receipt"
-        damages += [_damage(root, receipt.shard, name, what) for name, what in wrong.items()]
-    return damages
+        yield shard, [_damage(store, shard, name, what) for name, what in wrong.items()]
 
 
 class CacheReader:
     """A complete cache, frame by frame. Safe to send to another process: stores open there, on first use."""
 
-    def __init__(self, root: Path, expected: Mapping[str, object] | None = None):
-        """Open the cache at `root`.
+    def __init__(self, location: Path | str, expected: Mapping[str, object] | None = None):
+        """Open the cache at a path or URL.
 
         Args:
-            root: cache folder.
+            location: cache folder, or s3://bucket/prefix, gs://bucket/prefix.
             expected: fields of the identity that the recipe decides; None to take what is there.
 
         Raises:
@@ -93,22 +142,28 @@ class CacheReader:
             IncompleteCacheError: if there is no cache or shards are missing.
             DamagedCacheError: if files are missing, cut off or not what their receipts say.
         """
-        self.root = root
-        self.identity, self.resolved = load_description(root)
+        self.store = open_store(location)
+        self.identity, self.resolved = load_description(self.store)
         if expected is not None and (differences := self.identity.differences(expected)):
-            raise StaleCacheError(root, differences)
-        receipts = list(_receipts(root, self.identity))
-        missing = self.identity.shard_count - len(receipts)
+            raise StaleCacheError(self.store.location, differences)
+        sizes = self.store.sizes(ARRAYS)
+        self.quarantined: dict[str, str] = {}
+        missing = self.identity.shard_count
+        damages = []
+        for shard, found in _receipts(self.store, self.identity):
+            if isinstance(found, DamagedCacheError):
+                raise found
+            missing -= 1
+            damages += [_damage(self.store, shard, name, what) for name, what in wrong_sizes(sizes, found).items()]
+            self.quarantined |= found.quarantined
         if missing:
             raise IncompleteCacheError(
-                f"{root}: {missing} of {self.identity.shard_count} shards are not written yet;"
+                f"{self.store.location}: {missing} of {self.identity.shard_count} shards are not written yet;"
                 " run teacher-cache again, it continues where it stopped"
             )
-        for receipt in receipts:
-            for name, what in wrong_sizes(root, receipt).items():
-                raise DamagedCacheError(_damage(root, receipt.shard, name, what))
-        self.frames = read_split_frames(root, self.identity)
-        self.quarantined = {k: v for receipt in receipts for k, v in receipt.quarantined.items()}
+        if damages:
+            raise DamagedCacheError(damages[0])
+        self.frames = read_split_frames(self.store, self.identity)
         self._index = {frame_id: index for index, frame_id in enumerate(self.frames.ordered)}
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._opened_by = -1
@@ -129,57 +184,69 @@ class CacheReader:
         """
         if self._opened_by != os.getpid():
             # A store opened before a fork must not be used after it: some codecs deadlock.
-            self._arrays = _open_arrays(self.root, self.identity)
+            self._arrays = _open_arrays(self.store, self.identity)
             self._opened_by = os.getpid()
         index = self._index[frame_id]
         values: dict[str, np.ndarray] = {}
         for name, array in self._arrays.items():
             try:
                 values[name] = np.asarray(array[index])
-            except (ValueError, RuntimeError, OSError, FileNotFoundError) as error:
+            except (ValueError, RuntimeError, OSError) as error:
                 shard = index // self.identity.shard_frames
-                raise DamagedCacheError(_damage(self.root, shard, name, f"frame {frame_id}: {error}")) from error
+                raise DamagedCacheError(_damage(self.store, shard, name, f"frame {frame_id}: {error}")) from error
         return FrameRecord(**values)
 
 
-def _receipts(root: Path, identity: CacheIdentity) -> Iterator[Receipt]:
-    layout = Layout(root)
+def _receipts(store: CacheStore, identity: CacheIdentity) -> Iterator[tuple[int, Receipt | DamagedCacheError]]:
+    """Every receipt that is there, in order of shards, or what is wrong with it."""
+    there = store.sizes(RECEIPTS)
+    texts = store.read_many([name for shard in range(identity.shard_count) if (name := receipt_name(shard)) in there])
     for shard in range(identity.shard_count):
-        path = layout.receipt(shard)
-        if path.exists():
-            receipt = Receipt.from_json(path.read_bytes(), path)
-            if receipt.identity_sha256 != identity.sha256():
-                raise DamagedCacheError(f"{path} belongs to another cache; delete it and run teacher-cache again")
-            yield receipt
+        name = receipt_name(shard)
+        if name not in texts:
+            continue
+        where = f"{store.location}/{name}"
+        try:
+            receipt = Receipt.from_json(texts[name], where)
+        except DamagedCacheError as error:
+            yield shard, error
+            continue
+        if receipt.identity_sha256 == identity.sha256:
+            yield shard, receipt
+        else:
+            yield shard, DamagedCacheError(f"{where} belongs to another cache; delete it and run teacher-cache again")
 
 
-def read_split_frames(root: Path, identity: CacheIdentity) -> SplitFrames:
-    """Frame ids of the cache at `root`, by split; raises DamagedCacheError."""
-    path = Layout(root).frame_list
+def read_split_frames(store: CacheStore, identity: CacheIdentity) -> SplitFrames:
+    """Frame ids of a cache, by split; raises DamagedCacheError."""
+    where = f"{store.location}/{FRAME_LIST}"
     try:
-        table = json.loads(path.read_text())
+        table = json.loads(store.read(FRAME_LIST))
         frames = SplitFrames(tuple(table["train"]), tuple(table["selection"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedCacheError(
-            f"{path} cannot be read ({error}); run teacher-cache again: it writes it anew"
+            f"{where} cannot be read ({error}); run teacher-cache again: it writes it anew"
         ) from error
     if frames.sha256() != identity.frames_sha256:
         raise DamagedCacheError(
-            f"{path} is not the frame list of this cache; run teacher-cache again: it writes it anew"
+            f"{where} is not the frame list of this cache; run teacher-cache again: it writes it anew"
         )
     return frames
 
 
-def _open_arrays(root: Path, identity: CacheIdentity) -> dict[str, zarr.Array[Any]]:
-    path = Layout(root).arrays
+def _open_arrays(store: CacheStore, identity: CacheIdentity) -> dict[str, zarr.Array[Any]]:
     try:
-        group = zarr.open_group(path, mode="r")
+        group = zarr.open_group(store.zarr_store(ARRAYS), mode="r")
         arrays = {name: group[name] for name in array_table(identity)}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedCacheError(f"{path}: metadata cannot be read ({error!r}); {_REWRITE}") from error
+        raise DamagedCacheError(
+            f"{store.location}/{ARRAYS}: metadata cannot be read ({error!r}); {_REWRITE}"
+        ) from error
     return {name: array for name, array in arrays.items() if isinstance(array, zarr.Array)}
 
 
-def _damage(root: Path, shard: int, name: str, what: str) -> str:
-    receipt = Layout(root).receipt(shard)
-    return f"{root}: {name}: damaged ({what}); delete {receipt} and run teacher-cache again: that shard is redone"
+def _damage(store: CacheStore, shard: int, name: str, what: str) -> str:
+    return (
+        f"{store.location}: {name}: damaged ({what}); delete {store.location}/{receipt_name(shard)} and run"
+        " teacher-cache again: that shard is redone"
+    )

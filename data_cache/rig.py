@@ -53,13 +53,14 @@ class View:
         camera: the calibration.
         world_from_cam: (4, 4) pose at the camera's own time stamp.
         time_ns: the camera's time stamp.
-        load_image: decodes the native (height_px, width_px, 3) RGB image; raises FrameError if it is damaged.
+        load_image: decodes the native (height_px, width_px, 3) RGB image; with the keyword `at_least`, an (H, W) that
+            is enough, a smaller one that shows the same if that is cheaper. Raises FrameError if it is damaged.
     """
 
     camera: Camera
     world_from_cam: Float[np.ndarray, "4 4"]
     time_ns: int
-    load_image: Callable[[], UInt8[np.ndarray, "H W 3"]]
+    load_image: Callable[..., UInt8[np.ndarray, "H W 3"]]
 
     def __post_init__(self) -> None:
         require_rigid(self.world_from_cam, f"camera {self.camera.name}: world_from_cam")

@@ -2,15 +2,18 @@
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float16, Float32, Float64, UInt8, UInt16
 
 from data_cache.errors import SurroundError
+from data_cache.store import CacheStore
 
 FORMAT_VERSION = 1
 DEPTH_UNIT_PER_M = 256
@@ -24,18 +27,21 @@ class CacheError(SurroundError):
 class StaleCacheError(CacheError):
     """The cache was written under another recipe."""
 
-    def __init__(self, root: Path, differences: Mapping[str, tuple[object, object]]):
-        self.differences = dict(differences)
+    def __init__(self, where: str, differences: Mapping[str, tuple[object, object]]):
+        self.where, self.differences = where, dict(differences)
         lines = [f"  {key}: cache has {old!r}, recipe says {new!r}" for key, (old, new) in differences.items()]
         super().__init__(
             "\n".join(
                 [
-                    f"{root} was written under another recipe:",
+                    f"{where} was written under another recipe:",
                     *lines,
                     "Point --run at another folder, restore these values in the recipe, or delete the cache folder.",
                 ]
             )
         )
+
+    def __reduce__(self) -> tuple[type["StaleCacheError"], tuple[str, dict[str, tuple[object, object]]]]:
+        return StaleCacheError, (self.where, self.differences)  # it may come from another process
 
 
 class IncompleteCacheError(CacheError):
@@ -66,6 +72,7 @@ class CacheIdentity:
     train: tuple[str, ...]
     selection: tuple[str, ...]
     image_size: tuple[int, int]
+    image_definition: str
     prob_size: tuple[int, int]
     encoding: str
     window_width: int
@@ -95,6 +102,7 @@ class CacheIdentity:
         """Frame numbers of one shard."""
         return range(shard * self.shard_frames, min((shard + 1) * self.shard_frames, self.frame_count))
 
+    @cached_property
     def sha256(self) -> str:
         """Short name of this identity in receipts and reports."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
@@ -181,6 +189,11 @@ def array_table(identity: CacheIdentity) -> dict[str, ArraySpec]:
     }
 
 
+def frame_bytes(identity: CacheIdentity) -> int:
+    """Bytes of one frame before compression."""
+    return sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in array_table(identity).values())
+
+
 def pack_depth(depth_m: Float32[np.ndarray, "*shape"]) -> UInt16[np.ndarray, "*shape"]:
     """Metres to stored units, rounded; depths beyond 255.99 m become 0, no return."""
     units = np.rint(depth_m * DEPTH_UNIT_PER_M)
@@ -223,7 +236,7 @@ class Receipt:
         return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
 
     @staticmethod
-    def from_json(text: bytes, where: Path) -> "Receipt":
+    def from_json(text: bytes, where: str) -> "Receipt":
         """Parse a receipt.
 
         Raises:
@@ -244,55 +257,52 @@ class Receipt:
             ) from error
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Where things lie in a cache folder."""
-
-    root: Path
-
-    @property
-    def description(self) -> Path:
-        """Identity and resolved settings; written last at init."""
-        return self.root / "cache.json"
-
-    @property
-    def frame_list(self) -> Path:
-        """Frame ids by split."""
-        return self.root / "frames.json"
-
-    @property
-    def arrays(self) -> Path:
-        """The Zarr v3 group."""
-        return self.root / "arrays.zarr"
-
-    def receipt(self, shard: int) -> Path:
-        """Receipt of one shard."""
-        return self.root / "receipts" / f"{shard:06d}.json"
-
-    def shard_file(self, name: str, spec: ArraySpec, shard: int) -> Path:
-        """File that holds one shard of one array (Zarr v3 default chunk keys)."""
-        return self.arrays.joinpath(name, "c", str(shard), *("0" for _ in spec.shape))
+DESCRIPTION = "cache.json"
+"""Identity and resolved settings; written last when a cache is created."""
+FRAME_LIST = "frames.json"
+ARRAYS = "arrays.zarr"
+RECEIPTS = "receipts"
+CHUNK_KEY_SEPARATOR = "."
+"""One folder per array and one file per shard: with "/" zarr makes up to four folders around every file."""
 
 
-def load_description(root: Path) -> tuple[CacheIdentity, Resolved]:
-    """Identity and resolved settings of the cache at `root`.
+def receipt_name(shard: int) -> str:
+    """Receipt of one shard."""
+    return f"{RECEIPTS}/{shard:06d}.json"
+
+
+def shard_name(array: str, spec: ArraySpec, shard: int) -> str:
+    """File that holds one shard of one array (Zarr v3 default chunk keys)."""
+    return f"{ARRAYS}/{array}/" + CHUNK_KEY_SEPARATOR.join(["c", str(shard), *("0" for _ in spec.shape)])
+
+
+def shard_of(name: str) -> int | None:
+    """Shard to which a receipt, a shard file or a partial file of either belongs; None for other files."""
+    match = re.match(rf"{RECEIPTS}/(\d+)\.json|{re.escape(ARRAYS)}/\w+/c\.(\d+)\.", name)
+    return int(match[1] or match[2]) if match else None
+
+
+def load_description(store: CacheStore) -> tuple[CacheIdentity, Resolved]:
+    """Identity and resolved settings of a cache.
 
     Raises:
         IncompleteCacheError: if there is no cache.
         DamagedCacheError: if its description cannot be read or is of another format version.
     """
-    path = Layout(root).description
-    if not path.is_file():
-        raise IncompleteCacheError(f"no cache at {root} (looked for {path.name}); run teacher-cache first")
+    where = f"{store.location}/{DESCRIPTION}"
     try:
-        table = json.loads(path.read_text())
+        table = json.loads(store.read(DESCRIPTION))
         version = table["identity"]["format_version"]
         if version != FORMAT_VERSION:
             raise DamagedCacheError(
-                f"{path}: format version {version}, this program reads {FORMAT_VERSION};"
+                f"{where}: format version {version}, this program reads {FORMAT_VERSION};"
                 " use the version that wrote it, or write the cache again"
             )
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table["identity"].items()}
         return CacheIdentity(**values), Resolved(**table["resolved"])
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise IncompleteCacheError(
+            f"no cache at {store.location} (looked for {DESCRIPTION}); run teacher-cache first"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedCacheError(f"{path} cannot be read ({error!r}); restore it or delete the cache folder") from error
+        raise DamagedCacheError(f"{where} cannot be read ({error!r}); restore it or delete the cache folder") from error

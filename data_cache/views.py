@@ -29,18 +29,23 @@ class RigViews:
     view_valid: Bool[np.ndarray, " V"]
 
 
-def load_native_images(frame: Frame) -> tuple[UInt8[np.ndarray, "H W 3"] | None, ...]:
-    """Decode the images of a frame at native size, None where a camera is missing; raises FrameError."""
-    return tuple(view.load_image() if view is not None else None for view in frame.views)
+def load_images(frame: Frame, at_least: tuple[int, int] | None = None) -> tuple[UInt8[np.ndarray, "H W 3"] | None, ...]:
+    """Decode the images of a frame, None where a camera is missing; raises FrameError.
+
+    Args:
+        frame: what the rig saw.
+        at_least: (H, W) that is enough, see `View.load_image`; None for native size.
+    """
+    return tuple(view.load_image(at_least=at_least) if view is not None else None for view in frame.views)
 
 
 def rig_views(
     frame: Frame,
-    native: tuple[UInt8[np.ndarray, "H W 3"] | None, ...],
+    images: tuple[UInt8[np.ndarray, "H W 3"] | None, ...],
     sweep: Sweep | None,
     size: tuple[int, int],
 ) -> RigViews:
-    """Stretch every view of a frame to (H, W) `size` and project the sweep into it."""
+    """Stretch the decoded images of a frame to (H, W) `size` and project the sweep into them."""
     V = len(frame.views)
     rig = RigViews(
         image=np.zeros((V, *size, 3), np.uint8),
@@ -49,7 +54,7 @@ def rig_views(
         world_from_cam=np.tile(np.eye(4), (V, 1, 1)),
         view_valid=np.array([view is not None for view in frame.views]),
     )
-    for i, (view, rgb) in enumerate(zip(frame.views, native, strict=True)):
+    for i, (view, rgb) in enumerate(zip(frame.views, images, strict=True)):
         if view is None or rgb is None:
             continue
         camera = view.camera

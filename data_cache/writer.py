@@ -1,23 +1,30 @@
 """Writing a cache: whole shards, each followed by its receipt."""
 
+import hashlib
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore
 
-from data_cache.files import file_sha256, fsync, write_atomically, write_error
+from data_cache.files import PARTIAL, DiskFullError, write_error
 from data_cache.schema import (
+    ARRAYS,
+    CHUNK_KEY_SEPARATOR,
+    DESCRIPTION,
+    FRAME_LIST,
+    RECEIPTS,
     ArraySpec,
     CacheError,
     CacheIdentity,
     DamagedCacheError,
     FrameRecord,
-    Layout,
     Receipt,
     Resolved,
     SplitFrames,
@@ -25,82 +32,97 @@ from data_cache.schema import (
     StoredFile,
     array_table,
     load_description,
+    receipt_name,
+    shard_name,
+    shard_of,
 )
+from data_cache.store import open_store
 
 
 class CacheWriter:
-    """Owns one cache folder while it is being filled.
+    """Owns one cache while it is being filled.
 
-    The unit of work is the Zarr shard: frames [i * shard_frames, (i + 1) * shard_frames). Two writers never share a
-    shard, so nothing is locked. A shard's receipt is written last and moved into place in one step: kill the process
+    The unit of work is the Zarr shard: frames [i * shard_frames, (i + 1) * shard_frames). `claim` keeps two processes
+    from writing one shard. A shard's receipt is written last and moved into place in one step: kill the process
     anywhere and the next run redoes at most the shards that were open.
     """
 
-    def __init__(self, root: Path, identity: CacheIdentity, resolved: Resolved, frames: SplitFrames):
-        """Create the cache at `root`, or take up the one that is there.
+    def __init__(self, location: Path | str, identity: CacheIdentity, resolved: Resolved, frames: SplitFrames):
+        """Create the cache at a path or URL, or take up the one that is there.
 
         Raises:
             StaleCacheError: if the cache there has another identity or precision.
             WriteError, CacheError: if it cannot be created.
         """
-        self.layout = Layout(root)
+        self.store = open_store(location)
         self.identity = identity
         self.frames = frames
         self.frame_ids = frames.ordered
         self._table = array_table(identity)
-        if self.layout.description.exists():
-            found, begun_with = load_description(root)
-            differences = found.differences(asdict(identity))
-            if begun_with.precision != resolved.precision:
-                differences["teacher_precision"] = (begun_with.precision, resolved.precision)
-            if differences:
-                raise StaleCacheError(root, differences)
         try:
-            self._write_metadata(resolved)
+            with self.store.creating():
+                self._create(resolved)
         except OSError as error:
-            raise write_error(error, root) from error
+            raise write_error(error, Path(self.store.location)) from error
 
-    def _write_metadata(self, resolved: Resolved) -> None:
-        """Write all metadata that is not there as it should be, `cache.json` last.
-
-        Of two processes that start together both end with the same files.
-        """
-        layout = self.layout
-        ours = layout.description.exists()
-        with tempfile.TemporaryDirectory() as folder:
-            metadata = self._array_metadata(Path(folder) / "arrays.zarr")
-        if not ours and layout.arrays.exists() and not _metadata(layout.arrays).items() <= metadata.items():
-            raise CacheError(f"{layout.arrays} is there but is not this recipe's; move it away or choose another --run")
-        layout.receipt(0).parent.mkdir(parents=True, exist_ok=True)
-        for name, text in metadata.items():
-            _write_if_different(layout.arrays / name, text)
-        _write_if_different(layout.frame_list, json.dumps(asdict(self.frames), indent=0) + "\n")
-        if not ours:
-            description = {"identity": asdict(self.identity), "resolved": asdict(resolved)}
-            write_atomically(layout.description, json.dumps(description, indent=1, sort_keys=True) + "\n")
-
-    def _array_metadata(self, scratch: Path) -> dict[str, str]:
-        """What zarr writes for a group of our arrays, by path inside the group."""
-        group = zarr.create_group(scratch)
-        for name, spec in self._table.items():
-            group.create_array(
-                name,
-                shape=(self.identity.frame_count, *spec.shape),
-                dtype=spec.dtype,
-                chunks=(1, *spec.shape),
-                shards=(self.identity.shard_frames, *spec.shape),
-                compressors=[_compressor(spec), Crc32cCodec()],
-                fill_value=0,
-                config={"write_empty_chunks": True},
+    def _create(self, resolved: Resolved) -> None:
+        """Write all metadata that is not there as it should be, the description last."""
+        there = self._check_description(resolved)
+        self.store.clear_metadata_partials()
+        metadata = self._array_metadata()
+        if not there and any(
+            name.endswith("zarr.json") and self.store.read(name) != metadata.get(name)
+            for name in self.store.sizes(ARRAYS)
+        ):
+            raise CacheError(
+                f"{self.store.location}/{ARRAYS} is there but is not this recipe's;"
+                " move it away or choose another --run"
             )
-        return _metadata(scratch)
+        frame_list = (json.dumps(asdict(self.frames), indent=0) + "\n").encode()
+        for name, data in (metadata | {FRAME_LIST: frame_list}).items():
+            self._write_if_different(name, data)
+        if not there:
+            description = {"identity": asdict(self.identity), "resolved": asdict(resolved)}
+            self.store.write(DESCRIPTION, (json.dumps(description, indent=1, sort_keys=True) + "\n").encode())
+
+    def _check_description(self, resolved: Resolved) -> bool:
+        """Whether a description is there, which must then be ours."""
+        try:
+            self.store.read(DESCRIPTION)
+        except FileNotFoundError:
+            return False
+        found, begun_with = load_description(self.store)
+        differences = found.differences(asdict(self.identity))
+        if begun_with.precision != resolved.precision:
+            differences["teacher_precision"] = (begun_with.precision, resolved.precision)
+        if differences:
+            raise StaleCacheError(self.store.location, differences)
+        return True
+
+    def _array_metadata(self) -> dict[str, bytes]:
+        """What zarr writes for a group of our arrays, by name in the cache."""
+        files: dict[str, Buffer] = {}
+        group = zarr.create_group(MemoryStore(store_dict=files))
+        for name, spec in self._table.items():
+            group.create_array(name, **_array_settings(spec, self.identity.frame_count, self.identity.shard_frames))
+        return {f"{ARRAYS}/{name}": buffer.to_bytes() for name, buffer in files.items()}
+
+    def _write_if_different(self, name: str, data: bytes) -> None:
+        try:
+            if self.store.read(name) == data:
+                return
+        except FileNotFoundError:
+            pass
+        self.store.write(name, data)
 
     def frame_range(self, shard: int) -> range:
         """Frame numbers of one shard."""
         return self.identity.shard_range(shard)
 
     def pending(self, *, part: tuple[int, int] = (1, 1), retry_quarantined: bool = False) -> list[int]:
-        """Shards still to be written, in order.
+        """Shards still to be written, in order. Clears away the partial files of killed writers.
+
+        A shard is done when its receipt is readable, is ours, and its files have the sizes it says.
 
         Args:
             part: (I, N) takes every N-th shard, I in 1..N; parts are disjoint and cover everything.
@@ -117,22 +139,43 @@ class CacheWriter:
                 f"--part {index}/{count}: the cache has only {self.identity.shard_count} shards of"
                 f" {self.identity.shard_frames} frames; use at most that many parts"
             )
-        return [
-            shard
-            for shard in range(index - 1, self.identity.shard_count, count)
-            if not self._done(shard, retry_quarantined)
-        ]
+        sizes = self.store.sizes(ARRAYS)
+        receipts = self.store.sizes(RECEIPTS)
+        partials = {name: shard_of(name) for name in (*sizes, *receipts) if name.endswith(PARTIAL)}
+        self.store.clear_partials({name: shard for name, shard in partials.items() if shard is not None})
+        shards = range(index - 1, self.identity.shard_count, count)
+        texts = self.store.read_many([name for shard in shards if (name := receipt_name(shard)) in receipts])
+        done = {name for name, text in texts.items() if self._is_done(text, sizes, retry_quarantined)}
+        return [shard for shard in shards if receipt_name(shard) not in done]
 
-    def _done(self, shard: int, retry_quarantined: bool) -> bool:
-        """A shard is done when its receipt is readable, is ours, and its files have the sizes it says."""
-        path = self.layout.receipt(shard)
+    def claim(self, shard: int) -> bool:
+        """Keep other processes from writing a shard until `release`; False if one of them is writing it now."""
+        return self.store.take(shard)
+
+    def release(self, shard: int) -> None:
+        """Let others write the shard."""
+        self.store.release(shard)
+
+    def is_done(self, shard: int, *, retry_quarantined: bool = False) -> bool:
+        """What `pending` would say of one shard now: another process may have finished it since."""
+        sizes = {
+            name: size
+            for name in (shard_name(array, spec, shard) for array, spec in self._table.items())
+            if (size := self.store.size(name)) is not None
+        }
         try:
-            receipt = Receipt.from_json(path.read_bytes(), path)
-        except (FileNotFoundError, DamagedCacheError):
+            return self._is_done(self.store.read(receipt_name(shard)), sizes, retry_quarantined)
+        except FileNotFoundError:
             return False
-        if receipt.identity_sha256 != self.identity.sha256() or (retry_quarantined and receipt.quarantined):
+
+    def _is_done(self, text: bytes, sizes: Mapping[str, int], retry_quarantined: bool) -> bool:
+        try:
+            receipt = Receipt.from_json(text, RECEIPTS)
+        except DamagedCacheError:
             return False
-        return not wrong_sizes(self.layout.root, receipt)
+        if receipt.identity_sha256 != self.identity.sha256 or (retry_quarantined and receipt.quarantined):
+            return False
+        return not wrong_sizes(sizes, receipt)
 
     def commit(
         self,
@@ -154,37 +197,76 @@ class CacheWriter:
         frames = self.frame_range(shard)
         if len(records) != len(frames):
             raise ValueError(f"shard {shard} takes {len(frames)} records, got {len(records)}")
+        # Encoded before anything is touched: what is hashed is what is written, and a full disk knows what it lacks.
+        encoded = {
+            shard_name(name, spec, shard): encode_shard(spec, _stack(name, spec, records), self.identity.shard_frames)
+            for name, spec in self._table.items()
+        }
+        files = {name: StoredFile(len(data), hashlib.sha256(data).hexdigest()) for name, data in encoded.items()}
+        receipt = Receipt(shard, self.identity.sha256, files, dict(quarantined), dict(notes))
         try:
-            self.layout.receipt(shard).unlink(missing_ok=True)
-            files = {}
-            group = zarr.open_group(self.layout.arrays, mode="r+")
-            for name, spec in self._table.items():
-                path = self.layout.shard_file(name, spec, shard)
-                _remove_leftovers(path)
-                array = group[name]
-                assert isinstance(array, zarr.Array)
-                array = array.with_config({"write_empty_chunks": True})
-                array[frames.start : frames.stop] = _stack(name, spec, records)
-                files[str(path.relative_to(self.layout.root))] = _settle(path)
-            receipt = Receipt(shard, self.identity.sha256(), files, dict(quarantined), dict(notes))
-            write_atomically(self.layout.receipt(shard), receipt.to_json())
+            self.store.remove(receipt_name(shard))
+            for name, data in encoded.items():
+                self.store.write(name, data)
+            self.store.write(receipt_name(shard), receipt.to_json().encode())
+        except DiskFullError as error:
+            raise self._disk_full(error, shard, files) from error
         except OSError as error:
-            raise write_error(error, self.layout.root) from error
+            raise write_error(error, Path(self.store.location)) from error
         return receipt
 
+    def _disk_full(self, error: DiskFullError, shard: int, files: Mapping[str, StoredFile]) -> DiskFullError:
+        """The same error with what the rest of the cache needs, judged by this shard; gives back what it took."""
+        for name in files:
+            self.store.remove(name)
+        written = self.store.sizes(RECEIPTS)
+        open_count = sum(receipt_name(i) not in written for i in range(self.identity.shard_count))
+        needed_mb = open_count * sum(file.bytes for file in files.values()) / 1e6
+        free_mb = (self.store.free_bytes() or 0) / 1e6
+        return DiskFullError(
+            f"disk full while writing shard {shard} to {self.store.location}: the {open_count} shards that are missing"
+            f" need about {needed_mb:.1f} MB, {free_mb:.1f} MB are free now, so {max(0.0, needed_mb - free_mb):.1f} MB"
+            " are lacking. Finished shards are kept: free that much, or move the run folder to a larger disk, and run"
+            " the same command again"
+        )
 
-def wrong_sizes(root: Path, receipt: Receipt) -> dict[str, str]:
-    """Files of a receipt that are missing or of another size, with what was found."""
-    wrong = {}
-    for name, stored in receipt.files.items():
-        try:
-            found = (root / name).stat().st_size
-        except FileNotFoundError:
-            wrong[name] = "missing"
-            continue
-        if found != stored.bytes:
-            wrong[name] = f"{found} bytes, receipt says {stored.bytes}"
-    return wrong
+
+def wrong_sizes(sizes: Mapping[str, int], receipt: Receipt) -> dict[str, str]:
+    """Files of a receipt that are missing or of another size than listed in `sizes`, with what was found."""
+    return {
+        name: "missing" if name not in sizes else f"{sizes[name]} bytes, receipt says {stored.bytes}"
+        for name, stored in receipt.files.items()
+        if sizes.get(name) != stored.bytes
+    }
+
+
+def encode_shard(spec: ArraySpec, values: np.ndarray, shard_frames: int) -> bytes:
+    """The file of one shard, as zarr writes it.
+
+    Args:
+        spec: of the array.
+        values: (n, *spec.shape) frames, n <= shard_frames.
+        shard_frames: frames of a full shard.
+    """
+    files: dict[str, Buffer] = {}
+    store = MemoryStore(store_dict=files)
+    array = zarr.create_array(store, **_array_settings(spec, len(values), shard_frames))
+    array[...] = values
+    key = CHUNK_KEY_SEPARATOR.join(["c", *("0" for _ in values.shape)])
+    return files[key].to_bytes()
+
+
+def _array_settings(spec: ArraySpec, frame_count: int, shard_frames: int) -> dict[str, Any]:
+    return {
+        "shape": (frame_count, *spec.shape),
+        "dtype": spec.dtype,
+        "chunks": (1, *spec.shape),
+        "shards": (shard_frames, *spec.shape),
+        "compressors": [_compressor(spec), Crc32cCodec()],
+        "fill_value": 0,
+        "config": {"write_empty_chunks": True},
+        "chunk_key_encoding": {"name": "default", "separator": CHUNK_KEY_SEPARATOR},
+    }
 
 
 def _compressor(spec: ArraySpec) -> BloscCodec:
@@ -201,28 +283,3 @@ def _stack(name: str, spec: ArraySpec, records: Sequence[FrameRecord | None]) ->
                 raise ValueError(f"{name}: expected {spec.dtype} {spec.shape}, got {value.dtype} {value.shape}")
             row[...] = value
     return stacked
-
-
-def _settle(path: Path) -> StoredFile:
-    """Flush a shard file to disk and describe it."""
-    fsync(path)
-    fsync(path.parent)
-    return StoredFile(path.stat().st_size, file_sha256(path))
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Partial files that a killed writer left where this shard goes; nobody else writes there."""
-    for partial in path.parent.glob("*.partial") if path.parent.is_dir() else ():
-        partial.unlink(missing_ok=True)
-
-
-def _metadata(group: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(group)): path.read_text(encoding="utf-8", errors="replace")
-        for path in sorted((*group.glob("zarr.json"), *group.glob("*/zarr.json")))
-    }
-
-
-def _write_if_different(path: Path, text: str) -> None:
-    if not path.exists() or path.read_bytes() != text.encode():
-        write_atomically(path, text)

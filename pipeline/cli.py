@@ -52,29 +52,64 @@ def recipe_options(command: F) -> F:
 @main.command("teacher-cache")
 @recipe_options
 @click.option(
+    "--scheduler",
+    default="threads",
+    metavar="NAME",
+    show_default=True,
+    help="threads (this process), local (a process per core or GPU), slurm, or the address of a dask scheduler.",
+)
+@click.option(
     "--part", default="1/1", metavar="I/N", show_default=True, help="Do only every N-th shard, from the I-th."
 )
 @click.option("--retry", is_flag=True, help="Try quarantined frames again.")
+@click.option("--dry-run", is_flag=True, help="With slurm: print the batch script of a worker and stop.")
 def teacher_cache(
-    recipe: str, data: Path | None, run: Path | None, overrides: tuple[str, ...], part: str, retry: bool
+    recipe: str,
+    data: Path | None,
+    run: Path | None,
+    overrides: tuple[str, ...],
+    scheduler: str,
+    part: str,
+    retry: bool,
+    dry_run: bool,
 ) -> None:
-    """Stage 1: run the teacher over every frame, once; what is done is skipped."""
+    """Stage 1: run the teacher over every frame, once; what is done is skipped.
+
+    Without any scheduler, job arrays call it with --part.
+    """
+    if dry_run and scheduler != "slurm":
+        raise click.BadParameter("goes with --scheduler slurm", param_hint="--dry-run")
     from pipeline.run import run_teacher_cache
 
     with _errors():
         parsed, folder = _open_run(recipe, data, run, overrides)
-        done = run_teacher_cache(parsed, folder, part=_part(part), retry_quarantined=retry)
+        if dry_run:
+            from pipeline.cluster import job_script
+
+            click.echo(job_script(parsed.cluster))
+            return
+        done = run_teacher_cache(
+            parsed, folder, scheduler=scheduler, part=_part(part), retry_quarantined=retry, say=_say
+        )
     report, status = done.report, done.status
-    rate = f", {report.frames_written / report.seconds:.2f} frames/s" if report.frames_written else ""
+    rate = f", {report.frames_written / done.seconds:.2f} frames/s" if report.frames_written else ""
     frames = status.identity.frame_count
     per_frame = f", {status.bytes / frames / 1e3:.0f} kB per frame" if status.complete else ""
+    already = done.plan.in_part - len(done.plan.pending) + report.shards_found_done
     click.echo(
         f"teacher-cache: {report.shards_written} shards written ({report.frames_written} frames in"
-        f" {report.seconds:.0f} s{rate}), {report.shards_skipped} already done;"
+        f" {done.seconds:.0f} s{rate}), {already} already done;"
         f" {status.shards_done} of {status.identity.shard_count} shards,"
-        f" {status.bytes / 1e6:.1f} MB{per_frame} in {folder.cache}"
+        f" {status.bytes / 1e6:.1f} MB{per_frame} in {done.plan.location}"
     )
     _notes(status.notes)
+    if report.shards_elsewhere:
+        click.echo(
+            f"Error: {report.shards_elsewhere} shards were left to another process that is writing them now: was the"
+            " same part started twice? When it has ended, run the same command to see that nothing is missing",
+            err=True,
+        )
+        sys.exit(EXIT_FAILED)
     _exit_quarantined(status.quarantined, "fix the files and pass --retry")
 
 
@@ -176,6 +211,10 @@ def weights(name: str | None) -> None:
             return
         found = fetch_weights(name)
     click.echo(f"{name}: {found.path} ({found.route}; {found.licence}; sha256 {found.sha256})")
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tomli_w
 
+from pipeline.cluster import ClusterSpec
 from pipeline.errors import RecipeError
 from pipeline.weight_catalog import KNOWN
 from stages.bins import BinSpec
@@ -64,6 +65,7 @@ class Recipe:
     bins: BinSpec = field(default_factory=BinSpec)
     losses: LossWeights = field(default_factory=LossWeights)
     eval: EvaluateSpec = field(default_factory=EvaluateSpec)
+    cluster: ClusterSpec = field(default_factory=ClusterSpec)
 
 
 def built_in_recipes() -> dict[str, Path]:
@@ -88,20 +90,10 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), data: Path | N
     if not path.is_file():
         raise RecipeError(f"no recipe {name_or_path!r}: not a file, and the built-in ones are {', '.join(known)}")
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"{path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not valid TOML: {error}") from error
-    for override in overrides:
-        _override(table, override)
-    table.setdefault("name", path.stem)
-    recipe = parse(Recipe, table, path.name)
-    if recipe.student.pretrained and recipe.student.encoder not in KNOWN:
-        raise RecipeError(
-            f"{path.name}[student]: no pretrained weights are known for {recipe.student.encoder};"
-            ' set pretrained = false, or encoder = "resnet-18"'
-        )
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} cannot be read: {error}") from error
+    recipe = parse_recipe(text, str(path), overrides, name=path.stem)
     if data is not None:
         root = data.resolve()
     elif recipe.data.root:
@@ -109,6 +101,34 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), data: Path | N
     else:
         return recipe
     return replace(recipe, data=replace(recipe.data, root=str(root)))
+
+
+def parse_recipe(text: str, where: str, overrides: Sequence[str] = (), name: str = "") -> Recipe:
+    """Build a recipe from TOML text.
+
+    Args:
+        text: the TOML.
+        where: stands in error messages.
+        overrides: `section.key=value`.
+        name: of the recipe, where the text does not give one.
+
+    Raises:
+        RecipeError: if anything in it is unknown or impossible.
+    """
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{where}: not valid TOML: {error}") from error
+    for override in overrides:
+        _override(table, override)
+    table.setdefault("name", name)
+    recipe = parse(Recipe, table, Path(where).name)
+    if recipe.student.pretrained and recipe.student.encoder not in KNOWN:
+        raise RecipeError(
+            f"{Path(where).name}[student]: no pretrained weights are known for {recipe.student.encoder};"
+            ' set pretrained = false, or encoder = "resnet-18"'
+        )
+    return recipe
 
 
 def recipe_toml(recipe: Recipe) -> str:

@@ -4,8 +4,10 @@ import hashlib
 import os
 import platform
 import subprocess
+import time
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -14,24 +16,36 @@ import torch
 
 from data_cache.errors import SourceError
 from data_cache.files import file_sha256, write_atomically
+from data_cache.images import larger
 from data_cache.reader import CacheReader, CacheStatus, cache_status, read_split_frames
-from data_cache.schema import CacheError, Resolved, SplitFrames, load_description
-from data_cache.sources import Source, open_source, select
+from data_cache.schema import (
+    ARRAYS,
+    RECEIPTS,
+    CacheError,
+    CacheIdentity,
+    SplitFrames,
+    frame_bytes,
+    load_description,
+    receipt_name,
+    shard_of,
+)
+from data_cache.sources import Source, select
+from data_cache.store import open_store
 from data_cache.writer import CacheWriter
+from pipeline import cluster
 from pipeline.config import Recipe, recipe_toml
-from pipeline.errors import RecipeError
 from pipeline.report import write_report
 from pipeline.signals import preemption
-from pipeline.weights import KNOWN, WeightFolder, fetch_weights
+from pipeline.stage_one import decided_identity, open_recipe_source, open_stage_one, open_teacher, refuse_leak
+from pipeline.weights import KNOWN, fetch_weights
 from stages.checkpoint import LoadedStudent, load_student
 from stages.devices import place, resolve_device, resolve_precision
 from stages.evaluate import EvaluateReport, evaluate, require_full_count
+from stages.progress import progress_bar
 from stages.student.model import Student
-from stages.teacher.transformers_depth import TransformersTeacher
-from stages.teacher_cache import TeacherCacheReport, cache_identity, recipe_identity, teacher_cache
+from stages.teacher_cache import TeacherCacheReport
 from stages.train_student import TrainStudentReport, train_student
 
-UNKNOWN_LICENCE = "unknown: see the model card"
 VERSIONED = ("surround-distill", "torch", "transformers", "zarr", "numpy")
 
 
@@ -63,44 +77,135 @@ class RunFolder:
 
 
 @dataclass(frozen=True)
+class TeacherCachePlan:
+    """What stage one has before it.
+
+    Attributes:
+        location: of the cache.
+        identity: of the cache.
+        pending: shards of this part that are not done.
+        in_part: shards of this part.
+        needed_bytes: what the pending shards will take on disk: judged by the finished ones, else at most (`exact`
+            tells), since nothing is known yet of how well they compress.
+        exact: whether `needed_bytes` comes from finished shards.
+        free_bytes: room that is left, None where there is no telling.
+    """
+
+    location: str
+    identity: CacheIdentity
+    pending: tuple[int, ...]
+    in_part: int
+    needed_bytes: int
+    exact: bool
+    free_bytes: int | None
+
+
+@dataclass(frozen=True)
 class TeacherCacheRun:
     """What stage one did in this run, and how the whole cache stands."""
 
+    plan: TeacherCachePlan
     report: TeacherCacheReport
+    seconds: float
     status: CacheStatus
 
 
+def cache_location(recipe: Recipe, folder: RunFolder) -> str:
+    """Where the cache of a run lies: the recipe's own place for it, else RUN/cache."""
+    return recipe.teacher_cache.location or str(folder.cache.absolute())
+
+
 def run_teacher_cache(
-    recipe: Recipe, folder: RunFolder, *, part: tuple[int, int] = (1, 1), retry_quarantined: bool = False
+    recipe: Recipe,
+    folder: RunFolder,
+    *,
+    scheduler: str = "threads",
+    part: tuple[int, int] = (1, 1),
+    retry_quarantined: bool = False,
+    say: Callable[[str], object] = lambda _: None,
 ) -> TeacherCacheRun:
-    """Stage one: fill RUN/cache with what is missing of it."""
-    source = _open(recipe)
-    frames = SplitFrames(select(source, recipe.data.train), select(source, recipe.data.selection))
-    with suppress(SourceError):  # the test split may live on another machine; eval looks again
-        _refuse_leak(frames, select(source, recipe.data.test))
-    teacher = _teacher(recipe)
-    spec = recipe.teacher_cache
-    identity = cache_identity(_decided(recipe), source.rig, frames, teacher)
-    resolved = Resolved(teacher.precision, spec.batch_images, torch.get_num_threads())
-    writer = CacheWriter(folder.cache, identity, resolved, frames)
+    """Stage one: fill the cache with what is missing of it.
+
+    Args:
+        recipe, folder: of the run.
+        scheduler: threads, local, slurm or the address of a dask scheduler.
+        part: (I, N), every N-th shard from the I-th.
+        retry_quarantined: try quarantined frames again.
+        say: tells the user the plan, and why nothing is happening.
+    """
+    cluster.require_scheduler(scheduler)
+    stage = open_stage_one(recipe)
+    location = cache_location(recipe, folder)
+    writer = stage.writer(location)
     _keep_recipe(recipe, folder)
-    with preemption() as should_stop:
-        report = teacher_cache(
-            source,
-            teacher,
-            writer,
-            recipe.bins,
-            batch_images=spec.batch_images,
-            part=part,
-            retry_quarantined=retry_quarantined,
-            should_stop=should_stop,
-        )
-    return TeacherCacheRun(report, cache_status(folder.cache))
+    plan = plan_teacher_cache(writer, part, retry_quarantined)
+    if plan.pending:
+        say(_announcement(plan))
+    begin = time.perf_counter()
+    frames = {shard: len(writer.frame_range(shard)) for shard in plan.pending}
+    with preemption() as should_stop, progress_bar(sum(frames.values()), 0, "teacher-cache", "frame") as bar:
+        if scheduler == "threads" or not plan.pending:
+            report = stage.write(
+                writer,
+                plan.pending,
+                retry_quarantined=retry_quarantined,
+                on_frame=bar.update,
+                should_stop=should_stop,
+            )
+        else:
+            report = cluster.write_on_cluster(
+                scheduler,
+                recipe.cluster,
+                cluster.ShardJob(recipe_toml(_portable(recipe)), location, retry_quarantined),
+                plan.pending,
+                on_shard=lambda shard: bar.update(frames[shard]),
+                say=say,
+                should_stop=should_stop,
+            )
+    return TeacherCacheRun(plan, report, time.perf_counter() - begin, cache_status(location))
+
+
+def plan_teacher_cache(writer: CacheWriter, part: tuple[int, int], retry_quarantined: bool) -> TeacherCachePlan:
+    """What is to be done of a part, and the room that it needs."""
+    identity, store = writer.identity, writer.store
+    pending = writer.pending(part=part, retry_quarantined=retry_quarantined)
+    in_part = len(range(part[0] - 1, identity.shard_count, part[1]))
+    done = store.sizes(RECEIPTS).keys() - {receipt_name(shard) for shard in pending}
+    written = [
+        size
+        for name, size in store.sizes(ARRAYS).items()
+        if (shard := shard_of(name)) is not None and receipt_name(shard) in done
+    ]
+    if done:
+        needed = sum(written) * len(pending) // len(done)
+    else:
+        needed = sum(len(writer.frame_range(shard)) for shard in pending) * frame_bytes(identity)
+    return TeacherCachePlan(store.location, identity, tuple(pending), in_part, needed, bool(done), store.free_bytes())
+
+
+def _announcement(plan: TeacherCachePlan) -> str:
+    about = "about" if plan.exact else "at most"
+    text = (
+        f"teacher-cache: {len(plan.pending)} of {plan.in_part} shards to write to {plan.location}, {about}"
+        f" {plan.needed_bytes / 1e9:.2f} GB"
+    )
+    if plan.free_bytes is None:
+        return text
+    text += f", {plan.free_bytes / 1e9:.1f} GB free"
+    return text + ("; that is NOT ENOUGH" if plan.exact and plan.free_bytes < plan.needed_bytes else "")
+
+
+def _portable(recipe: Recipe) -> Recipe:
+    """The recipe as a worker with another working folder understands it."""
+    spec = recipe.teacher_cache
+    if spec.weights in KNOWN:
+        return recipe
+    return replace(recipe, teacher_cache=replace(spec, weights=str(Path(spec.weights).absolute())))
 
 
 def run_train_student(recipe: Recipe, folder: RunFolder, *, fresh: bool = False) -> TrainStudentReport:
     """Stage two: train RUN/student from RUN/cache, continuing what is there unless `fresh`."""
-    reader = CacheReader(folder.cache, expected=_decided(recipe))
+    reader = CacheReader(cache_location(recipe, folder), expected=decided_identity(recipe))
     # The random parts of the student come from the recipe's seed, whatever ran in this process before.
     torch.manual_seed(recipe.train_student.seed)
     student = Student(recipe.student, recipe.bins, _encoder_weights(recipe))
@@ -133,18 +238,18 @@ def run_evaluate(recipe: Recipe, folder: RunFolder, *, checkpoint: Path | None =
     if checkpoint is None:
         checkpoint = folder.student / ("best.safetensors" if recipe.data.selection else "last.safetensors")
     loaded = load_student(checkpoint, expected=recipe.student, expected_bins=recipe.bins)
-    source = _open(recipe)
+    source = open_recipe_source(recipe)
     frame_ids = select(source, recipe.data.test)
     if len(recipe.data.test) == 1:
         require_full_count(source, recipe.data.test[0], len(frame_ids))
-    _refuse_leak(_learnt_from(recipe, folder, source), frame_ids)
+    refuse_leak(_learnt_from(recipe, folder, source), frame_ids)
     # What is measured here; written first, so that a folder that cannot be written is known before the hours are spent.
     write_atomically(folder.eval / "recipe.toml", recipe_toml(recipe))
     device = resolve_device(recipe.eval.device)
     precision = resolve_precision(recipe.eval.precision, device)
     student = loaded.student
     place(student, device)
-    teacher = _teacher(recipe) if recipe.eval.teacher else None
+    teacher = open_teacher(recipe) if recipe.eval.teacher else None
     with preemption() as should_stop:
         evaluation = evaluate(
             source,
@@ -155,67 +260,23 @@ def run_evaluate(recipe: Recipe, folder: RunFolder, *, checkpoint: Path | None =
             recipe.eval,
             device=device,
             precision=precision,
+            decode_size=larger(recipe.teacher_cache.input_size, recipe.student.input_size),
             should_stop=should_stop,
         )
     html = write_report(folder.eval, evaluation, _provenance(recipe, loaded, checkpoint))
     return EvaluateRun(evaluation.report, html)
 
 
-def _open(recipe: Recipe) -> Source:
-    return open_source(recipe.data.source, Path(recipe.data.root) if recipe.data.root else None, recipe.data.version)
-
-
-def _decided(recipe: Recipe) -> dict[str, object]:
-    data = recipe.data
-    return recipe_identity(
-        data.source, data.train, data.selection, recipe.teacher_cache, recipe.bins, recipe.student.input_size
-    )
-
-
 def _learnt_from(recipe: Recipe, folder: RunFolder, source: Source) -> SplitFrames:
     """Frames that this run's student has seen: as its cache says, else as the recipe says, if its splits are here."""
     try:
-        identity, _ = load_description(folder.cache)
-        return read_split_frames(folder.cache, identity)
+        store = open_store(cache_location(recipe, folder))
+        identity, _ = load_description(store)
+        return read_split_frames(store, identity)
     except CacheError:
         with suppress(SourceError):
             return SplitFrames(select(source, recipe.data.train), select(source, recipe.data.selection))
     return SplitFrames((), ())
-
-
-def _refuse_leak(frames: SplitFrames, test: tuple[str, ...]) -> None:
-    shared = set(frames.ordered) & set(test)
-    if shared:
-        raise RecipeError(
-            f"data: {len(shared)} frames are both learnt from and tested on, {min(shared)!r} among them;"
-            " make test disjoint from train and selection"
-        )
-
-
-def _weights(name: str) -> WeightFolder:
-    """Known weights by name, else a folder of the user's."""
-    if name in KNOWN:
-        return fetch_weights(name)
-    folder = Path(name)
-    file = folder / "model.safetensors"
-    if not file.is_file():
-        raise RecipeError(f"weights {name!r}: neither one of {', '.join(KNOWN)} nor a folder with model.safetensors")
-    return WeightFolder(folder, file_sha256(file), UNKNOWN_LICENCE, "folder in the recipe")
-
-
-def _teacher(recipe: Recipe) -> TransformersTeacher:
-    spec = recipe.teacher_cache
-    weights = _weights(spec.weights)
-    device = resolve_device(spec.device)
-    return TransformersTeacher(
-        weights.path,
-        name=Path(spec.weights).name,
-        licence=weights.licence,
-        weights_sha256=weights.sha256,
-        input_size=spec.input_size,
-        device=device,
-        precision=resolve_precision(spec.precision, device),
-    )
 
 
 def _encoder_weights(recipe: Recipe) -> Path | None:

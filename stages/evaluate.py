@@ -14,7 +14,7 @@ from data_cache.geometry import sparse_depth
 from data_cache.images import resize_rgb
 from data_cache.rig import Frame
 from data_cache.sources import Source
-from data_cache.views import RigViews, load_native_images, rig_views
+from data_cache.views import RigViews, load_images, rig_views
 from stages import metrics
 from stages.consistency import Overlap, overlap_consistency
 from stages.devices import require_known
@@ -156,12 +156,14 @@ def evaluate(
     *,
     device: torch.device,
     precision: str,
+    decode_size: tuple[int, int] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
     """Measure `student` (and `teacher`) on the frames of a split under the `surrounddepth` protocol.
 
     Predictions are resized (bilinear) to native size and clipped to the range; errors are per image, then a mean per
-    camera, then a mean of cameras. Unreadable frames are left out and listed.
+    camera, then a mean of cameras. Unreadable frames are left out and listed. Images are decoded as stage one decoded
+    them where `decode_size` is what was enough for it.
 
     Raises:
         EvaluationError: if no image has a LiDAR point in range.
@@ -180,17 +182,17 @@ def evaluate(
                 raise Preempted("stopped during eval; nothing was written, run it again")
             try:
                 frame = source.frame(frame_id)
-                native = load_native_images(frame)
+                images = load_images(frame, decode_size)
                 sweep = frame.load_sweep() if frame.load_sweep is not None else None
             except FrameError as error:
                 quarantined[frame_id] = str(error)
                 bar.update()
                 continue
-            rig = rig_views(frame, native, sweep, student.spec.input_size)
+            rig = rig_views(frame, images, sweep, student.spec.input_size)
             student_m = predict_rig(student, rig, device, precision, flip=spec.flip)
             if not np.isfinite(student_m).all():
                 raise EvaluationError(f"the student's depth of frame {frame_id} is not finite; train it again")
-            disparity = _teacher_disparity(teacher, native) if teacher is not None else {}
+            disparity = _teacher_disparity(teacher, images) if teacher is not None else {}
             aligned_m = np.zeros_like(student_m)
             scores = []
             for i, view in enumerate(frame.views):
@@ -268,13 +270,13 @@ def require_full_count(source: Source, split: str, frame_count: int) -> None:
 
 
 def _teacher_disparity(
-    teacher: Teacher, native: Sequence[UInt8[np.ndarray, "H W 3"] | None]
+    teacher: Teacher, images: Sequence[UInt8[np.ndarray, "H W 3"] | None]
 ) -> dict[int, Float[np.ndarray, "h w"]]:
-    there = {i: rgb for i, rgb in enumerate(native) if rgb is not None}
+    there = {i: rgb for i, rgb in enumerate(images) if rgb is not None}
     if not there:
         return {}
-    images = torch.from_numpy(np.stack([resize_rgb(rgb, teacher.input_size) for rgb in there.values()]))
-    disparity = to_disparity(teacher(images).prediction, teacher.space).cpu().numpy()
+    stacked = torch.from_numpy(np.stack([resize_rgb(rgb, teacher.input_size) for rgb in there.values()]))
+    disparity = to_disparity(teacher(stacked).prediction, teacher.space).cpu().numpy()
     return dict(zip(there, disparity, strict=True))
 
 

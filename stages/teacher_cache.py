@@ -1,34 +1,37 @@
 """Stage one: run the teacher over every frame, once, and keep what it says about order and about neighbours."""
 
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, replace
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
-from torch import Tensor
+from jaxtyping import UInt8
 
+from data_cache import images
 from data_cache.errors import FrameError
-from data_cache.images import resize_rgb
 from data_cache.rig import Rig
-from data_cache.schema import FORMAT_VERSION, CacheIdentity, FrameRecord, SplitFrames, pack_depth
+from data_cache.schema import FORMAT_VERSION, CacheIdentity, FrameRecord, SplitFrames
 from data_cache.sources import Source
-from data_cache.views import RigViews, load_native_images, rig_views
 from data_cache.writer import CacheWriter
 from stages import bins, relations
-from stages.bins import BinSpec, WindowedProb
+from stages.bins import BinSpec
 from stages.devices import require_known
-from stages.progress import Preempted, progress_bar
-from stages.teacher.base import Teacher, to_disparity
+from stages.look import SeenView, frame_record, look
+from stages.prepare import PreparedFrame, prepare_frame
+from stages.progress import Preempted
+from stages.teacher.base import Teacher
 
 PREFETCH_FRAMES = 3
 PREFETCH_THREADS = 2
+CONSTANT_NOTE = "looks constant to the teacher"
+BATCH_IMAGES = {"cpu": 2, "cuda": 12}
+"""On a CPU a small batch stays in its caches: of 1, 2, 3, 6, 12 the fastest is 2 (bench_stage_one.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,37 +42,48 @@ class TeacherCacheSpec:
         weights: a name that `surround weights` knows, or a folder with a transformers depth model.
         input_size: (H, W) that the teacher sees, multiples of its patch.
         precision, device: auto, or as named in stages/devices.py.
-        batch_images: images per forward pass, over views and frames.
+        batch_images: images per forward pass, over views and frames; 0 takes what suits the device.
         shard_frames: frames per shard, the unit of work.
+        location: where the cache lies, a folder or s3://bucket/prefix, gs://bucket/prefix; empty for RUN/cache.
     """
 
     weights: str = "depth-anything-v2-small"
     input_size: tuple[int, int]
     precision: str = "auto"
     device: str = "auto"
-    batch_images: int = 6
+    batch_images: int = 0
     shard_frames: int = 32
+    location: str = ""
 
     def __post_init__(self) -> None:
         require_known(self.device, self.precision)
         if min(self.input_size) < 14:
             raise ValueError(f"input_size: expected sides of at least 14 px, got {list(self.input_size)}")
-        if self.batch_images < 1 or self.shard_frames < 1:
-            raise ValueError(
-                f"expected batch_images and shard_frames >= 1, got {self.batch_images} and {self.shard_frames}"
-            )
+        if self.batch_images < 0:
+            raise ValueError(f"batch_images: expected 1 or more, or 0 to choose, got {self.batch_images}")
+        if self.shard_frames < 1:
+            raise ValueError(f"shard_frames: expected at least 1, got {self.shard_frames}")
 
 
 @dataclass(frozen=True)
 class TeacherCacheReport:
-    """What a run of stage one did."""
+    """What a run of stage one did.
 
-    shards_written: int
-    shards_skipped: int
-    frames_written: int
-    quarantined: dict[str, str]
-    notes: dict[str, str]
-    seconds: float
+    Attributes:
+        shards_written: by this run.
+        shards_elsewhere: left to other processes that were writing them.
+        shards_found_done: finished by another process after this run was planned.
+        frames_written: usable frames in the shards written.
+    """
+
+    shards_written: int = 0
+    shards_elsewhere: int = 0
+    shards_found_done: int = 0
+    frames_written: int = 0
+
+    def __add__(self, other: "TeacherCacheReport") -> "TeacherCacheReport":
+        """Both together."""
+        return TeacherCacheReport(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 def recipe_identity(
@@ -95,6 +109,7 @@ def recipe_identity(
         "train": train,
         "selection": selection,
         "image_size": image_size,
+        "image_definition": images.DEFINITION,
         "prob_size": (image_size[0] // stride, image_size[1] // stride),
         "encoding": "window",
         "window_width": bin_spec.window,
@@ -122,170 +137,196 @@ def cache_identity(decided: Mapping[str, Any], rig: Rig, frames: SplitFrames, te
     )
 
 
+def teacher_lanes(device: torch.device) -> int:
+    """How many batches the teacher should look at side by side.
+
+    On a CPU one batch per core, each on one thread: threads that share a batch wait for each other, and above all for
+    the one that is held up by a frame being decoded. On a GPU one at a time.
+    """
+    return torch.get_num_threads() if device.type == "cpu" else 1
+
+
 def teacher_cache(
     source: Source,
     teacher: Teacher,
     writer: CacheWriter,
     bin_spec: BinSpec,
+    shards: Sequence[int],
     *,
     batch_images: int,
-    part: tuple[int, int] = (1, 1),
+    lanes: int = 1,
     retry_quarantined: bool = False,
+    on_frame: Callable[[], object] = lambda: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> TeacherCacheReport:
-    """Fill every pending shard of `writer`. Running it twice does nothing the second time.
+    """Write those of `shards` that are not done and that no other process is writing.
 
-    A frame that cannot be read, or about which the teacher says nothing finite, is quarantined with its reason.
+    Reading, the teacher, and compressing with writing overlap; at most three shards are in memory, the last one just
+    begun. What is written depends on the shard alone, not on lanes, order or interruptions. A frame that cannot be
+    read, or about which the teacher says something that is not finite, is quarantined with its reason.
+
+    Args:
+        source, teacher, writer, bin_spec: what to read, ask, fill and how to store it.
+        shards: numbers, as from `CacheWriter.pending`.
+        batch_images: images per forward pass; batches never cross shards.
+        lanes: batches that the teacher looks at side by side, see `teacher_lanes`.
+        retry_quarantined: write finished shards that hold quarantined frames once more.
+        on_frame: called when a frame has been handed to the teacher.
+        should_stop: asked between frames.
 
     Raises:
-        Preempted: if `should_stop` says so between two frames; the open shard is dropped, finished ones are kept.
-        CacheError: if the cache cannot be written.
+        Preempted: if `should_stop` says so; the open shard is dropped, finished ones are kept.
+        WriteError: if the cache cannot be written.
+        SettingError: if a batch does not fit into the GPU's memory.
     """
-    begin = time.perf_counter()
-    pending = writer.pending(part=part, retry_quarantined=retry_quarantined)
-    in_part = len(range(part[0] - 1, writer.identity.shard_count, part[1]))
-    quarantined: dict[str, str] = {}
-    notes: dict[str, str] = {}
-    frames_written = 0
-    total = sum(len(writer.frame_range(shard)) for shard in pending)
-    with progress_bar(total, 0, "teacher-cache", "frame") as bar, ThreadPoolExecutor(PREFETCH_THREADS) as pool:
-        for shard in pending:
-            frame_ids = [writer.frame_ids[i] for i in writer.frame_range(shard)]
-            prepared = _prefetched(pool, source, frame_ids, teacher.input_size, writer.identity.image_size)
-            looked = _Looked(teacher, bin_spec, writer.identity.prob_size, batch_images)
-            frames: list[_Prepared] = []
-            for frame in prepared:
+    claims = _Claims(writer, shards, retry_quarantined)
+    report = TeacherCacheReport()
+    commits: deque[Future[TeacherCacheReport]] = deque()
+    looking: deque[Future[list[SeenView]]] = deque()
+    with (
+        _one_thread_per_lane(lanes),
+        claims,
+        ThreadPoolExecutor(PREFETCH_THREADS, "read") as readers,
+        ThreadPoolExecutor(lanes, "look") as lookers,
+        ThreadPoolExecutor(1, "commit") as committers,
+    ):
+
+        def hand_over(images: list[UInt8[np.ndarray, "H W 3"]]) -> Future[list[SeenView]]:
+            while len(looking) > lanes:  # what waits for the teacher is bounded
+                looking.popleft().result()
+            looking.append(lookers.submit(look, teacher, images, writer.identity.prob_size))
+            return looking[-1]
+
+        for shard, reads in groupby(_read_ahead(readers, source, teacher, writer, claims), key=lambda read: read.shard):
+            filled = _FilledShard(shard, [], [], {})
+            waiting: list[UInt8[np.ndarray, "H W 3"]] = []
+            for read in reads:
                 if should_stop():
                     raise Preempted(f"stopped before shard {shard} was finished; finished shards are kept")
-                frames.append(frame)
-                looked.add(frame.teacher_images)
-                bar.update()
-            views = iter(looked.finish())
-            records = []
-            shard_quarantine: dict[str, str] = {}
-            shard_notes = {frame.id: frame.note for frame in frames if frame.note}
-            for frame in frames:
-                seen = list(islice(views, len(frame.teacher_images)))
-                reason = frame.reason or next((view.reason for view in seen if view.reason), "")
-                if reason:
-                    shard_quarantine[frame.id] = reason
-                records.append(None if reason or frame.views is None else _record(frame.views, seen, writer.identity))
-            writer.commit(shard, records, shard_quarantine, shard_notes)
-            quarantined |= shard_quarantine
-            notes |= shard_notes
-            frames_written += sum(record is not None for record in records)
-    seconds = time.perf_counter() - begin
-    return TeacherCacheReport(len(pending), in_part - len(pending), frames_written, quarantined, notes, seconds)
+                if commits and commits[0].done():  # a full disk is known now, not a shard later
+                    report += commits.popleft().result()
+                try:
+                    frame = read.prepared.result()
+                except FrameError as error:
+                    filled.quarantined[read.frame_id] = str(error)
+                else:
+                    waiting += frame.teacher_images
+                    filled.frames.append(replace(frame, teacher_images=[]))  # the teacher has them: free them after it
+                while len(waiting) >= batch_images:
+                    filled.batches.append(hand_over(waiting[:batch_images]))
+                    del waiting[:batch_images]
+                on_frame()
+            if waiting:
+                filled.batches.append(hand_over(waiting))
+            while len(commits) > 1:
+                report += commits.popleft().result()
+            commits.append(committers.submit(_commit, filled, writer, bin_spec, claims))
+        for commit in commits:
+            report += commit.result()
+    return replace(report, shards_elsewhere=claims.elsewhere, shards_found_done=claims.found_done)
 
 
 @dataclass(frozen=True, eq=False)
-class _Prepared:
-    """A frame ready for the teacher: images of the views it has, or the reason why not."""
+class _Read:
+    """A frame that is being read."""
 
-    id: str
-    teacher_images: list[UInt8[np.ndarray, "H W 3"]]
-    views: RigViews | None
-    reason: str = ""
-    note: str = ""
+    shard: int
+    frame_id: str
+    prepared: Future[PreparedFrame]
 
 
 @dataclass(frozen=True, eq=False)
-class _SeenView:
-    """What the teacher said about one view."""
+class _FilledShard:
+    """A shard all of whose frames have been read; its batches may still be with the teacher."""
 
-    prob: WindowedProb
-    tokens: Float[Tensor, "P C"]
-    reason: str
-
-
-def _prepare(source: Source, frame_id: str, teacher_size: tuple[int, int], image_size: tuple[int, int]) -> _Prepared:
-    try:
-        frame = source.frame(frame_id)
-        native = load_native_images(frame)
-        sweep = frame.load_sweep() if frame.load_sweep is not None else None
-        views = rig_views(frame, native, sweep, image_size)
-    except FrameError as error:
-        return _Prepared(frame_id, [], None, reason=str(error))
-    if not views.view_valid.any():
-        return _Prepared(frame_id, [], None, reason=f"frame {frame_id}: expected at least one camera, found none")
-    missing = [name for name, there in zip(source.rig.camera_names, views.view_valid, strict=True) if not there]
-    notes = [f"no {name}" for name in missing]
-    if sweep is None:
-        notes.append("no LiDAR sweep")
-    elif sweep.dropped_count:
-        notes.append(f"{sweep.dropped_count} LiDAR points are not finite and were left out; {len(sweep.points_m)} stay")
-    note = ", ".join(notes)
-    return _Prepared(frame_id, [resize_rgb(rgb, teacher_size) for rgb in native if rgb is not None], views, note=note)
+    number: int
+    frames: list[PreparedFrame]
+    batches: list[Future[list[SeenView]]]
+    quarantined: dict[str, str]
 
 
-def _prefetched(
-    pool: ThreadPoolExecutor,
-    source: Source,
-    frame_ids: Iterable[str],
-    teacher_size: tuple[int, int],
-    image_size: tuple[int, int],
-) -> Iterator[_Prepared]:
-    """Frames in order, read a few ahead while the teacher is busy; memory is bounded by PREFETCH_FRAMES."""
-    jobs = iter(pool.submit(_prepare, source, frame_id, teacher_size, image_size) for frame_id in frame_ids)
+class _Claims:
+    """Shards that are ours to write, claimed one by one as they are asked for; all given back at the end."""
+
+    def __init__(self, writer: CacheWriter, shards: Sequence[int], retry_quarantined: bool):
+        self._writer, self._shards, self._retry = writer, shards, retry_quarantined
+        self._held: set[int] = set()
+        self.elsewhere = self.found_done = 0
+
+    def __iter__(self) -> Iterator[int]:
+        for shard in self._shards:
+            if not self._writer.claim(shard):
+                self.elsewhere += 1
+                continue
+            self._held.add(shard)
+            if self._writer.is_done(shard, retry_quarantined=self._retry):
+                self.found_done += 1
+                self.release(shard)
+                continue
+            yield shard
+
+    def release(self, shard: int) -> None:
+        self._held.discard(shard)
+        self._writer.release(shard)
+
+    def __enter__(self) -> "_Claims":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for shard in tuple(self._held):
+            self.release(shard)
+
+
+def _read_ahead(
+    readers: ThreadPoolExecutor, source: Source, teacher: Teacher, writer: CacheWriter, claims: _Claims
+) -> Iterator[_Read]:
+    """Frames of all claimed shards in order, read a few ahead of the teacher; memory is bounded by PREFETCH_FRAMES."""
+    sizes = (teacher.input_size, writer.identity.image_size)
+    jobs = (
+        _Read(shard, frame_id, readers.submit(prepare_frame, source, frame_id, *sizes))
+        for shard in claims
+        for frame_id in (writer.frame_ids[i] for i in writer.frame_range(shard))
+    )
     ahead = deque(islice(jobs, PREFETCH_FRAMES))
     while ahead:
-        done = ahead.popleft().result()
+        read = ahead.popleft()
         ahead.extend(islice(jobs, 1))
-        yield done
+        yield read
 
 
-class _Looked:
-    """Gathers images into full batches across views and frames; keeps only the small products."""
-
-    def __init__(self, teacher: Teacher, spec: BinSpec, prob_size: tuple[int, int], batch_images: int):
-        self._teacher, self._spec, self._prob_size, self._batch = teacher, spec, prob_size, batch_images
-        self._waiting: list[UInt8[np.ndarray, "H W 3"]] = []
-        self._seen: list[_SeenView] = []
-
-    def add(self, images: list[UInt8[np.ndarray, "H W 3"]]) -> None:
-        self._waiting += images
-        while len(self._waiting) >= self._batch:
-            self._look(self._waiting[: self._batch])
-            del self._waiting[: self._batch]
-
-    def finish(self) -> list[_SeenView]:
-        if self._waiting:
-            self._look(self._waiting)
-        return self._seen
-
-    def _look(self, images: list[UInt8[np.ndarray, "H W 3"]]) -> None:
-        output = self._teacher(torch.from_numpy(np.stack(images)))
-        disparity = to_disparity(output.prediction, self._teacher.space)
-        u = bins.affine_invariant_map(disparity, self._prob_size)
-        prob = bins.encode_window(bins.closed_form_prob(u, self._spec), self._spec.window)
-        tokens = relations.pool_tokens(output.features).cpu()
-        first, weight = prob.first.cpu(), prob.prob.cpu()
-        finite = torch.isfinite(disparity).all(-1).all(-1) & torch.isfinite(tokens).all(-1).all(-1).to(disparity.device)
-        for i, good in enumerate(finite.tolist()):
-            reason = "" if good else f"teacher {self._teacher.name} gave values that are not finite"
-            self._seen.append(_SeenView(WindowedProb(first[i], weight[i]), tokens[i], reason))
+def _commit(filled: _FilledShard, writer: CacheWriter, bin_spec: BinSpec, claims: _Claims) -> TeacherCacheReport:
+    """Join the frames of a shard with what the teacher said, and write it."""
+    shard, quarantined = filled.number, filled.quarantined
+    views = chain.from_iterable(batch.result() for batch in filled.batches)
+    records: dict[str, FrameRecord] = {}
+    notes: dict[str, str] = {}
+    for frame in filled.frames:
+        seen = list(islice(views, int(frame.view_valid.sum())))
+        note = ", ".join([*filter(None, [frame.note]), *_constant(frame, seen, writer.identity.camera_names)])
+        if note:
+            notes[frame.id] = note
+        try:
+            records[frame.id] = frame_record(frame, seen, writer.identity, bin_spec)
+        except FrameError as error:
+            quarantined[frame.id] = str(error)
+    frame_ids = [writer.frame_ids[i] for i in writer.frame_range(shard)]
+    writer.commit(shard, [records.get(frame_id) for frame_id in frame_ids], quarantined, notes)
+    claims.release(shard)
+    return TeacherCacheReport(shards_written=1, frames_written=len(records))
 
 
-def _record(views: RigViews, seen: list[_SeenView], identity: CacheIdentity) -> FrameRecord:
-    """Join the views of a frame with what the teacher said about those that are there."""
-    V, (h, w), P = identity.view_count, identity.prob_size, relations.GRID[0] * relations.GRID[1]
-    there = np.flatnonzero(views.view_valid)
-    first = np.zeros((V, h, w), np.uint8)
-    weight = np.zeros((V, h, w, identity.window_width), np.uint8)
-    relation = np.zeros((V, P, P), np.float16)
-    if len(there):
-        tokens = torch.zeros(V, *seen[0].tokens.shape)
-        for i, view in zip(there, seen, strict=True):
-            first[i], weight[i], tokens[i] = view.prob.first.numpy(), view.prob.prob.numpy(), view.tokens
-        # Tokens of a missing view are zeros, and so are its relations: a gap is not bridged.
-        relation = relations.ring_relations(tokens).numpy().astype(np.float16)
-    return FrameRecord(
-        image=views.image,
-        lidar_depth=pack_depth(views.lidar_depth_m),
-        bin_first=first,
-        bin_prob=weight,
-        relation=relation,
-        view_valid=views.view_valid,
-        intrinsics=views.intrinsics,
-        world_from_cam=views.world_from_cam,
-    )
+def _constant(frame: PreparedFrame, seen: Sequence[SeenView], camera_names: Sequence[str]) -> list[str]:
+    """A remark for each camera in which the teacher sees no order at all, as behind a covered lens."""
+    names = (camera_names[i] for i in np.flatnonzero(frame.view_valid).tolist())
+    return [f"{name} {CONSTANT_NOTE}" for name, view in zip(names, seen, strict=True) if view.constant]
+
+
+@contextmanager
+def _one_thread_per_lane(lanes: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if lanes > 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

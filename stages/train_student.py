@@ -150,12 +150,14 @@ def train_student(
     usable = reader.usable(tuple(train_ids))
     selection = reader.usable(tuple(selection_ids))
     if not usable:
-        raise TrainingError(f"{reader.root}: all {len(train_ids)} training frames are quarantined; see teacher-cache")
+        raise TrainingError(
+            f"{reader.store.location}: all {len(train_ids)} training frames are quarantined; see teacher-cache"
+        )
     dataset = CachedFrames(reader, usable)
     if weights.supervised and not _any_lidar(dataset, depth_range_m):
         raise TrainingError(
-            f"{reader.root}: no training frame has a LiDAR return between {depth_range_m[0]} and {depth_range_m[1]} m,"
-            " so nothing says how many metres; check the LiDAR files and data.depth_range_m,"
+            f"{reader.store.location}: no training frame has a LiDAR return between {depth_range_m[0]} and"
+            f" {depth_range_m[1]} m, so nothing says how many metres; check the LiDAR files and data.depth_range_m,"
             " or set losses.supervised = 0.0"
         )
     device = resolve_device(spec.device)
@@ -168,7 +170,7 @@ def train_student(
 
     def lineage(step: int) -> Lineage:
         cache = reader.identity
-        return Lineage(cache.teacher_name, cache.teacher_licence, cache.sha256(), cache.source, depth_range_m, step)
+        return Lineage(cache.teacher_name, cache.teacher_licence, cache.sha256, cache.source, depth_range_m, step)
 
     def save(step: int) -> None:
         # The state last: a student without its state is trained again, a state without its student would count as done.
@@ -332,7 +334,7 @@ def _run_identity(
     """What two runs must share to be the same run; how often it saves and who reads the data do not matter."""
     train = {k: v for k, v in asdict(spec).items() if k not in ("checkpoint_every", "workers", "device")}
     return {
-        "cache": reader.identity.sha256(),
+        "cache": reader.identity.sha256,
         "train_frames": list(train_ids),
         "student": asdict(student.spec),
         "bins": asdict(student.bins),

@@ -73,7 +73,9 @@ def fake_view(i: int, index: int) -> View:
     world_from_cam[:3, :3] = np.stack([-left, [0, 0, -1], forward], axis=1)
     K_px = np.array([[40.0 + i, 0, 40], [0, 40, 24], [0, 0, 1]])
     rgb = np.random.default_rng([index, i]).integers(0, 256, (6, 10, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
-    return View(Camera(NAMES[i], K_px, NATIVE_SIZE[1], NATIVE_SIZE[0]), world_from_cam, index, lambda: rgb)
+    return View(
+        Camera(NAMES[i], K_px, NATIVE_SIZE[1], NATIVE_SIZE[0]), world_from_cam, index, lambda at_least=None: rgb
+    )
 
 
 def save_tiny_teacher(folder: Path) -> Path:
@@ -132,6 +134,7 @@ def tiny_identity(frames: SplitFrames, **changes: Any) -> CacheIdentity:
         "train": ("d",),
         "selection": (),
         "image_size": (4, 6),
+        "image_definition": "test",
         "prob_size": (2, 3),
         "encoding": "window",
         "window_width": 5,

@@ -7,7 +7,7 @@ import torch
 from fakes import NAMES, STUDENT_SIZE, TEACHER_SIZE, FakeSource, tiny_teacher
 
 from data_cache.geometry import sparse_depth
-from data_cache.views import load_native_images, rig_views
+from data_cache.views import load_images, rig_views
 from stages import predict as predict_module
 from stages.bins import BinSpec
 from stages.evaluate import EvaluateSpec, EvaluationError, evaluate, require_full_count
@@ -136,7 +136,7 @@ def test_latency_times_student_and_teacher_in_one_harness(teacher_folder):
 def test_flip_averages_with_what_the_mirrored_rig_gives_and_is_recorded():
     source = FakeSource(1)
     frame = source.frame("d/0")
-    rig = rig_views(frame, load_native_images(frame), None, STUDENT_SIZE)
+    rig = rig_views(frame, load_images(frame), None, STUDENT_SIZE)
     model = student()
     ring = [0, 2, 1]
     mirrored = replace(rig, image=rig.image[ring][:, :, ::-1].copy(), intrinsics=rig.intrinsics[ring])

@@ -7,8 +7,12 @@ import pytest
 from fakes import random_record
 from test_writer import FRAMES, IDENTITY, RESOLVED, fill, writer
 
-from data_cache.reader import CacheReader, cache_status, verify_cache
-from data_cache.schema import DamagedCacheError, IncompleteCacheError, Layout, StaleCacheError
+from data_cache.reader import CacheReader, cache_status, verify_files
+from data_cache.schema import DamagedCacheError, IncompleteCacheError, StaleCacheError, receipt_name
+
+
+def damages_of(root):
+    return [line for _, lines in verify_files(root) for line in lines]
 
 
 def shard_files(root):
@@ -46,14 +50,14 @@ def test_missing_and_cut_off_files_are_refused_when_opened(tmp_path):
 
 def test_every_flipped_byte_is_found_by_verify_and_by_reading(tmp_path):
     fill(tmp_path)
-    assert verify_cache(tmp_path) == []
+    assert damages_of(tmp_path) == []
     rng = random.Random(3)
-    for _ in range(40):
+    for _ in range(200):
         path = rng.choice(shard_files(tmp_path))
         data = path.read_bytes()
         place = rng.randrange(len(data))
         path.write_bytes(data[:place] + bytes([data[place] ^ (1 << rng.randrange(8))]) + data[place + 1 :])
-        assert len(verify_cache(tmp_path)) == 1
+        assert len(damages_of(tmp_path)) == 1
         reader = CacheReader(tmp_path)
         with pytest.raises(DamagedCacheError, match=path.relative_to(tmp_path / "arrays.zarr").parts[0]):
             for frame_id in FRAMES.train:
@@ -81,8 +85,8 @@ def test_another_format_version_is_named(tmp_path):
 
 def test_a_receipt_of_another_cache_is_refused(tmp_path):
     fill(tmp_path)
-    path = Layout(tmp_path).receipt(1)
-    path.write_text(path.read_text().replace(IDENTITY.sha256(), "0" * 64))
+    path = tmp_path / receipt_name(1)
+    path.write_text(path.read_text().replace(IDENTITY.sha256, "0" * 64))
     with pytest.raises(DamagedCacheError, match="another cache"):
         CacheReader(tmp_path)
 
@@ -120,21 +124,35 @@ def test_damaged_metadata_is_found_by_verify_and_written_anew_by_the_next_writer
     fill(tmp_path)
     before = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(before[:20] + b"\xff")
-    assert len(verify_cache(tmp_path)) == 1
+    assert len(damages_of(tmp_path)) == 1
     assert writer(tmp_path).pending() == []
     assert (tmp_path / name).read_bytes() == before
-    assert verify_cache(tmp_path) == []
+    assert damages_of(tmp_path) == []
 
 
 def test_bytes_that_are_no_text_in_a_receipt_are_a_damaged_cache(tmp_path):
     fill(tmp_path)
-    Layout(tmp_path).receipt(1).write_bytes(b"\xff\xfe{")
+    (tmp_path / receipt_name(1)).write_bytes(b"\xff\xfe{")
+    status = cache_status(tmp_path)
+    assert status.shards_done == 2
+    assert "is not a receipt" in status.damages[0]
     with pytest.raises(DamagedCacheError, match="is not a receipt"):
-        cache_status(tmp_path)
+        CacheReader(tmp_path)
     assert writer(tmp_path).pending() == [1]
 
 
 def test_status_does_not_count_a_shard_whose_file_is_gone(tmp_path):
     fill(tmp_path)
     shard_files(tmp_path)[0].unlink()
-    assert cache_status(tmp_path).shards_done == 2
+    status = cache_status(tmp_path)
+    assert status.shards_done == 2
+    assert "missing" in status.damages[0]
+
+
+def test_status_tells_what_is_being_written_and_what_a_killed_writer_left(tmp_path):
+    w = writer(tmp_path)
+    w.claim(1)
+    (tmp_path / "receipts").mkdir()
+    (tmp_path / (receipt_name(2) + ".3.partial")).write_text("half")
+    status = cache_status(tmp_path)
+    assert (status.shards_open, status.partial_count) == (1, 1)

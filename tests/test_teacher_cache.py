@@ -7,38 +7,48 @@ import torch
 from fakes import NAMES, STUDENT_SIZE, TEACHER_SIZE, FakeSource, tiny_teacher
 from test_writer import contents
 
+from data_cache.files import DiskFullError
 from data_cache.reader import CacheReader, cache_status
 from data_cache.schema import Resolved, SplitFrames, unpack_depth_m
 from data_cache.sources import select
-from data_cache.views import load_native_images, rig_views
+from data_cache.views import load_images, rig_views
 from data_cache.writer import CacheWriter
 from stages.bins import BinSpec, WindowedProb, affine_invariant_map, closed_form_prob, decode_window
 from stages.progress import Preempted
 from stages.relations import GRID
-from stages.teacher_cache import TeacherCacheSpec, cache_identity, recipe_identity, teacher_cache
+from stages.teacher.transformers_depth import TransformersTeacher
+from stages.teacher_cache import TeacherCacheReport, TeacherCacheSpec, cache_identity, recipe_identity, teacher_cache
 
 SPEC = TeacherCacheSpec(input_size=TEACHER_SIZE, shard_frames=2, batch_images=4)
 BINS = BinSpec(prob_stride=4)
 
 
-def run(root: Path, source: FakeSource, folder: Path, **options):
+def run(root: Path, source: FakeSource, folder: Path, *, part=(1, 1), retry_quarantined=False, **options):
+    """Plan and write, as the command does."""
+    writer, teacher = open_writer(root, source, folder)
+    shards = writer.pending(part=part, retry_quarantined=retry_quarantined)
+    return teacher_cache(
+        source, teacher, writer, BINS, shards, batch_images=4, retry_quarantined=retry_quarantined, **options
+    )
+
+
+def open_writer(root: Path, source: FakeSource, folder: Path) -> tuple[CacheWriter, TransformersTeacher]:
     teacher = tiny_teacher(folder)
     frames = SplitFrames(select(source, ["d"]), ())
     decided = recipe_identity("fake", ("d",), (), SPEC, BINS, STUDENT_SIZE)
     identity = cache_identity(decided, source.rig, frames, teacher)
-    writer = CacheWriter(root, identity, Resolved("fp32", SPEC.batch_images, 1), frames)
-    return teacher_cache(source, teacher, writer, BINS, batch_images=SPEC.batch_images, **options)
+    return CacheWriter(root, identity, Resolved("fp32", SPEC.batch_images, 1), frames), teacher
 
 
 def test_every_frame_is_stored_with_what_the_teacher_says_about_its_own_images(tmp_path, teacher_folder):
     source = FakeSource(5)
     report = run(tmp_path, source, teacher_folder)
-    assert (report.shards_written, report.shards_skipped, report.frames_written) == (3, 0, 5)
+    assert report == TeacherCacheReport(shards_written=3, frames_written=5)
     reader = CacheReader(tmp_path)
     teacher = tiny_teacher(teacher_folder)
     frame = source.frame("d/3")
     record = reader.read("d/3")
-    native = load_native_images(frame)
+    native = load_images(frame)
     expected = rig_views(frame, native, frame.load_sweep(), STUDENT_SIZE)
     np.testing.assert_array_equal(record.image, expected.image)
     np.testing.assert_allclose(unpack_depth_m(record.lidar_depth), expected.lidar_depth_m, atol=1 / 512)
@@ -62,7 +72,7 @@ def test_a_second_run_looks_at_nothing_and_writes_nothing(tmp_path, teacher_fold
     before = contents(tmp_path)
     looked: list[str] = []
     report = run(tmp_path, FakeSource(5, on_frame=looked.append), teacher_folder)
-    assert (report.shards_written, report.shards_skipped) == (0, 3)
+    assert report == TeacherCacheReport()
     assert looked == []
     assert contents(tmp_path) == before
 
@@ -76,7 +86,7 @@ def test_a_killed_run_resumes_to_the_same_cache(tmp_path, teacher_folder, dies_a
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "killed", FakeSource(5, on_frame=die), teacher_folder)
     report = run(tmp_path / "killed", FakeSource(5), teacher_folder)
-    assert report.shards_skipped == dies_at // 2
+    assert report.shards_written == 3 - dies_at // 2
     run(tmp_path / "whole", FakeSource(5), teacher_folder)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
@@ -98,14 +108,13 @@ def test_parts_fill_disjoint_shards_and_together_everything(tmp_path, teacher_fo
 
 def test_unreadable_frames_are_quarantined_with_their_reason_and_retried(tmp_path, teacher_folder):
     source = FakeSource(5, broken={"d/0": "image cannot be decoded: a.jpg", "d/3": "NaN calibration"})
-    report = run(tmp_path, source, teacher_folder)
-    assert report.quarantined == source.broken
-    assert report.frames_written == 3
+    assert run(tmp_path, source, teacher_folder).frames_written == 3
+    assert cache_status(tmp_path).quarantined == source.broken
     reader = CacheReader(tmp_path)
     assert reader.usable(reader.frames.train) == ("d/1", "d/2", "d/4")
     assert run(tmp_path, source, teacher_folder).shards_written == 0
     healed = run(tmp_path, FakeSource(5), teacher_folder, retry_quarantined=True)
-    assert (healed.shards_written, healed.shards_skipped, healed.quarantined) == (2, 1, {})
+    assert healed == TeacherCacheReport(shards_written=2, frames_written=4)
     run(tmp_path / "whole", FakeSource(5), teacher_folder)
     whole = {str(Path("whole") / k): v for k, v in contents(tmp_path / "whole").items()}
     assert contents(tmp_path) == contents(tmp_path) | whole
@@ -114,7 +123,8 @@ def test_unreadable_frames_are_quarantined_with_their_reason_and_retried(tmp_pat
 
 def test_a_cache_of_nothing_but_broken_frames_still_finishes_and_lists_them(tmp_path, teacher_folder):
     source = FakeSource(2, broken={"d/0": "x", "d/1": "y"})
-    assert run(tmp_path, source, teacher_folder).quarantined == {"d/0": "x", "d/1": "y"}
+    run(tmp_path, source, teacher_folder)
+    assert cache_status(tmp_path).quarantined == {"d/0": "x", "d/1": "y"}
 
 
 def test_a_missing_camera_is_a_gap_and_not_an_error(tmp_path, teacher_folder):
@@ -140,11 +150,11 @@ def test_views_after_a_gap_keep_their_own_images(tmp_path, teacher_folder):
 
 
 def test_a_frame_without_lidar_is_stored_without_depth_and_nan_points_are_noted(tmp_path, teacher_folder):
-    report = run(tmp_path, FakeSource(2, no_lidar=("d/0",), nan_points=("d/1",)), teacher_folder)
+    run(tmp_path, FakeSource(2, no_lidar=("d/0",), nan_points=("d/1",)), teacher_folder)
     reader = CacheReader(tmp_path)
     assert not reader.read("d/0").lidar_depth.any()
     assert reader.read("d/0").bin_prob.any()
-    assert report.notes == {
+    assert cache_status(tmp_path).notes == {
         "d/0": "no LiDAR sweep",
         "d/1": "5 LiDAR points are not finite and were left out; 3995 stay",
     }
@@ -168,8 +178,9 @@ def test_a_teacher_that_says_nan_quarantines_the_frame(tmp_path, teacher_folder,
         return dataclasses.replace(output, prediction=prediction)
 
     monkeypatch.setattr(TransformersTeacher, "__call__", sometimes_nan)
-    report = run(tmp_path, FakeSource(2), teacher_folder)
-    assert report.quarantined == {"d/1": f"teacher {teacher_folder.name} gave values that are not finite"}
+    run(tmp_path, FakeSource(2), teacher_folder)
+    (frame_id, reason), *others = cache_status(tmp_path).quarantined.items()
+    assert (frame_id, "values that are not finite" in reason, others) == ("d/1", True, [])
 
 
 def test_batches_run_over_views_and_frames(tmp_path, teacher_folder, monkeypatch):
@@ -183,3 +194,69 @@ def test_batches_run_over_views_and_frames(tmp_path, teacher_folder, monkeypatch
     run(tmp_path, FakeSource(3), teacher_folder)
     assert sizes == [4, 2, 3]  # two frames of three views in the first shard, one in the last
     assert len(NAMES) == 3
+
+
+@pytest.mark.parametrize("lanes", [2, 3])
+def test_lanes_do_not_change_a_byte(tmp_path, teacher_folder, lanes):
+    run(tmp_path / "one", FakeSource(5), teacher_folder)
+    run(tmp_path / "more", FakeSource(5), teacher_folder, lanes=lanes)
+    assert contents(tmp_path / "more") == contents(tmp_path / "one")
+
+
+def test_a_shard_that_another_process_writes_is_left_to_it(tmp_path, teacher_folder):
+    other, _ = open_writer(tmp_path, FakeSource(5), teacher_folder)
+    other.claim(1)
+    report = run(tmp_path, FakeSource(5), teacher_folder)
+    assert report == TeacherCacheReport(shards_written=2, shards_elsewhere=1, frames_written=3)
+    other.release(1)
+    assert run(tmp_path, FakeSource(5), teacher_folder) == TeacherCacheReport(shards_written=1, frames_written=2)
+
+
+def test_a_shard_finished_elsewhere_since_the_plan_is_not_written_again(tmp_path, teacher_folder):
+    source = FakeSource(5)
+    writer, teacher = open_writer(tmp_path, source, teacher_folder)
+    planned = writer.pending()
+    run(tmp_path, source, teacher_folder, part=(1, 3))
+    report = teacher_cache(source, teacher, writer, BINS, planned, batch_images=4)
+    assert report == TeacherCacheReport(shards_written=2, shards_found_done=1, frames_written=3)
+
+
+def test_claims_are_given_back_when_a_run_stops(tmp_path, teacher_folder):
+    with pytest.raises(Preempted):
+        run(tmp_path, FakeSource(5), teacher_folder, should_stop=lambda: True)
+    assert run(tmp_path, FakeSource(5), teacher_folder).shards_written == 3
+
+
+def test_a_disk_that_fills_up_stops_the_run_and_names_what_is_lacking(tmp_path, teacher_folder, monkeypatch):
+    from data_cache.store import FolderStore
+
+    honest = FolderStore.write
+
+    def full(self, name, data):
+        if "bin_prob/c.1" in name:
+            raise DiskFullError("disk full")
+        honest(self, name, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderStore, "write", full)
+        with pytest.raises(DiskFullError, match=r"shard 1 .* 2 shards that are missing need about"):
+            run(tmp_path, FakeSource(5), teacher_folder)
+    assert cache_status(tmp_path).shards_done == 1
+    run(tmp_path, FakeSource(5), teacher_folder)
+    run(tmp_path / "whole", FakeSource(5), teacher_folder)
+    assert {k: v for k, v in contents(tmp_path).items() if not k.startswith("whole")} == contents(tmp_path / "whole")
+
+
+def test_a_covered_lens_is_noted(tmp_path, teacher_folder, monkeypatch):
+    from stages import bins
+
+    honest = bins.affine_invariant_map
+
+    def covered(disparity, size):
+        u = honest(disparity, size)
+        u[0] = 0.5
+        return u
+
+    monkeypatch.setattr(bins, "affine_invariant_map", covered)
+    run(tmp_path, FakeSource(1), teacher_folder)
+    assert cache_status(tmp_path).notes == {"d/0": "front looks constant to the teacher"}

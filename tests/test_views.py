@@ -6,14 +6,14 @@ from fakes import NATIVE_SIZE, FakeSource
 
 from data_cache.errors import FrameError
 from data_cache.rig import Frame, Sweep
-from data_cache.views import RigViews, load_native_images, rig_views
+from data_cache.views import RigViews, load_images, rig_views
 
 SIZE = (24, 20)  # half the native height, a quarter of the width
 
 
 def views_of(frame: Frame, points_m: list[list[float]] | None = None, size: tuple[int, int] = SIZE) -> RigViews:
     sweep = None if points_m is None else Sweep(np.array(points_m), np.eye(4))
-    return rig_views(frame, load_native_images(frame), sweep, size)
+    return rig_views(frame, load_images(frame), sweep, size)
 
 
 def test_all_views_have_one_size_and_their_own_pixels():
@@ -22,7 +22,7 @@ def test_all_views_have_one_size_and_their_own_pixels():
     assert rig.image.shape == (3, *SIZE, 3)
     assert rig.view_valid.all()
     assert len({view.tobytes() for view in rig.image}) == 3
-    np.testing.assert_array_equal(views_of(frame, size=NATIVE_SIZE).image, np.stack(load_native_images(frame)))
+    np.testing.assert_array_equal(views_of(frame, size=NATIVE_SIZE).image, np.stack(load_images(frame)))
 
 
 def test_a_missing_camera_leaves_zeros_in_its_own_slot():
@@ -30,7 +30,7 @@ def test_a_missing_camera_leaves_zeros_in_its_own_slot():
     whole = views_of(FakeSource().frame("d/0"), [[5.0, 0, 0], [-5.0, 0, 0]])
     rig = views_of(frame, [[5.0, 0, 0], [-5.0, 0, 0]])
     assert rig.view_valid.tolist() == [True, False, True]
-    assert load_native_images(frame)[1] is None
+    assert load_images(frame)[1] is None
     for array in (rig.image, rig.lidar_depth_m, rig.intrinsics):
         assert not array[1].any()
     np.testing.assert_array_equal(rig.world_from_cam[1], np.eye(4))
@@ -71,11 +71,11 @@ def test_without_a_sweep_there_is_no_depth():
 
 def test_native_images_keep_their_size_and_a_damaged_one_is_a_frame_error():
     frame = FakeSource().frame("d/0")
-    assert [image.shape for image in load_native_images(frame)] == [(*NATIVE_SIZE, 3)] * 3
+    assert [image.shape for image in load_images(frame)] == [(*NATIVE_SIZE, 3)] * 3
 
     def damaged() -> np.ndarray:
         raise FrameError("left: damaged")
 
     views = (*frame.views[:2], replace(frame.views[2], load_image=damaged))
     with pytest.raises(FrameError, match="left: damaged"):
-        load_native_images(replace(frame, views=views))
+        load_images(replace(frame, views=views))

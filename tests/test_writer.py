@@ -1,5 +1,6 @@
 import errno
 import json
+import pickle
 import signal
 import subprocess
 import sys
@@ -15,13 +16,15 @@ from fakes import random_record, tiny_identity
 from data_cache.files import DiskFullError, replace_atomically, write_atomically
 from data_cache.reader import CacheReader
 from data_cache.schema import (
+    DESCRIPTION,
     CacheError,
-    Layout,
     Resolved,
     SplitFrames,
     StaleCacheError,
     array_table,
     pack_depth,
+    receipt_name,
+    shard_name,
     unpack_depth_m,
 )
 from data_cache.writer import CacheWriter
@@ -94,7 +97,7 @@ def test_a_cache_begun_in_another_precision_is_refused_but_other_threads_are_not
 
 def test_a_shard_whose_file_was_cut_off_is_pending_again(tmp_path):
     fill(tmp_path)
-    path = Layout(tmp_path).shard_file("relation", array_table(IDENTITY)["relation"], 1)
+    path = tmp_path / shard_name("relation", array_table(IDENTITY)["relation"], 1)
     path.write_bytes(path.read_bytes()[:-1])
     assert writer(tmp_path).pending() == [1]
 
@@ -104,7 +107,7 @@ def test_quarantined_frames_are_kept_in_the_receipt_and_retried_only_when_asked(
     w.commit(0, [None, random_record(IDENTITY, 1)], {"d/0": "no image"}, {"d/1": "note"})
     assert w.pending() == [1, 2]
     assert w.pending(retry_quarantined=True) == [0, 1, 2]
-    receipt = json.loads(Layout(tmp_path).receipt(0).read_text())
+    receipt = json.loads((tmp_path / receipt_name(0)).read_text())
     assert receipt["quarantined"] == {"d/0": "no image"}
     assert receipt["notes"] == {"d/1": "note"}
 
@@ -120,13 +123,13 @@ def test_a_record_of_the_wrong_shape_or_type_is_never_stored(tmp_path):
 def test_a_full_disk_is_named_and_leaves_the_shard_pending(tmp_path, monkeypatch):
     fill(tmp_path, (0,))
 
-    def full(*_: object, **__: object) -> None:
+    def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     w = writer(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(zarr.Array, "__setitem__", full)
-        with pytest.raises(DiskFullError, match="disk full.*MB free now.*finished is kept"):
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(DiskFullError, match=r"shard 1.*2 shards that are missing need about .* MB are free now"):
             w.commit(1, [random_record(IDENTITY, i) for i in w.frame_range(1)], {}, {})
     assert w.pending() == [1, 2]
     fill(tmp_path, (1, 2))
@@ -139,25 +142,76 @@ def test_a_writer_killed_in_the_middle_resumes_to_the_same_bytes(tmp_path):
         import os, sys
         sys.path[:0] = {sys.path!r}
         import test_writer as t
-        from data_cache import writer
+        from data_cache import files
         calls = 0
-        settle = writer._settle
+        flush = files.fsync
         def dying(path):
             global calls
-            calls += 1
-            if calls == 11:  # in the middle of the second shard
-                path.with_name(path.name + ".x.partial").write_text("left over")
+            calls += path.suffix == ".partial" and "/c." in str(path)
+            if calls == 11:  # in the middle of the second shard, with a partial file on disk
                 os.kill(os.getpid(), 9)
-            return settle(path)
-        writer._settle = dying
+            flush(path)
+        files.fsync = dying
         t.fill(t.Path({str(tmp_path / "killed")!r}))
         """
     )
     assert subprocess.run([sys.executable, "-c", script]).returncode == -signal.SIGKILL
+    assert len(list((tmp_path / "killed").rglob("*.partial"))) == 1
     assert writer(tmp_path / "killed").pending() == [1, 2]
     fill(tmp_path / "killed", (1, 2))
     fill(tmp_path / "whole")
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_a_shard_belongs_to_one_process_at_a_time(tmp_path):
+    one, other = writer(tmp_path), writer(tmp_path)
+    assert one.claim(1)
+    assert not other.claim(1)
+    assert other.claim(2)
+    one.release(1)
+    assert other.claim(1)
+
+
+def test_a_claim_dies_with_its_process(tmp_path):
+    script = f"""
+import sys; sys.path[:0] = {sys.path!r}
+import os, test_writer as t
+t.writer(t.Path({str(tmp_path)!r})).claim(1)
+os.kill(os.getpid(), 9)
+"""
+    assert subprocess.run([sys.executable, "-c", script]).returncode == -signal.SIGKILL
+    assert writer(tmp_path).claim(1)
+
+
+def test_partial_files_are_cleared_away_unless_their_shard_is_being_written(tmp_path):
+    fill(tmp_path)
+    busy = tmp_path / (shard_name("image", array_table(IDENTITY)["image"], 1) + ".7.partial")
+    litter = [
+        tmp_path / (shard_name("image", array_table(IDENTITY)["image"], 2) + ".7.partial"),
+        tmp_path / (receipt_name(0) + ".7.partial"),
+        tmp_path / (DESCRIPTION + ".7.partial"),
+    ]
+    for path in (busy, *litter):
+        path.write_text("half")
+    one, other = writer(tmp_path), writer(tmp_path)
+    one.claim(1)
+    other.pending()
+    assert [path.exists() for path in (busy, *litter)] == [True, False, False, False]
+
+
+def test_a_shard_finished_by_another_process_is_seen_to_be_done(tmp_path):
+    w = writer(tmp_path)
+    assert not w.is_done(1)
+    fill(tmp_path, (1,))
+    assert w.is_done(1)
+    (tmp_path / shard_name("image", array_table(IDENTITY)["image"], 1)).write_bytes(b"cut")
+    assert not w.is_done(1)
+
+
+def test_an_error_of_a_worker_process_keeps_its_type_and_text():
+    error = StaleCacheError("/here", {"bin_count": (8, 16)})
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy), copy.differences) == (StaleCacheError, str(error), error.differences)
 
 
 def test_a_foreign_folder_is_not_written_into(tmp_path):
@@ -169,7 +223,7 @@ def test_a_foreign_folder_is_not_written_into(tmp_path):
 def test_a_run_killed_before_cache_json_was_written_starts_again(tmp_path):
     fill(tmp_path, ())
     writer(tmp_path)
-    Layout(tmp_path).description.unlink()
+    (tmp_path / DESCRIPTION).unlink()
     fill(tmp_path)
     assert CacheReader(tmp_path).identity == IDENTITY
 

@@ -124,7 +124,7 @@ def _rendering(drive: int, index: int, view: int) -> "Rendering":
     return _tracer(drive).render(_camera(view), _world_from_cam(drive, index, view), rng)
 
 
-def _image(drive: int, index: int, view: int) -> UInt8[np.ndarray, "H W 3"]:
+def _image(drive: int, index: int, view: int, at_least: tuple[int, int] | None = None) -> UInt8[np.ndarray, "H W 3"]:
     return _rendering(drive, index, view).rgb.copy()
 
 

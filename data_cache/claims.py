@@ -1,0 +1,84 @@
+"""Who is writing which shard right now: a lock per shard that dies with the process that holds it."""
+
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_FLOCK = "hhqqi0q"  # struct flock of Linux: type, whence, start, length, pid
+_INIT = 1 << 62  # no shard has this number
+_UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+
+
+class Claims:
+    """Byte `i` of an empty file is locked by the process that writes shard `i`.
+
+    These are Linux's open file description locks: the kernel drops them when the process ends, however it ends, and NFS
+    passes them on to other machines. One file serves any number of shards.
+    """
+
+    def __init__(self, path: Path):
+        """Open the lock file at `path`, making it if needed. Raises OSError."""
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self.supported = True
+
+    def take(self, shard: int) -> bool:
+        """Lock a shard; False if another process holds it. On a file system without locks the answer is True."""
+        try:
+            self._set(fcntl.F_OFD_SETLK, fcntl.F_WRLCK, shard)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                return False
+            if error.errno not in _UNSUPPORTED:
+                raise
+            self.supported = False
+        return True
+
+    def release(self, shard: int) -> None:
+        """Give a shard back."""
+        if self.supported:
+            self._set(fcntl.F_OFD_SETLK, fcntl.F_UNLCK, shard)
+
+    @contextmanager
+    def creating(self) -> Iterator[None]:
+        """Alone among all processes that create or mend the metadata; waits for its turn."""
+        try:
+            self._set(fcntl.F_OFD_SETLKW, fcntl.F_WRLCK, _INIT)
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+            self.supported = False
+        try:
+            yield
+        finally:
+            self.release(_INIT)
+
+    def taken_elsewhere(self, shard_count: int) -> list[int]:
+        """Shards that other processes hold at this moment."""
+        taken: list[int] = []
+        start = 0
+        while self.supported and start < shard_count:
+            asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, start, shard_count - start, 0)
+            try:
+                kind, _, first, length, _ = struct.unpack(
+                    _FLOCK, fcntl.fcntl(self._descriptor, fcntl.F_OFD_GETLK, asked)
+                )
+            except OSError as error:
+                if error.errno not in _UNSUPPORTED:
+                    raise
+                break
+            if kind == fcntl.F_UNLCK:
+                break
+            taken += range(first, first + length)
+            start = first + length
+        return taken
+
+    def close(self) -> None:
+        """Give everything back."""
+        os.close(self._descriptor)
+
+    def _set(self, command: int, kind: int, shard: int) -> None:
+        fcntl.fcntl(self._descriptor, command, struct.pack(_FLOCK, kind, os.SEEK_SET, shard, 1, 0))

@@ -1,0 +1,303 @@
+"""Where a cache lies: a folder, or a prefix on object storage. Whatever is written is there whole or not at all."""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import fsspec
+from zarr.abc.store import Store
+from zarr.storage import FsspecStore, LocalStore
+
+from data_cache.claims import Claims
+from data_cache.errors import SettingError
+from data_cache.files import PARTIAL, WriteError, fsync, replace_atomically
+
+CLAIMS = "claims.lock"
+
+
+@runtime_checkable
+class CacheStore(Protocol):
+    """Files by name, relative and with slashes. Reading what is not there raises FileNotFoundError."""
+
+    @property
+    def location(self) -> str:
+        """Path or URL, as a user would write it."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """A whole file."""
+        ...
+
+    def read_many(self, names: Sequence[str]) -> Mapping[str, bytes]:
+        """Those of these files that are there, by name."""
+        ...
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replace a file in one step, durable when this returns; raises OSError or WriteError."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        ...
+
+    def size(self, name: str) -> int | None:
+        """Bytes of one file, None if it is not there."""
+        ...
+
+    def sizes(self, folder: str) -> Mapping[str, int]:
+        """Bytes of every file below a folder, by name; empty if there is no such folder."""
+        ...
+
+    def zarr_store(self, folder: str) -> Store:
+        """The same files as zarr reads them."""
+        ...
+
+    def take(self, shard: int) -> bool:
+        """Claim a shard for this process; False if another one is writing it. Object storage cannot tell: True."""
+        ...
+
+    def release(self, shard: int) -> None:
+        """Give a claim back."""
+        ...
+
+    def taken_elsewhere(self, shard_count: int) -> list[int]:
+        """Shards that other processes are writing at this moment."""
+        ...
+
+    def creating(self) -> AbstractContextManager[None]:
+        """Alone while the metadata is created or mended."""
+        ...
+
+    def clear_partials(self, names: Mapping[str, int]) -> None:
+        """Remove these partial files, which killed writers left, unless their shard is being written right now."""
+        ...
+
+    def clear_metadata_partials(self) -> None:
+        """Remove partial files of the metadata; only inside `creating`."""
+        ...
+
+    def free_bytes(self) -> int | None:
+        """Room that is left, None where there is no telling."""
+        ...
+
+
+def open_store(location: Path | str) -> CacheStore:
+    """The store at a path or URL (s3://bucket/prefix, gs://bucket/prefix); nothing is read yet.
+
+    Raises:
+        SettingError: if the URL is of a kind that is not installed.
+    """
+    if "://" not in str(location):
+        return FolderStore(Path(location))
+    url = str(location).rstrip("/")
+    try:
+        return ObjectStore(url, *fsspec.core.url_to_fs(url))
+    except (ImportError, ValueError) as error:
+        raise SettingError(f"{url}: {error}; s3:// needs pip install 'surround-distill[s3]', gs:// [gs]") from error
+
+
+@dataclass(frozen=True)
+class FolderStore:
+    """A cache in a folder of a POSIX file system."""
+
+    root: Path
+
+    @property
+    def location(self) -> str:
+        """The folder."""
+        return str(self.root)
+
+    def read(self, name: str) -> bytes:
+        """A whole file."""
+        return (self.root / name).read_bytes()
+
+    def read_many(self, names: Sequence[str]) -> Mapping[str, bytes]:
+        """Those of these files that are there, by name."""
+        found = {}
+        for name in names:
+            with suppress(FileNotFoundError):
+                found[name] = self.read(name)
+        return found
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replace a file in one step, flushed to disk."""
+        replace_atomically(self.root / name, lambda partial: partial.write_bytes(data))
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there; after a crash it does not come back."""
+        path = self.root / name
+        if path.exists():
+            path.unlink()
+            fsync(path.parent)
+
+    def size(self, name: str) -> int | None:
+        """Bytes of one file, None if it is not there."""
+        try:
+            return (self.root / name).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def sizes(self, folder: str) -> Mapping[str, int]:
+        """Bytes of every file below a folder, by name."""
+        return dict(_walk(self.root / folder, folder))
+
+    def zarr_store(self, folder: str) -> Store:
+        """The same files as zarr reads them."""
+        return LocalStore(self.root / folder, read_only=True)
+
+    def take(self, shard: int) -> bool:
+        """Claim a shard for this process; False if another one is writing it."""
+        return self._claims.take(shard)
+
+    def release(self, shard: int) -> None:
+        """Give a claim back."""
+        self._claims.release(shard)
+
+    def taken_elsewhere(self, shard_count: int) -> list[int]:
+        """Shards that other processes are writing at this moment; a folder without a lock file has none."""
+        if not (self.root / CLAIMS).exists():
+            return []
+        try:
+            return self._claims.taken_elsewhere(shard_count)
+        except PermissionError:  # somebody else's cache, of which we may only read
+            return []
+
+    def creating(self) -> AbstractContextManager[None]:
+        """Alone while the metadata is created or mended."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        return self._claims.creating()
+
+    def clear_partials(self, names: Mapping[str, int]) -> None:
+        """Remove these partial files, by name with their shard, unless somebody is writing that shard right now."""
+        for name, shard in names.items():
+            # Without locks nobody can tell a killed writer's file from a live one's: litter is the smaller harm.
+            if self._claims.take(shard) and self._claims.supported:
+                (self.root / name).unlink(missing_ok=True)
+                self._claims.release(shard)
+
+    def clear_metadata_partials(self) -> None:
+        """Remove partial files of the metadata, all of which are written inside `creating`."""
+        if self._claims.supported:
+            for pattern in (f"*{PARTIAL}", f"*/zarr.json*{PARTIAL}", f"*/*/zarr.json*{PARTIAL}"):
+                for path in self.root.glob(pattern):
+                    path.unlink(missing_ok=True)
+
+    def free_bytes(self) -> int | None:
+        """Room on the file system that holds the folder."""
+        existing = next(folder for folder in (self.root, *self.root.absolute().parents) if folder.exists())
+        return shutil.disk_usage(existing).free
+
+    @cached_property
+    def _claims(self) -> Claims:
+        return Claims(self.root / CLAIMS)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"root": self.root}  # locks do not travel to another process
+
+
+@dataclass(frozen=True)
+class ObjectStore:
+    """A cache under a prefix of object storage; one PUT puts a whole object or none."""
+
+    url: str
+    fs: Any  # fsspec has no types
+    prefix: str
+
+    @property
+    def location(self) -> str:
+        """The URL."""
+        return self.url
+
+    def read(self, name: str) -> bytes:
+        """A whole object."""
+        data: bytes = self.fs.cat_file(self._path(name))
+        return data
+
+    def read_many(self, names: Sequence[str]) -> Mapping[str, bytes]:
+        """Those of these objects that are there, by name; many requests at a time."""
+        names_by_path = {self._path(name): name for name in names}
+        found = self.fs.cat(list(names_by_path), on_error="omit") if names else {}
+        return {names_by_path[path]: data for path, data in found.items()}
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replace an object."""
+        try:
+            self.fs.pipe_file(self._path(name), data)
+        except OSError as error:
+            raise WriteError(
+                f"cannot write {self.url}/{name}: {error}; check bucket, credentials and network"
+            ) from error
+
+    def remove(self, name: str) -> None:
+        """Remove an object, if it is there."""
+        if self.fs.exists(self._path(name)):
+            self.fs.rm_file(self._path(name))
+
+    def size(self, name: str) -> int | None:
+        """Bytes of one object, None if it is not there."""
+        self.fs.invalidate_cache()
+        try:
+            return int(self.fs.info(self._path(name))["size"])
+        except FileNotFoundError:
+            return None
+
+    def sizes(self, folder: str) -> Mapping[str, int]:
+        """Bytes of every object below a folder, from its listing."""
+        # Other machines write here as well: what fsspec remembers of the last listing is not what is there now.
+        self.fs.invalidate_cache()
+        found = self.fs.find(self._path(folder), detail=True)
+        return {path.removeprefix(self.prefix).lstrip("/"): int(info["size"]) for path, info in found.items()}
+
+    def zarr_store(self, folder: str) -> Store:
+        """The same objects as zarr reads them."""
+        return FsspecStore.from_url(f"{self.url}/{folder}", read_only=True)
+
+    def take(self, shard: int) -> bool:
+        """Object storage has no locks: parts keep writers apart."""
+        return True
+
+    def release(self, shard: int) -> None:
+        """Nothing was claimed."""
+
+    def taken_elsewhere(self, shard_count: int) -> list[int]:
+        """Nobody can tell."""
+        return []
+
+    def creating(self) -> AbstractContextManager[None]:
+        """Writers that start together write the same metadata."""
+        return nullcontext()
+
+    def clear_partials(self, names: Mapping[str, int]) -> None:
+        """There are none: an object that was not uploaded to its end does not exist."""
+
+    def clear_metadata_partials(self) -> None:
+        """There are none."""
+
+    def free_bytes(self) -> int | None:
+        """Nobody can tell."""
+        return None
+
+    def _path(self, name: str) -> str:
+        return f"{self.prefix}/{name}"
+
+
+def _walk(folder: Path, name: str) -> Iterator[tuple[str, int]]:
+    try:
+        entries = os.scandir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    with entries:
+        for entry in entries:
+            path = f"{name}/{entry.name}"
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(folder / entry.name, path)
+            else:
+                try:
+                    yield path, entry.stat().st_size
+                except FileNotFoundError:  # moved into place or removed since it was listed
+                    continue

@@ -1,0 +1,249 @@
+"""Stage one on the workers of a dask scheduler, which hands out shard numbers and takes back a few bytes."""
+
+import functools
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from data_cache.errors import SettingError, SurroundError
+from stages.progress import Preempted
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    from data_cache.writer import CacheWriter
+    from pipeline.stage_one import StageOne
+    from stages.teacher_cache import TeacherCacheReport
+
+POLL_S = 0.2
+CONNECT_S = 15
+REMIND_S = 60
+ALLOWED_DEATHS = 10
+"""Workers that may die over one shard before it is taken to be what kills them; preempted ones count too."""
+
+
+class ClusterError(SurroundError):
+    """The scheduler or its workers failed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterSpec:
+    """Workers of `--scheduler local` and `slurm`. One worker process holds one teacher.
+
+    Attributes:
+        workers: processes in all; for slurm, jobs. 0 is one per GPU or else per core, for slurm 1.
+        cores, memory, walltime: of one SLURM job; memory as in "16GB", walltime as in "04:00:00".
+        partition, account: of SLURM; empty for its defaults.
+        directives: further #SBATCH lines, such as "--gres=gpu:1".
+        prologue: shell lines before the worker starts, such as "module load cuda".
+    """
+
+    workers: int = 0
+    cores: int = 4
+    memory: str = "16GB"
+    walltime: str = "04:00:00"
+    partition: str = ""
+    account: str = ""
+    directives: tuple[str, ...] = ()
+    prologue: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.workers < 0 or self.cores < 1:
+            raise ValueError(f"expected workers >= 0 and cores >= 1, got {self.workers} and {self.cores}")
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """What a worker must know to write a shard, besides its number.
+
+    Attributes:
+        recipe_toml: the resolved recipe, its folders absolute.
+        location: of the cache, absolute path or URL.
+        retry_quarantined: whether finished shards with quarantined frames are written again.
+    """
+
+    recipe_toml: str
+    location: str
+    retry_quarantined: bool
+
+
+def require_scheduler(name: str) -> None:
+    """Check the word after --scheduler. Raises SettingError."""
+    if name not in ("threads", "local", "slurm") and "://" not in name:
+        raise SettingError(
+            f"--scheduler: expected threads, local, slurm or an address like tcp://host:8786, got {name!r}"
+        )
+
+
+def write_on_cluster(
+    scheduler: str,
+    spec: ClusterSpec,
+    job: ShardJob,
+    shards: Sequence[int],
+    *,
+    on_shard: Callable[[int], object],
+    say: Callable[[str], object],
+    should_stop: Callable[[], bool],
+) -> "TeacherCacheReport":
+    """Have `shards` written by the workers of a scheduler.
+
+    A worker that dies gives its shard back to the scheduler, and another one writes it from the beginning.
+
+    Args:
+        scheduler: local, slurm or an address.
+        spec: the workers to start, where they are ours to start.
+        job: what every worker needs to know.
+        shards: numbers of shards.
+        on_shard: called with each shard as it is done.
+        say: tells the user that nothing is happening, and why.
+        should_stop: asked several times a second.
+
+    Raises:
+        Preempted: if `should_stop` says so. Finished shards are kept; workers that are not ours finish their shard.
+        SettingError: if the scheduler does not answer or is not installed.
+        ClusterError: if a shard brought down several workers.
+        SurroundError: the first error that a worker met; the other shards are then cancelled.
+    """
+    from distributed import KilledWorker, as_completed
+
+    from stages.teacher_cache import TeacherCacheReport
+
+    report = TeacherCacheReport()
+    with _client(scheduler, spec) as client:
+        numbers = dict(zip(client.map(functools.partial(write_shard, job), shards, pure=False), shards, strict=True))
+        done = as_completed(list(numbers))
+        remind_at = time.monotonic() + CONNECT_S
+        try:
+            while not done.is_empty():
+                if should_stop():
+                    raise Preempted("stopped before all shards were written; finished shards are kept")
+                for future in done.next_batch(block=False):
+                    report += future.result()
+                    on_shard(numbers.pop(future))
+                    future.release()
+                if time.monotonic() > remind_at:
+                    remind_at = time.monotonic() + REMIND_S
+                    if not client.scheduler_info()["workers"]:
+                        say(_no_workers(scheduler, client))
+                time.sleep(POLL_S)
+        except KilledWorker as error:
+            raise ClusterError(
+                f"a shard brought down {ALLOWED_DEATHS} workers in a row, the last one {error.last_worker.address};"
+                " look at the workers' logs, most often they had too little memory. Finished shards are kept"
+            ) from error
+        finally:
+            client.cancel(list(numbers))
+    return report
+
+
+def job_script(spec: ClusterSpec) -> str:
+    """The batch script of one SLURM worker, as it would be submitted."""
+    with _slurm(spec, workers=0) as cluster:
+        script: str = cluster.job_script()
+    return script
+
+
+_ALONE = threading.Lock()
+
+
+def write_shard(job: ShardJob, shard: int) -> "TeacherCacheReport":
+    """Write one shard; runs in a worker, which opens data set and teacher once. Raises SurroundError."""
+    with _ALONE:  # a worker with several threads still has one teacher, which uses them
+        stage, writer = _opened(job)
+        return stage.write(writer, [shard], retry_quarantined=job.retry_quarantined)
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(job: ShardJob) -> "tuple[StageOne, CacheWriter]":
+    from pipeline.config import parse_recipe
+    from pipeline.stage_one import open_stage_one
+
+    _choose_gpu()
+    stage = open_stage_one(parse_recipe(job.recipe_toml, "recipe"))
+    return stage, stage.writer(job.location)
+
+
+def _choose_gpu() -> None:
+    """Workers that we start on one machine are numbered: the i-th takes the i-th GPU."""
+    import torch
+    from distributed import get_worker
+
+    name = get_worker().name
+    if isinstance(name, int) and torch.cuda.device_count() > 1:
+        torch.cuda.set_device(name % torch.cuda.device_count())
+
+
+@contextmanager
+def _client(scheduler: str, spec: ClusterSpec) -> "Iterator[Client]":
+    import dask
+    from distributed import Client, LocalCluster
+
+    if scheduler not in ("local", "slurm"):
+        try:
+            client = Client(scheduler, timeout=CONNECT_S, set_as_default=False)
+        except (OSError, TimeoutError, ValueError) as error:
+            raise SettingError(
+                f"--scheduler {scheduler}: no dask scheduler answers there ({error}); start one with `dask scheduler`"
+                f" and workers with `dask worker {scheduler} --nthreads 1`"
+            ) from error
+        with client:
+            yield client
+        return
+    settings = {"distributed.scheduler.allowed-failures": ALLOWED_DEATHS}
+    if scheduler == "slurm":
+        with dask.config.set(settings), _slurm(spec, spec.workers or 1) as cluster, Client(cluster) as client:
+            yield client
+        return
+    cores = len(os.sched_getaffinity(0))
+    workers = spec.workers or _gpu_count() or cores
+    settings["distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS"] = max(1, cores // workers)
+    with (
+        dask.config.set(settings),
+        LocalCluster(
+            n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=logging.ERROR
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+@contextmanager
+def _slurm(spec: ClusterSpec, workers: int) -> Iterator[Any]:
+    try:
+        from dask_jobqueue import SLURMCluster
+    except ImportError as error:
+        raise SettingError("--scheduler slurm needs pip install 'surround-distill[slurm]'") from error
+    # One worker with one dask thread per job; the teacher's lanes use the job's cores.
+    with SLURMCluster(
+        n_workers=workers,
+        cores=1,
+        processes=1,
+        job_cpu=spec.cores,
+        memory=spec.memory,
+        walltime=spec.walltime,
+        queue=spec.partition or None,
+        account=spec.account or None,
+        job_extra_directives=list(spec.directives),
+        job_script_prologue=[f"export OMP_NUM_THREADS={spec.cores}", *spec.prologue],
+        scheduler_options={"dashboard_address": None},
+    ) as cluster:
+        yield cluster
+
+
+def _gpu_count() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _no_workers(scheduler: str, client: "Client") -> str:
+    if scheduler == "slurm":
+        return "no worker has started yet; `squeue --me` shows where its job stands"
+    if scheduler == "local":
+        return "no worker is alive; they start again by themselves"
+    return f"no worker is connected to {scheduler}; start some with `dask worker {scheduler} --nthreads 1`"

@@ -1,0 +1,146 @@
+"""Stage one of a recipe, opened in one process: its source, its teacher and the cache that it fills."""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from data_cache.errors import SourceError
+from data_cache.files import file_sha256
+from data_cache.schema import CacheIdentity, Resolved, SplitFrames
+from data_cache.sources import Source, open_source, select
+from data_cache.writer import CacheWriter
+from pipeline.config import Recipe
+from pipeline.errors import RecipeError
+from pipeline.weights import KNOWN, WeightFolder, fetch_weights
+from stages.devices import resolve_device, resolve_precision
+from stages.teacher.transformers_depth import TransformersTeacher
+from stages.teacher_cache import (
+    BATCH_IMAGES,
+    TeacherCacheReport,
+    cache_identity,
+    recipe_identity,
+    teacher_cache,
+    teacher_lanes,
+)
+
+UNKNOWN_LICENCE = "unknown: see the model card"
+
+
+@dataclass(frozen=True, eq=False)
+class StageOne:
+    """Everything that writing a shard takes.
+
+    Attributes:
+        frames: of the splits that the cache holds.
+        batch_images: images per forward pass, resolved.
+        lanes: batches side by side, see `stages.teacher_cache.teacher_lanes`.
+    """
+
+    recipe: Recipe
+    source: Source
+    frames: SplitFrames
+    teacher: TransformersTeacher
+    batch_images: int
+    lanes: int
+
+    @property
+    def identity(self) -> CacheIdentity:
+        """Of the cache that this recipe fills."""
+        return cache_identity(decided_identity(self.recipe), self.source.rig, self.frames, self.teacher)
+
+    def writer(self, location: str) -> CacheWriter:
+        """The cache at a path or URL, created or taken up; see `CacheWriter`."""
+        threads = 1 if self.lanes > 1 else torch.get_num_threads()
+        resolved = Resolved(self.teacher.precision, self.batch_images, threads)
+        return CacheWriter(location, self.identity, resolved, self.frames)
+
+    def write(
+        self,
+        writer: CacheWriter,
+        shards: Sequence[int],
+        *,
+        retry_quarantined: bool,
+        on_frame: Callable[[], object] = lambda: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> TeacherCacheReport:
+        """Write shards; see `stages.teacher_cache.teacher_cache`."""
+        return teacher_cache(
+            self.source,
+            self.teacher,
+            writer,
+            self.recipe.bins,
+            shards,
+            batch_images=self.batch_images,
+            lanes=self.lanes,
+            retry_quarantined=retry_quarantined,
+            on_frame=on_frame,
+            should_stop=should_stop,
+        )
+
+
+def open_stage_one(recipe: Recipe) -> StageOne:
+    """Open the data set and load the teacher.
+
+    Raises:
+        SourceError, SettingError, RecipeError: if one of them is not to be had, or training and test frames overlap.
+    """
+    source = open_recipe_source(recipe)
+    frames = SplitFrames(select(source, recipe.data.train), select(source, recipe.data.selection))
+    with suppress(SourceError):  # the test split may live on another machine; eval looks again
+        refuse_leak(frames, select(source, recipe.data.test))
+    teacher = open_teacher(recipe)
+    batch_images = recipe.teacher_cache.batch_images or BATCH_IMAGES[teacher.device.type]
+    return StageOne(recipe, source, frames, teacher, batch_images, teacher_lanes(teacher.device))
+
+
+def open_recipe_source(recipe: Recipe) -> Source:
+    """The data set of a recipe."""
+    return open_source(recipe.data.source, Path(recipe.data.root) if recipe.data.root else None, recipe.data.version)
+
+
+def decided_identity(recipe: Recipe) -> dict[str, object]:
+    """Fields of the cache identity that the recipe decides."""
+    data = recipe.data
+    return recipe_identity(
+        data.source, data.train, data.selection, recipe.teacher_cache, recipe.bins, recipe.student.input_size
+    )
+
+
+def refuse_leak(frames: SplitFrames, test: tuple[str, ...]) -> None:
+    """Raise RecipeError if a test frame is also learnt from."""
+    shared = set(frames.ordered) & set(test)
+    if shared:
+        raise RecipeError(
+            f"data: {len(shared)} frames are both learnt from and tested on, {min(shared)!r} among them;"
+            " make test disjoint from train and selection"
+        )
+
+
+def open_teacher(recipe: Recipe) -> TransformersTeacher:
+    """The teacher of a recipe, on its device."""
+    spec = recipe.teacher_cache
+    weights = _weights(spec.weights)
+    device = resolve_device(spec.device)
+    return TransformersTeacher(
+        weights.path,
+        name=Path(spec.weights).name,
+        licence=weights.licence,
+        weights_sha256=weights.sha256,
+        input_size=spec.input_size,
+        device=device,
+        precision=resolve_precision(spec.precision, device),
+    )
+
+
+def _weights(name: str) -> WeightFolder:
+    """Known weights by name, else a folder of the user's."""
+    if name in KNOWN:
+        return fetch_weights(name)
+    folder = Path(name)
+    file = folder / "model.safetensors"
+    if not file.is_file():
+        raise RecipeError(f"weights {name!r}: neither one of {', '.join(KNOWN)} nor a folder with model.safetensors")
+    return WeightFolder(folder, file_sha256(file), UNKNOWN_LICENCE, "folder in the recipe")

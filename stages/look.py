@@ -1,0 +1,86 @@
+"""What the teacher says about images, reduced to the small products that the cache keeps."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from data_cache.errors import FrameError, SettingError
+from data_cache.schema import CacheIdentity, FrameRecord
+from stages import bins, relations
+from stages.bins import BinSpec
+from stages.prepare import PreparedFrame
+from stages.teacher.base import Teacher, to_disparity
+
+
+@dataclass(frozen=True, eq=False)
+class SeenView:
+    """What the teacher said about one view.
+
+    Attributes:
+        u: affine-invariant map, see stages/bins.py.
+        tokens: pooled features of unit length.
+        finite: whether everything it said was finite.
+        constant: whether it saw no order at all, as with a covered lens.
+    """
+
+    u: Float[Tensor, "h w"]
+    tokens: Float[Tensor, "P C"]
+    finite: bool
+    constant: bool
+
+
+def look(teacher: Teacher, images: Sequence[UInt8[np.ndarray, "H W 3"]], prob_size: tuple[int, int]) -> list[SeenView]:
+    """Run the teacher over a batch of images of its input size.
+
+    Raises:
+        SettingError: if the batch does not fit into the GPU's memory.
+    """
+    try:
+        output = teacher(torch.from_numpy(np.stack(images)))
+    except torch.OutOfMemoryError as error:
+        raise SettingError(
+            f"the GPU has no memory for {len(images)} images of {list(teacher.input_size)} at once;"
+            " set teacher_cache.batch_images lower"
+        ) from error
+    disparity = to_disparity(output.prediction, teacher.space)
+    u = bins.affine_invariant_map(disparity, prob_size).cpu()
+    tokens = relations.pool_tokens(output.features).cpu()
+    finite = torch.isfinite(disparity).flatten(1).all(1).cpu() & torch.isfinite(tokens).flatten(1).all(1)
+    constant = (u == u[:, :1, :1]).flatten(1).all(1)
+    return [
+        SeenView(u[i], tokens[i], *flags)
+        for i, flags in enumerate(zip(finite.tolist(), constant.tolist(), strict=True))
+    ]
+
+
+def frame_record(frame: PreparedFrame, seen: Sequence[SeenView], identity: CacheIdentity, spec: BinSpec) -> FrameRecord:
+    """Join a frame with what the teacher said about the views that it has; the others hold zeros.
+
+    Raises:
+        FrameError: if the teacher said something that is not finite.
+    """
+    if not all(view.finite for view in seen):
+        raise FrameError(f"teacher {identity.teacher_name} gave values that are not finite")
+    V, (h, w) = identity.view_count, identity.prob_size
+    there = np.flatnonzero(frame.view_valid)
+    stored = bins.encode_window(bins.closed_form_prob(torch.stack([view.u for view in seen]), spec), spec.window)
+    first = np.zeros((V, h, w), np.uint8)
+    weight = np.zeros((V, h, w, identity.window_width), np.uint8)
+    first[there], weight[there] = stored.first.numpy(), stored.prob.numpy()
+    tokens = torch.zeros(V, *seen[0].tokens.shape)
+    tokens[there] = torch.stack([view.tokens for view in seen])
+    return FrameRecord(
+        image=frame.image,
+        lidar_depth=frame.lidar_depth,
+        bin_first=first,
+        bin_prob=weight,
+        # Tokens of a missing view are zeros, and so are its relations: a gap is not bridged.
+        relation=relations.ring_relations(tokens).numpy().astype(np.float16),
+        view_valid=frame.view_valid,
+        intrinsics=frame.intrinsics,
+        world_from_cam=frame.world_from_cam,
+    )
