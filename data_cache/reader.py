@@ -23,6 +23,7 @@ from data_cache.schema import (
     StaleCacheError,
     array_table,
     load_description,
+    record_from_arrays,
 )
 from data_cache.writer import wrong_sizes
 
@@ -139,7 +140,7 @@ class CacheReader:
             except (ValueError, RuntimeError, OSError, FileNotFoundError) as error:
                 shard = index // self.identity.shard_frames
                 raise DamagedCacheError(_damage(self.root, shard, name, f"frame {frame_id}: {error}")) from error
-        return FrameRecord(**values)
+        return record_from_arrays(self.identity.encoding, values)
 
 
 def _receipts(root: Path, identity: CacheIdentity) -> Iterator[Receipt]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,22 @@ from torch import Tensor
 from data_cache.errors import FrameError
 from data_cache.images import resize_rgb
 from data_cache.rig import Rig
-from data_cache.schema import FORMAT_VERSION, CacheIdentity, FrameRecord, SplitFrames, pack_depth
+from data_cache.schema import (
+    ENCODINGS,
+    FORMAT_VERSION,
+    CacheIdentity,
+    FrameRecord,
+    SplitFrames,
+    StoredBins,
+    bin_table,
+    map_arrays,
+    pack_depth,
+)
 from data_cache.sources import Source
 from data_cache.views import RigViews, load_native_images, rig_views
 from data_cache.writer import CacheWriter
 from stages import bins, relations
-from stages.bins import BinSpec, WindowedProb
+from stages.bins import BinSpec
 from stages.devices import require_known
 from stages.progress import Preempted, progress_bar
 from stages.teacher.base import Teacher, to_disparity
@@ -89,6 +100,8 @@ def recipe_identity(
         image_size: the student's input size.
     """
     stride = bin_spec.prob_stride
+    settings = {"window_width": bin_spec.window, "bin_count": bin_spec.count, "bin_sigma": bin_spec.sigma}
+    needed = ENCODINGS[bin_spec.encoding].settings
     return {
         "format_version": FORMAT_VERSION,
         "source": source,
@@ -96,10 +109,8 @@ def recipe_identity(
         "selection": selection,
         "image_size": image_size,
         "prob_size": (image_size[0] // stride, image_size[1] // stride),
-        "encoding": "window",
-        "window_width": bin_spec.window,
-        "bin_count": bin_spec.count,
-        "bin_sigma": bin_spec.sigma,
+        "encoding": bin_spec.encoding,
+        **{name: value if name in needed else None for name, value in settings.items()},
         "bin_definition": bins.DEFINITION,
         "relation_grid": relations.GRID,
         "relation_definition": relations.DEFINITION,
@@ -193,7 +204,7 @@ class _Prepared:
 class _SeenView:
     """What the teacher said about one view."""
 
-    prob: WindowedProb
+    bins: StoredBins[Tensor]
     tokens: Float[Tensor, "P C"]
     reason: str
 
@@ -257,33 +268,32 @@ class _Looked:
         output = self._teacher(torch.from_numpy(np.stack(images)))
         disparity = to_disparity(output.prediction, self._teacher.space)
         u = bins.affine_invariant_map(disparity, self._prob_size)
-        prob = bins.encode_window(bins.closed_form_prob(u, self._spec), self._spec.window)
+        stored = map_arrays(Tensor.cpu, bins.encode(u, self._spec))
         tokens = relations.pool_tokens(output.features).cpu()
-        first, weight = prob.first.cpu(), prob.prob.cpu()
         finite = torch.isfinite(disparity).all(-1).all(-1) & torch.isfinite(tokens).all(-1).all(-1).to(disparity.device)
         for i, good in enumerate(finite.tolist()):
             reason = "" if good else f"teacher {self._teacher.name} gave values that are not finite"
-            self._seen.append(_SeenView(WindowedProb(first[i], weight[i]), tokens[i], reason))
+            self._seen.append(_SeenView(map_arrays(itemgetter(i), stored), tokens[i], reason))
 
 
 def _record(views: RigViews, seen: list[_SeenView], identity: CacheIdentity) -> FrameRecord:
     """Join the views of a frame with what the teacher said about those that are there."""
-    V, (h, w), P = identity.view_count, identity.prob_size, relations.GRID[0] * relations.GRID[1]
+    V, P = identity.view_count, relations.GRID[0] * relations.GRID[1]
     there = np.flatnonzero(views.view_valid)
-    first = np.zeros((V, h, w), np.uint8)
-    weight = np.zeros((V, h, w, identity.window_width), np.uint8)
+    stored = {name: np.zeros(spec.shape, spec.dtype) for name, spec in bin_table(identity).items()}
     relation = np.zeros((V, P, P), np.float16)
     if len(there):
         tokens = torch.zeros(V, *seen[0].tokens.shape)
         for i, view in zip(there, seen, strict=True):
-            first[i], weight[i], tokens[i] = view.prob.first.numpy(), view.prob.prob.numpy(), view.tokens
+            tokens[i] = view.tokens
+            for name, array in stored.items():
+                array[i] = getattr(view.bins, name).numpy()
         # Tokens of a missing view are zeros, and so are its relations: a gap is not bridged.
         relation = relations.ring_relations(tokens).numpy().astype(np.float16)
     return FrameRecord(
         image=views.image,
         lidar_depth=pack_depth(views.lidar_depth_m),
-        bin_first=first,
-        bin_prob=weight,
+        bins=ENCODINGS[identity.encoding](**stored),
         relation=relation,
         view_valid=views.view_valid,
         intrinsics=views.intrinsics,
