@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data_cache.reader import CacheReader
-from data_cache.schema import unpack_depth_m
+from data_cache.schema import StoredBins, map_arrays, unpack_depth_m
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +21,7 @@ class CachedRigs:
         frame_ids: one per frame.
         image: RGB bytes.
         lidar_depth_m: metres, 0 = no return.
-        bin_first, bin_prob: the teacher's windowed probabilities; stages/bins.py decodes them.
+        bins: the teacher's probabilities as stored; stages/bins.py decodes them.
         relation: the teacher's view relations.
         focal_px: fx of each view at the size of `image`.
         view_valid: False for missing cameras.
@@ -30,8 +30,7 @@ class CachedRigs:
     frame_ids: tuple[str, ...]
     image: UInt8[Tensor, "*B V 3 H W"]
     lidar_depth_m: Float[Tensor, "*B V H W"]
-    bin_first: UInt8[Tensor, "*B V h w"]
-    bin_prob: UInt8[Tensor, "*B V h w S"]
+    bins: StoredBins[Tensor]
     relation: Float[Tensor, "*B V P P"]
     focal_px: Float[Tensor, "*B V"]
     view_valid: Bool[Tensor, "*B V"]
@@ -58,8 +57,7 @@ class CachedFrames(Dataset[CachedRigs]):
             frame_ids=(frame_id,),
             image=torch.from_numpy(record.image[shown]).permute(0, 3, 1, 2),
             lidar_depth_m=torch.from_numpy(unpack_depth_m(record.lidar_depth)),
-            bin_first=torch.from_numpy(record.bin_first),
-            bin_prob=torch.from_numpy(record.bin_prob),
+            bins=map_arrays(_tensor, record.bins),
             relation=torch.from_numpy(record.relation).float(),
             focal_px=torch.from_numpy(focal_px).float(),
             view_valid=torch.from_numpy(record.view_valid),
@@ -71,9 +69,18 @@ def collate(rigs: Sequence[CachedRigs]) -> CachedRigs:
     tensors = {
         field.name: torch.stack([getattr(rig, field.name) for rig in rigs])
         for field in fields(CachedRigs)
-        if field.name != "frame_ids"
+        if field.name not in ("frame_ids", "bins")
     }
-    return CachedRigs(frame_ids=tuple(frame_id for rig in rigs for frame_id in rig.frame_ids), **tensors)
+    return CachedRigs(
+        frame_ids=tuple(frame_id for rig in rigs for frame_id in rig.frame_ids),
+        bins=map_arrays(lambda *arrays: torch.stack(arrays), *(rig.bins for rig in rigs)),
+        **tensors,
+    )
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    # uint16 tensors can hardly be indexed or stacked.
+    return torch.from_numpy(array.astype(np.int32) if array.dtype == np.uint16 else array)
 
 
 def batches(dataset: CachedFrames, order: Sequence[list[int]], workers: int) -> Iterator[CachedRigs]:

@@ -27,6 +27,7 @@ from data_cache.schema import (
     array_table,
     load_description,
     receipt_name,
+    record_from_arrays,
 )
 from data_cache.store import CacheStore, open_store
 from data_cache.writer import wrong_sizes
@@ -128,14 +129,15 @@ def verify_files(location: Path | str) -> Iterator[tuple[int, list[str]]]:
 
 
 class CacheReader:
-    """A complete cache, frame by frame. Safe to send to another process: stores open there, on first use."""
+    """A cache, frame by frame. Safe to send to another process: stores open there, on first use."""
 
-    def __init__(self, location: Path | str, expected: Mapping[str, object] | None = None):
+    def __init__(self, location: Path | str, expected: Mapping[str, object] | None = None, *, complete: bool = True):
         """Open the cache at a path or URL.
 
         Args:
             location: cache folder, or s3://bucket/prefix, gs://bucket/prefix.
             expected: fields of the identity that the recipe decides; None to take what is there.
+            complete: refuse a cache of which something is missing or damaged; otherwise that is met when it is read.
 
         Raises:
             StaleCacheError: if the identity differs, naming each difference.
@@ -151,17 +153,18 @@ class CacheReader:
         missing = self.identity.shard_count
         damages = []
         for shard, found in _receipts(self.store, self.identity):
-            if isinstance(found, DamagedCacheError):
-                raise found
             missing -= 1
+            if isinstance(found, DamagedCacheError):
+                damages.append(str(found))
+                continue
             damages += [_damage(self.store, shard, name, what) for name, what in wrong_sizes(sizes, found).items()]
             self.quarantined |= found.quarantined
-        if missing:
+        if complete and missing:
             raise IncompleteCacheError(
                 f"{self.store.location}: {missing} of {self.identity.shard_count} shards are not written yet;"
                 " run teacher-cache again, it continues where it stopped"
             )
-        if damages:
+        if complete and damages:
             raise DamagedCacheError(damages[0])
         self.frames = read_split_frames(self.store, self.identity)
         self._index = {frame_id: index for index, frame_id in enumerate(self.frames.ordered)}
@@ -194,7 +197,7 @@ class CacheReader:
             except (ValueError, RuntimeError, OSError) as error:
                 shard = index // self.identity.shard_frames
                 raise DamagedCacheError(_damage(self.store, shard, name, f"frame {frame_id}: {error}")) from error
-        return FrameRecord(**values)
+        return record_from_arrays(self.identity.encoding, values)
 
 
 def _receipts(store: CacheStore, identity: CacheIdentity) -> Iterator[tuple[int, Receipt | DamagedCacheError]]:

@@ -33,6 +33,7 @@ from data_cache.schema import (
     array_table,
     load_description,
     receipt_name,
+    record_arrays,
     shard_name,
     shard_of,
 )
@@ -270,15 +271,14 @@ def _array_settings(spec: ArraySpec, frame_count: int, shard_frames: int) -> dic
 
 
 def _compressor(spec: ArraySpec) -> BloscCodec:
-    # Bit shuffling is what lets zstd see that the low bits of depths and floats are noise and the high ones are not.
-    return BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=np.dtype(spec.dtype).itemsize)
+    return BloscCodec(cname="zstd", clevel=spec.level, shuffle=spec.shuffle, typesize=np.dtype(spec.dtype).itemsize)
 
 
 def _stack(name: str, spec: ArraySpec, records: Sequence[FrameRecord | None]) -> np.ndarray:
     stacked = np.zeros((len(records), *spec.shape), dtype=spec.dtype)
     for row, record in zip(stacked, records, strict=True):
         if record is not None:
-            value = getattr(record, name)
+            value = record_arrays(record)[name]
             if value.shape != spec.shape or value.dtype != spec.dtype:
                 raise ValueError(f"{name}: expected {spec.dtype} {spec.shape}, got {value.dtype} {value.shape}")
             row[...] = value

@@ -159,44 +159,92 @@ def evaluate(
 
 @main.group()
 def cache() -> None:
-    """Look at a cache."""
+    """Look at a cache, or at what one would take.
+
+    TARGET is a run or cache folder, an s3:// or gs:// address, or a recipe.
+    """
+
+
+@cache.command("size")
+@recipe_options
+@click.option("--frames", default=4, show_default=True, help="Frames that are really encoded.")
+def cache_size(recipe: str, data: Path | None, run: Path | None, overrides: tuple[str, ...], frames: int) -> None:
+    """Predict the size of a cache before it is written, per encoding."""
+    from pipeline.run import run_cache_size
+
+    with _errors():
+        parsed, folder = _open_run(recipe, data, run, overrides)
+        predicted = run_cache_size(parsed, folder, frames)
+    click.echo(f"{predicted.frame_count} frames in shards of {parsed.teacher_cache.shard_frames},", nl=False)
+    click.echo(f" judged by {predicted.sampled_count} of them")
+    click.echo(f"{'encoding':<13}{'kB/frame':>9}{'bins, relations':>17}{'total GB':>10}{'files':>9}")
+    for size in predicted.sizes:
+        chosen = "*" if size.encoding == parsed.bins.encoding else " "
+        click.echo(
+            f"{size.encoding + chosen:<13}{size.frame_bytes / 1e3:9.0f}{size.bins_bytes / 1e3:17.0f}"
+            f"{size.total_bytes / 1e9:10.3f}{size.file_count:9d}"
+        )
+    free = f"; {predicted.free_bytes / 1e9:.1f} GB are free at {predicted.location}" if predicted.free_bytes else ""
+    click.echo(f"* the recipe's (bins.encoding); closed_form is exact, smallest and leaves K and sigma open{free}")
 
 
 @cache.command("status")
-@click.argument("folder", type=click.Path(path_type=Path))
-def cache_status(folder: Path) -> None:
-    """How far the cache in FOLDER (a run or cache folder) is."""
+@click.argument("target")
+@click.option("--run", type=click.Path(path_type=Path), help="Run folder of a recipe; default runs/<recipe>.")
+def cache_status(target: str, run: Path | None) -> None:
+    """How far a cache is; works at any moment, also while it is being written."""
     from data_cache.reader import cache_status as status_of
+    from pipeline.run import find_cache
 
     with _errors():
-        status = status_of(_cache_folder(folder))
+        location = find_cache(target, run)
+        status = status_of(location)
     identity = status.identity
+    writing = f", {status.shards_open} being written now" if status.shards_open else ""
+    litter = f", {status.partial_count} partial files of killed writers" if status.partial_count else ""
     click.echo(
-        f"{status.shards_done} of {identity.shard_count} shards, {identity.frame_count} frames of {identity.source},"
-        f" {status.bytes / 1e6:.1f} MB, teacher {identity.teacher_name} ({identity.teacher_licence}),"
-        f" {status.resolved.precision}"
+        f"{status.shards_done} of {identity.shard_count} shards{writing}{litter}, {identity.frame_count} frames of"
+        f" {identity.source}, {status.bytes / 1e6:.1f} MB, encoding {identity.encoding}, teacher"
+        f" {identity.teacher_name} ({identity.teacher_licence}), {status.resolved.precision}; {location}"
     )
+    for damage in status.damages:
+        click.echo(damage, err=True)
     _notes(status.notes)
+    if status.damages:
+        sys.exit(EXIT_FAILED)
     _exit_quarantined(status.quarantined, "fix the files and run teacher-cache --retry")
 
 
 @cache.command("verify")
-@click.argument("folder", type=click.Path(path_type=Path))
-def cache_verify(folder: Path) -> None:
-    """Hash every file of the cache in FOLDER (a run or cache folder) against its receipt."""
-    from data_cache.reader import cache_status as cache_status_of
-    from data_cache.reader import verify_cache
+@click.argument("target")
+@click.option("--recompute", default=0, metavar="N", help="Also ask the teacher again about N random frames.")
+@click.option("--data", type=click.Path(path_type=Path), help="Data set folder, for --recompute.")
+@click.option("--run", type=click.Path(path_type=Path), help="Run folder of a recipe; default runs/<recipe>.")
+def cache_verify(target: str, recompute: int, data: Path | None, run: Path | None) -> None:
+    """Check every receipt, checksum and value of a cache."""
+    from pipeline.run import find_cache, run_cache_verify, run_recompute
 
     with _errors():
-        damages = verify_cache(_cache_folder(folder))
-    for damage in damages:
-        click.echo(damage, err=True)
-    if damages:
+        location = find_cache(target, run)
+        verified = run_cache_verify(location)
+    for fault in verified.faults:
+        click.echo(fault, err=True)
+    if verified.faults:
         sys.exit(EXIT_FAILED)
-    status = cache_status_of(_cache_folder(folder))
     click.echo(
-        f"verified: {status.shards_done} of {status.identity.shard_count} shards, every file is what its receipt says"
+        f"verified: {verified.shards_done} of {verified.shard_count} shards, every file is what its receipt says;"
+        f" {verified.frames_checked} frames: finite, probabilities sum to one, not constant"
     )
+    if recompute:
+        with _errors():
+            frames = run_recompute(target, location, recompute, data)
+        for frame in frames:
+            click.echo(
+                f"recomputed {frame.frame_id}: probabilities differ by {frame.prob_mean:.1e} on average,"
+                f" {frame.prob_max:.1e} at most, top bin changed in {100 * frame.top_bin_changed:.2f} % of pixels,"
+                f" relations by {frame.relation_max:.1e} at most, inputs"
+                f" {'equal' if frame.inputs_equal else 'DIFFER'}"
+            )
 
 
 @main.command()
@@ -245,10 +293,6 @@ def _part(text: str) -> tuple[int, int]:
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise click.BadParameter(f"expected I/N with 1 <= I <= N, got {text!r}", param_hint="--part")
     return int(match[1]), int(match[2])
-
-
-def _cache_folder(folder: Path) -> Path:
-    return folder / "cache" if (folder / "cache").is_dir() else folder
 
 
 def _list(title: str, entries: Mapping[str, str]) -> None:

@@ -91,8 +91,10 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), data: Path | N
         raise RecipeError(f"no recipe {name_or_path!r}: not a file, and the built-in ones are {', '.join(known)}")
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} cannot be read: {error}") from error
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not valid TOML: {error}") from error
     recipe = parse_recipe(text, str(path), overrides, name=path.stem)
     if data is not None:
         root = data.resolve()

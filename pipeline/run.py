@@ -7,19 +7,20 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
-from data_cache.errors import SourceError
+from data_cache.errors import FrameError, SourceError
 from data_cache.files import file_sha256, write_atomically
 from data_cache.images import larger
-from data_cache.reader import CacheReader, CacheStatus, cache_status, read_split_frames
+from data_cache.reader import CacheReader, CacheStatus, cache_status, read_split_frames, verify_files
 from data_cache.schema import (
     ARRAYS,
+    ENCODINGS,
     RECEIPTS,
     CacheError,
     CacheIdentity,
@@ -33,11 +34,12 @@ from data_cache.sources import Source, select
 from data_cache.store import open_store
 from data_cache.writer import CacheWriter
 from pipeline import cluster
-from pipeline.config import Recipe, recipe_toml
+from pipeline.config import Recipe, load_recipe, recipe_toml
 from pipeline.report import write_report
 from pipeline.signals import preemption
 from pipeline.stage_one import decided_identity, open_recipe_source, open_stage_one, open_teacher, refuse_leak
 from pipeline.weights import KNOWN, fetch_weights
+from stages.cache_size import PredictedSize, SampledFrame, predict_size, sample_frames
 from stages.checkpoint import LoadedStudent, load_student
 from stages.devices import place, resolve_device, resolve_precision
 from stages.evaluate import EvaluateReport, evaluate, require_full_count
@@ -45,6 +47,7 @@ from stages.progress import progress_bar
 from stages.student.model import Student
 from stages.teacher_cache import TeacherCacheReport
 from stages.train_student import TrainStudentReport, train_student
+from stages.verify import Recomputed, content_faults, recompute
 
 VERSIONED = ("surround-distill", "torch", "transformers", "zarr", "numpy")
 
@@ -181,6 +184,115 @@ def plan_teacher_cache(writer: CacheWriter, part: tuple[int, int], retry_quarant
     else:
         needed = sum(len(writer.frame_range(shard)) for shard in pending) * frame_bytes(identity)
     return TeacherCachePlan(store.location, identity, tuple(pending), in_part, needed, bool(done), store.free_bytes())
+
+
+@dataclass(frozen=True)
+class PredictedSizes:
+    """What each encoding of a recipe's cache would take."""
+
+    frame_count: int
+    sampled_count: int
+    sizes: tuple[PredictedSize, ...]
+    location: str
+    free_bytes: int | None
+
+
+def run_cache_size(recipe: Recipe, folder: RunFolder, sample_count: int) -> PredictedSizes:
+    """Predict the size of the cache of a recipe from a few frames, spread evenly; nothing is written."""
+    stage = open_stage_one(recipe)
+    frame_ids = stage.frames.ordered
+    step = len(frame_ids) / min(sample_count, len(frame_ids))
+    chosen = [frame_ids[int((i + 0.5) * step)] for i in range(min(sample_count, len(frame_ids)))]
+    identity = stage.identity
+    with progress_bar(len(chosen), 0, "cache size", "frame") as bar:
+        samples: list[SampledFrame] = []
+        for frame_id in chosen:
+            with suppress(FrameError):  # teacher-cache will quarantine it
+                samples += sample_frames(
+                    stage.source, stage.teacher, [frame_id], identity.image_size, identity.prob_size
+                )
+            bar.update()
+    if not samples:
+        raise SourceError(f"none of the {len(chosen)} sampled frames can be read; see `surround teacher-cache`")
+    sizes = []
+    for encoding in ENCODINGS:
+        variant = replace(stage, recipe=replace(recipe, bins=replace(recipe.bins, encoding=encoding)))
+        sizes.append(predict_size(samples, variant.identity, variant.recipe.bins))
+    store = open_store(cache_location(recipe, folder))
+    return PredictedSizes(len(frame_ids), len(samples), tuple(sizes), store.location, store.free_bytes())
+
+
+def find_cache(target: str, run: Path | None = None) -> str:
+    """Location of the cache that a run or cache folder, an address or a recipe means.
+
+    Raises:
+        RecipeError: if it is none of these.
+    """
+    if "://" in target:
+        return target
+    folder = Path(target)
+    if folder.is_dir():
+        recorded = RunFolder(folder)
+        if recorded.recipe.is_file():
+            return cache_location(load_recipe(str(recorded.recipe)), recorded)
+        return str((recorded.cache if recorded.cache.is_dir() else folder).absolute())
+    recipe = load_recipe(target)
+    return cache_location(recipe, RunFolder(run or Path("runs") / recipe.name))
+
+
+@dataclass(frozen=True)
+class VerifiedCache:
+    """What verification looked at and what it found wrong, a line each."""
+
+    shard_count: int
+    shards_done: int
+    frames_checked: int
+    faults: tuple[str, ...]
+
+
+def run_cache_verify(location: str) -> VerifiedCache:
+    """Check every receipt, checksum and value of the shards that are done."""
+    status = cache_status(location)
+    identity = status.identity
+    reader = CacheReader(location, complete=False)
+    faults: list[str] = []
+    frames_checked = 0
+    with progress_bar(identity.shard_count, 0, "verify", "shard") as bar:
+        for shard, damages in verify_files(location):
+            faults += damages
+            if shard >= 0:
+                bar.update()
+            if shard < 0 or damages:
+                continue
+            for frame_id in reader.usable(tuple(reader.frames.ordered[i] for i in identity.shard_range(shard))):
+                faults += content_faults(reader, frame_id, status.notes.get(frame_id, ""))
+                frames_checked += 1
+    return VerifiedCache(identity.shard_count, status.shards_done, frames_checked, tuple(faults))
+
+
+def run_recompute(target: str, location: str, frame_count: int, data: Path | None) -> tuple[Recomputed, ...]:
+    """Ask the teacher again about random frames of a cache.
+
+    Args:
+        target: the run folder, whose recorded recipe is taken, or the recipe itself.
+        location: of the cache.
+        frame_count: how many frames.
+        data: data set folder, where it has moved.
+
+    Raises:
+        StaleCacheError: if recipe or weights are not those of the cache.
+    """
+    recorded = RunFolder(Path(target)).recipe
+    recipe = load_recipe(str(recorded) if recorded.is_file() else target, data=data)
+    stage = open_stage_one(recipe)
+    reader = CacheReader(location, expected=asdict(stage.identity))
+    seed = int.from_bytes(os.urandom(4))
+    with progress_bar(frame_count, 0, "recompute", "frame") as bar:
+        done = []
+        for frame in recompute(reader, stage.source, stage.teacher, frame_count, seed):
+            done.append(frame)
+            bar.update()
+    return tuple(done)
 
 
 def _announcement(plan: TeacherCachePlan) -> str:

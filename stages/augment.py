@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from data_cache.dataset import CachedRigs
+from data_cache.schema import map_arrays
 from stages.relations import mirror_relations
 
 BRIGHTNESS = CONTRAST = 0.2
@@ -23,8 +24,7 @@ def mirror(rig: CachedRigs) -> CachedRigs:
         rig,
         image=rig.image[order].flip(-1),
         lidar_depth_m=rig.lidar_depth_m[order].flip(-1),
-        bin_first=rig.bin_first[order].flip(-1),
-        bin_prob=rig.bin_prob[order].flip(-2),
+        bins=map_arrays(lambda array: array[order].flip(2), rig.bins),  # axes V h w, then those of the encoding
         relation=mirror_relations(rig.relation),
         focal_px=rig.focal_px[order],
         view_valid=rig.view_valid[order],

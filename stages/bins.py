@@ -8,29 +8,41 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import interpolate
+
+from data_cache.schema import ENCODINGS, ClosedFormBins, DenseBins, StoredBins, WindowBins
 
 LOG_CURVATURE = 100.0
 LOW_QUANTILE, HIGH_QUANTILE = 0.01, 0.99
 DEFINITION = f"affine-invariant log map: a={LOG_CURVATURE:g}, quantiles {LOW_QUANTILE:g}..{HIGH_QUANTILE:g}"
 """Part of the cache identity: a change to the definitions below must change this text."""
+MAP_LEVELS = 65535
+"""The closed_form encoding stores u in this many steps: at most 5e-4 of a bin off for K = 64."""
+TAIL_SIGMAS = 5.3
+"""Decoding leaves out bins farther than this from K u - 1/2: less than 1e-6 of the mass of a normal distribution."""
+STORAGE_FIELDS = ("encoding", "window")
+"""Fields of BinSpec that say how probabilities are stored; a student does not depend on them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BinSpec:
-    """How the scene's depth order is cut into bins; changing any of these makes a cache stale.
+    """How the scene's depth order is cut into bins, and how that is stored.
+
+    Changing any of these makes a cache stale, but for count, sigma and window where the encoding is closed_form.
 
     Attributes:
         count: K.
         sigma: width of the closed-form assignment, in bins.
-        window: neighbouring probabilities stored per pixel.
+        encoding: what the cache stores: window, closed_form or dense (data_cache/FORMAT.md has the price of each).
+        window: neighbouring probabilities stored per pixel in the window encoding.
         prob_stride: the student's input size over the size at which probabilities live.
     """
 
     count: int = 64
     sigma: float = 1.0
+    encoding: str = "window"
     window: int = 7
     prob_stride: int = 4
 
@@ -39,18 +51,12 @@ class BinSpec:
             raise ValueError(f"count: expected 2 to 256 bins, got {self.count}")
         if not 0 < self.sigma < math.inf:
             raise ValueError(f"sigma: expected a positive number of bins, got {self.sigma}")
-        if not 1 <= self.window <= self.count:
+        if self.encoding not in ENCODINGS:
+            raise ValueError(f"encoding: expected one of {', '.join(ENCODINGS)}, got {self.encoding!r}")
+        if self.encoding == "window" and not 1 <= self.window <= self.count:
             raise ValueError(f"window: expected 1 to count = {self.count}, got {self.window}")
         if self.prob_stride not in (2, 4):
             raise ValueError(f"prob_stride: expected 2 or 4, got {self.prob_stride}")
-
-
-@dataclass(frozen=True, eq=False)
-class WindowedProb:
-    """Probabilities as stored: the first bin of a window and relative weights 0..255 inside it."""
-
-    first: UInt8[Tensor, "*batch h w"]
-    prob: UInt8[Tensor, "*batch h w S"]
 
 
 def affine_invariant_map(disparity: Float[Tensor, "*batch H W"], size: tuple[int, int]) -> Float[Tensor, "*batch h w"]:
@@ -82,28 +88,60 @@ def closed_form_prob(u: Float[Tensor, "*batch h w"], spec: BinSpec) -> Float[Ten
     return torch.softmax(-(offset**2) / (2 * spec.sigma**2), dim=-3)
 
 
-def encode_window(prob: Float[Tensor, "*batch K h w"], width: int) -> WindowedProb:
-    """Keep the window of `width` neighbouring bins that holds the most mass, as bytes, the largest being 255.
+def encode(u: Float[Tensor, "*batch h w"], spec: BinSpec) -> StoredBins[Tensor]:
+    """Keep the bin probabilities of an affine-invariant map in the spec's encoding.
 
-    Weights that round to 0 stay 0. Lifting them to 1 would add mass to the tails: measured on uniform u, K = 64,
-    sigma = 1, width 7, KL(stored, dense) is 4.9e-4 nats with zeros and 2.3e-3 without (tests/benchmarks/bench_bins.py).
+    Window weights that round to 0 stay 0. Lifting them to 1 would add mass to the tails: measured on uniform u, K = 64,
+    sigma = 1, width 7, KL(stored, dense) is 4.9e-4 nats with zeros and 2.3e-3 without.
     """
-    prob = prob.movedim(-3, -1)
-    mass = torch.nn.functional.pad(prob.cumsum(-1), (1, 0))
-    first = (mass[..., width:] - mass[..., :-width]).argmax(-1)
-    inside = prob.gather(-1, first[..., None] + torch.arange(width, device=prob.device))
-    scaled = torch.round(255 * inside / inside.amax(-1, keepdim=True))
-    return WindowedProb(first.to(torch.uint8), scaled.to(torch.uint8))
+    if spec.encoding == "closed_form":
+        return ClosedFormBins(torch.round(MAP_LEVELS * u).to(torch.int32))
+    if spec.encoding == "dense":
+        return DenseBins(closed_form_prob(u, spec).movedim(-3, -1).half())
+    first, weight = _nearest_bins(u, spec, spec.window)
+    return WindowBins(first.to(torch.uint8), torch.round(255 * weight).to(torch.uint8))
 
 
-def decode_window(stored: WindowedProb, count: int) -> Float[Tensor, "*batch K h w"]:
-    """Probabilities over all K bins: the window's weights over their sum, zero outside it."""
-    weight = stored.prob.float()
-    # A missing camera is stored as zeros and stays zero: no division by 0.
-    weight = weight / weight.sum(-1, keepdim=True).clamp(min=1)
-    index = stored.first.long()[..., None] + torch.arange(weight.shape[-1], device=weight.device)
-    dense = torch.zeros(*weight.shape[:-1], count, device=weight.device).scatter_(-1, index, weight)
-    return dense.movedim(-1, -3)
+def decode(stored: StoredBins[Tensor], spec: BinSpec) -> Float[Tensor, "*batch K h w"]:
+    """Probabilities over all K bins, summing to one.
+
+    A missing camera is stored as zeros and decodes to zeros, but for closed_form, where it decodes to the farthest
+    bins: `view_valid` keeps it out of every loss.
+
+    Args:
+        stored: in any encoding; that of `spec` does not matter.
+        spec: count; closed_form reads sigma, too.
+    """
+    match stored:
+        case DenseBins():
+            return _normalised(stored.bin_dense.float()).movedim(-1, -3)
+        case ClosedFormBins():
+            # Halfway between two bins both have half of the mass, however small sigma is.
+            width = min(spec.count, max(2, math.ceil(2 * TAIL_SIGMAS * spec.sigma)))
+            first, weight = _nearest_bins(stored.bin_map / MAP_LEVELS, spec, width)
+        case WindowBins():
+            first, weight = stored.bin_first, stored.bin_prob.float()
+    index = first.long()[..., None] + torch.arange(weight.shape[-1], device=weight.device)
+    dense = torch.zeros(*weight.shape[:-1], spec.count, device=weight.device)
+    return dense.scatter_(-1, index, _normalised(weight)).movedim(-1, -3)
+
+
+def _nearest_bins(
+    u: Float[Tensor, "*batch h w"], spec: BinSpec, width: int
+) -> tuple[Float[Tensor, "*batch h w"], Float[Tensor, "*batch h w S"]]:
+    """First bin and closed-form weights, the largest 1, of the `width` bins that hold the most mass.
+
+    Those are the ones nearest to K u - 1/2: the weights fall on both sides of it and depend on the distance alone.
+    """
+    position = spec.count * u - 0.5
+    first = (position - (width - 1) / 2).round().clamp(0, spec.count - width)
+    exponent = ((position - first)[..., None] - torch.arange(width, device=u.device)) ** 2 / (-2 * spec.sigma**2)
+    return first, (exponent - exponent.amax(-1, keepdim=True)).exp()
+
+
+def _normalised(weight: Float[Tensor, "*batch h w S"]) -> Float[Tensor, "*batch h w S"]:
+    # The zeros of a missing camera stay zeros: no division by 0.
+    return weight / weight.sum(-1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
 
 
 def expected_position(prob: Float[Tensor, "*batch K h w"]) -> Float[Tensor, "*batch h w"]:

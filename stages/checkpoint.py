@@ -13,7 +13,7 @@ from torch import Tensor
 
 from data_cache.errors import SurroundError
 from data_cache.files import WriteError, replace_atomically
-from stages.bins import BinSpec
+from stages.bins import STORAGE_FIELDS, BinSpec
 from stages.student.model import Student, StudentSpec
 
 FORMAT = "surround-student/1"
@@ -75,7 +75,8 @@ def load_student(
 
     Args:
         path: file written by `save_student`.
-        expected, expected_bins: architecture that the recipe asks for; None to take what is there.
+        expected, expected_bins: architecture that the recipe asks for, None to take what is there; how bins are stored
+            does not matter.
 
     Raises:
         CheckpointError: if it is missing, damaged, not a student, or of another architecture (each difference named).
@@ -90,7 +91,7 @@ def load_student(
     lines = []
     for found, asked in ((spec, expected), (bins, expected_bins)):
         if asked is not None:
-            lines += difference_lines(asdict(found), asdict(asked), "checkpoint")
+            lines += difference_lines(_architecture(found), _architecture(asked), "checkpoint")
     if lines:
         raise CheckpointError(
             "\n".join(
@@ -178,6 +179,10 @@ def difference_lines(found: Mapping[str, Any], expected: Mapping[str, Any], hold
         elif json.dumps(old) != json.dumps(new):
             lines.append(f"  {prefix}{key}: {holder} has {old!r}, recipe says {new!r}")
     return lines
+
+
+def _architecture(spec: StudentSpec | BinSpec) -> dict[str, Any]:
+    return {key: value for key, value in asdict(spec).items() if key not in STORAGE_FIELDS}
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str]) -> None:

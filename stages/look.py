@@ -9,11 +9,13 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from data_cache.errors import FrameError, SettingError
-from data_cache.schema import CacheIdentity, FrameRecord
+from data_cache.schema import ENCODINGS, CacheIdentity, FrameRecord, bin_table
 from stages import bins, relations
 from stages.bins import BinSpec
 from stages.prepare import PreparedFrame
 from stages.teacher.base import Teacher, to_disparity
+
+CONSTANT_NOTE = "looks constant to the teacher"
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,19 +67,17 @@ def frame_record(frame: PreparedFrame, seen: Sequence[SeenView], identity: Cache
     """
     if not all(view.finite for view in seen):
         raise FrameError(f"teacher {identity.teacher_name} gave values that are not finite")
-    V, (h, w) = identity.view_count, identity.prob_size
     there = np.flatnonzero(frame.view_valid)
-    stored = bins.encode_window(bins.closed_form_prob(torch.stack([view.u for view in seen]), spec), spec.window)
-    first = np.zeros((V, h, w), np.uint8)
-    weight = np.zeros((V, h, w, identity.window_width), np.uint8)
-    first[there], weight[there] = stored.first.numpy(), stored.prob.numpy()
-    tokens = torch.zeros(V, *seen[0].tokens.shape)
+    said = bins.encode(torch.stack([view.u for view in seen]), spec)
+    stored = {name: np.zeros(array.shape, array.dtype) for name, array in bin_table(identity).items()}
+    for name, array in stored.items():
+        array[there] = getattr(said, name).numpy()
+    tokens = torch.zeros(identity.view_count, *seen[0].tokens.shape)
     tokens[there] = torch.stack([view.tokens for view in seen])
     return FrameRecord(
         image=frame.image,
         lidar_depth=frame.lidar_depth,
-        bin_first=first,
-        bin_prob=weight,
+        bins=ENCODINGS[identity.encoding](**stored),
         # Tokens of a missing view are zeros, and so are its relations: a gap is not bridged.
         relation=relations.ring_relations(tokens).numpy().astype(np.float16),
         view_valid=frame.view_valid,

@@ -16,20 +16,19 @@ from jaxtyping import UInt8
 from data_cache import images
 from data_cache.errors import FrameError
 from data_cache.rig import Rig
-from data_cache.schema import FORMAT_VERSION, CacheIdentity, FrameRecord, SplitFrames
+from data_cache.schema import ENCODINGS, FORMAT_VERSION, CacheIdentity, FrameRecord, SplitFrames
 from data_cache.sources import Source
 from data_cache.writer import CacheWriter
 from stages import bins, relations
 from stages.bins import BinSpec
 from stages.devices import require_known
-from stages.look import SeenView, frame_record, look
+from stages.look import CONSTANT_NOTE, SeenView, frame_record, look
 from stages.prepare import PreparedFrame, prepare_frame
 from stages.progress import Preempted
 from stages.teacher.base import Teacher
 
 PREFETCH_FRAMES = 3
 PREFETCH_THREADS = 2
-CONSTANT_NOTE = "looks constant to the teacher"
 BATCH_IMAGES = {"cpu": 2, "cuda": 12}
 """On a CPU a small batch stays in its caches: of 1, 2, 3, 6, 12 the fastest is 2 (bench_stage_one.py)."""
 
@@ -103,6 +102,8 @@ def recipe_identity(
         image_size: the student's input size.
     """
     stride = bin_spec.prob_stride
+    settings = {"window_width": bin_spec.window, "bin_count": bin_spec.count, "bin_sigma": bin_spec.sigma}
+    needed = ENCODINGS[bin_spec.encoding].settings
     return {
         "format_version": FORMAT_VERSION,
         "source": source,
@@ -111,10 +112,8 @@ def recipe_identity(
         "image_size": image_size,
         "image_definition": images.DEFINITION,
         "prob_size": (image_size[0] // stride, image_size[1] // stride),
-        "encoding": "window",
-        "window_width": bin_spec.window,
-        "bin_count": bin_spec.count,
-        "bin_sigma": bin_spec.sigma,
+        "encoding": bin_spec.encoding,
+        **{name: value if name in needed else None for name, value in settings.items()},
         "bin_definition": bins.DEFINITION,
         "relation_grid": relations.GRID,
         "relation_definition": relations.DEFINITION,

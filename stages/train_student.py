@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from data_cache.dataset import CachedFrames, CachedRigs, batches, collate
 from data_cache.errors import SurroundError
 from data_cache.files import write_atomically, write_error
 from data_cache.reader import CacheReader
+from data_cache.schema import map_arrays
 from stages import losses
 from stages.augment import jitter_colours, mirror
-from stages.bins import WindowedProb, align_frame, decode_window
+from stages.bins import align_frame, decode
 from stages.checkpoint import Lineage, load_state, save_state, save_student
 from stages.devices import autocast, place, require_known, resolve_device, resolve_precision
 from stages.losses import LossTerms, LossWeights, weighted_sum
@@ -244,8 +246,8 @@ def loss_terms(
     zero = torch.zeros((), device=device)
     kl = cross = relation = zero
     if weights.kl or weights.cross:
-        stored = WindowedProb(rigs.bin_first.to(device), rigs.bin_prob.to(device))
-        aligned = align_frame(decode_window(stored, student.bins.count), out.logit.softmax(2))
+        stored = map_arrays(lambda array: array.to(device), rigs.bins)
+        aligned = align_frame(decode(stored, student.bins), out.logit.softmax(2))
         kl = losses.bin_kl(aligned, out.logit, view_valid) if weights.kl else zero
         cross = losses.cross_interaction(aligned, out.centers_m, lidar_depth_m) if weights.cross else zero
     if weights.relation:
@@ -345,8 +347,8 @@ def _run_identity(
 
 
 def _single(rigs: CachedRigs, i: int) -> CachedRigs:
-    tensors = {f.name: getattr(rigs, f.name)[i] for f in fields(rigs) if f.name != "frame_ids"}
-    return replace(rigs, frame_ids=(rigs.frame_ids[i],), **tensors)
+    tensors = {f.name: getattr(rigs, f.name)[i] for f in fields(rigs) if f.name not in ("frame_ids", "bins")}
+    return replace(rigs, frame_ids=(rigs.frame_ids[i],), bins=map_arrays(itemgetter(i), rigs.bins), **tensors)
 
 
 def _generator(seed: int, index: int, purpose: int) -> torch.Generator:

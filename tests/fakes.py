@@ -12,7 +12,7 @@ from transformers import AutoConfig, DepthAnythingForDepthEstimation
 from data_cache.errors import FrameError
 from data_cache.files import file_sha256
 from data_cache.rig import Camera, Frame, Rig, Sweep, View, make_sweep
-from data_cache.schema import CacheIdentity, FrameRecord, SplitFrames, array_table
+from data_cache.schema import ENCODINGS, CacheIdentity, FrameRecord, SplitFrames, array_table, record_from_arrays
 from stages.quiet import quiet_transformers
 from stages.teacher.transformers_depth import TransformersTeacher
 
@@ -150,7 +150,11 @@ def tiny_identity(frames: SplitFrames, **changes: Any) -> CacheIdentity:
         "teacher_preprocessing": "none",
         "teacher_input_size": (14, 14),
     }
-    return CacheIdentity(**(values | changes))
+    values |= changes
+    settings = ENCODINGS[values["encoding"]].settings
+    for name in {"window_width", "bin_count", "bin_sigma"} - {*settings}:
+        values[name] = None
+    return CacheIdentity(**values)
 
 
 def random_record(identity: CacheIdentity, seed: int) -> FrameRecord:
@@ -160,4 +164,4 @@ def random_record(identity: CacheIdentity, seed: int) -> FrameRecord:
         name: rng.integers(0, 2 if spec.dtype == "bool" else 200, spec.shape).astype(spec.dtype)
         for name, spec in array_table(identity).items()
     }
-    return FrameRecord(**values)
+    return record_from_arrays(identity.encoding, values)

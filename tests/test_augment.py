@@ -1,28 +1,30 @@
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
 
 from data_cache.dataset import CachedRigs
+from data_cache.schema import ENCODINGS
 from stages.augment import BRIGHTNESS, CONTRAST, jitter_colours, mirror
-from stages.bins import BinSpec, WindowedProb, closed_form_prob, decode_window, encode_window
+from stages.bins import BinSpec, decode, encode
 from stages.relations import pool_tokens, ring_relations
 
 SPEC = BinSpec(count=16)
 
 
-def random_rig(view_count: int = 6, *, size: tuple[int, int] = (8, 12)) -> tuple[CachedRigs, torch.Tensor]:
+def random_rig(
+    view_count: int = 6, encoding: str = "window", *, size: tuple[int, int] = (8, 12)
+) -> tuple[CachedRigs, torch.Tensor]:
     """A rig without its last camera, and the teacher features that its relations were computed from."""
     generator = torch.Generator().manual_seed(view_count)
     features = torch.randn(view_count, 4, 6, 10, generator=generator)
     small = (size[0] // 4, size[1] // 4)
-    stored = encode_window(closed_form_prob(torch.rand(view_count, *small, generator=generator), SPEC), SPEC.window)
+    u = torch.rand(view_count, *small, generator=generator)
     rig = CachedRigs(
         frame_ids=("d/0",),
         image=torch.randint(0, 256, (view_count, 3, *size), dtype=torch.uint8, generator=generator),
         lidar_depth_m=torch.rand(view_count, *size, generator=generator),
-        bin_first=stored.first,
-        bin_prob=stored.prob,
+        bins=encode(u, replace(SPEC, encoding=encoding)),
         relation=ring_relations(pool_tokens(features)),
         focal_px=torch.arange(view_count) + 100.0,
         view_valid=torch.arange(view_count) < max(view_count - 1, 1),
@@ -30,13 +32,17 @@ def random_rig(view_count: int = 6, *, size: tuple[int, int] = (8, 12)) -> tuple
     return rig, features
 
 
+@pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("view_count", [1, 2, 3, 6])
-def test_two_mirrors_change_nothing(view_count):
-    rig, _ = random_rig(view_count)
+def test_two_mirrors_change_nothing(view_count, encoding):
+    rig, _ = random_rig(view_count, encoding)
     twice = mirror(mirror(rig))
+    assert twice.frame_ids == rig.frame_ids
     for field in fields(CachedRigs):
-        before, after = getattr(rig, field.name), getattr(twice, field.name)
-        assert after == before if field.name == "frame_ids" else torch.equal(after, before), field.name
+        if field.name not in ("frame_ids", "bins"):
+            assert torch.equal(getattr(twice, field.name), getattr(rig, field.name)), field.name
+    for name, array in vars(twice.bins).items():
+        assert torch.equal(array, getattr(rig.bins, name)), name
 
 
 def test_a_mirrored_rig_by_hand():
@@ -48,15 +54,23 @@ def test_a_mirrored_rig_by_hand():
     assert torch.equal(mirrored.image[1, :, 3, 1], rig.image[5, :, 3, 10])
     assert torch.equal(mirrored.image[0, :, 3, 1], rig.image[0, :, 3, 10])
     assert mirrored.lidar_depth_m[1, 2, 1] == rig.lidar_depth_m[5, 2, 10]
-    assert mirrored.bin_first[1, 1, 0] == rig.bin_first[5, 1, 2]
-    assert torch.equal(mirrored.bin_prob[1, 1, 0], rig.bin_prob[5, 1, 2])
 
 
-def test_decoded_probabilities_turn_with_the_image_and_not_along_the_bins():
-    rig, _ = random_rig()
-    mirrored = mirror(rig)
-    before = decode_window(WindowedProb(rig.bin_first, rig.bin_prob), SPEC.count)
-    after = decode_window(WindowedProb(mirrored.bin_first, mirrored.bin_prob), SPEC.count)
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_stored_bins_turn_with_the_image_by_hand(encoding):
+    """View 1 was view 5 and column 0 of 3 was column 2; the row and whatever follows it stay."""
+    rig, _ = random_rig(encoding=encoding)
+    for name, array in vars(mirror(rig).bins).items():
+        before = getattr(rig.bins, name)
+        assert torch.equal(array[1, 1, 0], before[5, 1, 2])
+        assert not torch.equal(array[1, 1, 0], before[1, 1, 2])
+        assert not torch.equal(array[1, 1, 0], before[5, 1, 0])
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_decoded_probabilities_turn_with_the_image_and_not_along_the_bins(encoding):
+    rig, _ = random_rig(encoding=encoding)
+    before, after = decode(rig.bins, SPEC), decode(mirror(rig).bins, SPEC)
     assert torch.equal(after, before[[0, 5, 4, 3, 2, 1]].flip(-1))
 
 

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from data_cache.schema import ClosedFormBins, WindowBins, map_arrays
 from stages.bins import (
     BinSpec,
-    WindowedProb,
     affine_invariant_map,
     align_frame,
     closed_form_prob,
-    decode_window,
-    encode_window,
+    decode,
+    encode,
     expected_position,
     positions,
 )
@@ -34,6 +35,20 @@ def random_prob(seed: int, low: float, high: float, *, batch: int = 2) -> torch.
     """Closed-form probabilities of maps drawn uniformly from [low, high]."""
     u = torch.rand(batch, 6, 8, generator=torch.Generator().manual_seed(seed))
     return closed_form_prob(low + (high - low) * u, SPEC)
+
+
+def random_map(seed: int, *shape: int) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def heaviest_window(prob: torch.Tensor, width: int) -> WindowBins[torch.Tensor]:
+    """The window encoding as it is defined, for any (..., K, h, w) probabilities: slow and plain."""
+    prob = prob.movedim(-3, -1)
+    mass = torch.nn.functional.pad(prob.cumsum(-1), (1, 0))
+    first = (mass[..., width:] - mass[..., :-width]).argmax(-1)
+    inside = prob.gather(-1, first[..., None] + torch.arange(width))
+    scaled = torch.round(255 * inside / inside.amax(-1, keepdim=True))
+    return WindowBins(first.to(torch.uint8), scaled.to(torch.uint8))
 
 
 @settings(deadline=None, max_examples=50)
@@ -86,42 +101,117 @@ def test_positions_are_bin_centres_that_grow_towards_the_camera():
 
 
 def test_the_stored_window_is_close_to_the_dense_probabilities():
-    dense = closed_form_prob(torch.linspace(0, 1, 4001)[None], SPEC)
-    kept = decode_window(encode_window(dense, SPEC.window), SPEC.count)
+    u = torch.linspace(0, 1, 4001)[None]
+    dense, kept = closed_form_prob(u, SPEC), decode(encode(u, SPEC), SPEC)
     kl = (torch.special.xlogy(kept, kept) - torch.special.xlogy(kept, dense)).sum(0)
     assert kl.mean() < 1e-3
     assert kl.max() < 2e-3
 
 
+@settings(deadline=None, max_examples=50)
+@given(seeds, st.integers(1, 8), st.integers(8, 256), st.floats(0.7, 2))
+def test_the_window_is_the_heaviest_and_its_weights_are_those_of_all_bins(seed, width, count, sigma):
+    spec = BinSpec(count=count, sigma=sigma, window=width)
+    u = random_map(seed, 2, 6, 8).double()
+    stored, expected = encode(u, spec), heaviest_window(closed_form_prob(u, spec), width)
+    # Where the bins next to both ends are equally far, two windows hold the same mass.
+    away = ((count * u - 0.5 - (width - 1) / 2 + 0.5) % 1 - 0.5).abs() < 0.499
+    assert torch.equal(stored.bin_first[away], expected.bin_first[away])
+    assert (stored.bin_prob[away].int() - expected.bin_prob[away].int()).abs().amax() <= 1
+
+
 @settings(deadline=None, max_examples=30)
 @given(seeds, st.integers(1, 16), st.integers(16, 64))
-def test_decoded_probabilities_sum_to_one_and_lie_in_the_window(seed, width, count):
-    logit = 4 * torch.randn(2, count, 3, 5, generator=torch.Generator().manual_seed(seed))
-    stored = encode_window(logit.softmax(1), width)
-    assert stored.prob.shape == (2, 3, 5, width)
-    assert (stored.prob.amax(-1) == 255).all()
-    assert (stored.first.long() + width <= count).all()
-    dense = decode_window(stored, count)
-    assert dense.shape == logit.shape
+def test_a_decoded_window_sums_to_one_and_lies_in_the_window(seed, width, count):
+    spec = BinSpec(count=count, window=width)
+    stored = encode(random_map(seed, 2, 3, 5), spec)
+    assert stored.bin_prob.shape == (2, 3, 5, width)
+    assert (stored.bin_prob.amax(-1) == 255).all()
+    assert (stored.bin_first.long() + width <= count).all()
+    dense = decode(stored, spec)
+    assert dense.shape == (2, count, 3, 5)
     torch.testing.assert_close(dense.sum(1), torch.ones(2, 3, 5))
     assert (dense > 0).sum(1).amax() <= width
 
 
 def test_a_window_by_hand():
-    """Of five bins the pair (2, 3) holds most: 0.5 -> 255 and 0.2 -> 102, decoded as 255 / 357 and 102 / 357."""
-    stored = encode_window(torch.tensor([0.1, 0.1, 0.5, 0.2, 0.1])[:, None, None], 2)
-    assert stored.first.item() == 2
-    assert stored.prob.flatten().tolist() == [255, 102]
-    dense = decode_window(stored, 5).flatten()
-    torch.testing.assert_close(dense, torch.tensor([0, 0, 255 / 357, 102 / 357, 0]))
+    """K = 4, u = 0.3: K u - 1/2 = 0.7 lies 0.7 from bin 0, 0.3 from bin 1; exp(-(0.49 - 0.09) / 2) = 0.819 -> 209.
+
+    u = 1 lies 1.5 from bin 2 and 0.5 from bin 3: exp(-1) -> 94, and the window stops at the last bin.
+    """
+    spec = BinSpec(count=4, window=2)
+    stored = encode(torch.tensor([[0.3, 1.0]]), spec)
+    assert stored.bin_first.tolist() == [[0, 2]]
+    assert stored.bin_prob.tolist() == [[[209, 255], [94, 255]]]
+    dense = decode(stored, spec)
+    torch.testing.assert_close(dense[:, 0, 0], torch.tensor([209 / 464, 255 / 464, 0, 0]))
+    torch.testing.assert_close(dense[:, 0, 1], torch.tensor([0, 0, 94 / 349, 255 / 349]))
 
 
-def test_a_missing_camera_decodes_to_zeros():
-    nothing = WindowedProb(torch.zeros(2, 3, 5, dtype=torch.uint8), torch.zeros(2, 3, 5, 7, dtype=torch.uint8))
-    dense = decode_window(nothing, 64)
+@settings(deadline=None, max_examples=50)
+@given(seeds, st.integers(2, 64), st.floats(0.01, 8))
+def test_a_decoded_map_leaves_out_less_than_a_millionth(seed, count, sigma):
+    spec = BinSpec(count=count, sigma=sigma, encoding="closed_form")
+    stored = encode(random_map(seed, 2, 3, 5), spec)
+    expected = closed_form_prob(stored.bin_map.double() / 65535, spec)
+    kept = decode(stored, spec) > 0
+    assert (expected * ~kept).sum(1).amax() < 1e-6
+    loose = max(1e-6, 1e-5 * count / sigma**2)  # K u in float32, against a slope of up to 1 / sigma^2 bins
+    torch.testing.assert_close(decode(stored, spec).double(), expected, rtol=0, atol=loose)
+
+
+def test_a_closed_form_map_by_hand():
+    """U = 3 / 8 is stored as 24576 (24575.6). K = 4, sigma = 1: one bin from bins 0 and 2, two from bin 3.
+
+    The same bytes read with K = 2, sigma = 1 / 2: K u - 1/2 = 1/4, so exp(-1 / 8) and exp(-9 / 8).
+    """
+    stored = encode(torch.tensor([[0.375]]), BinSpec(count=64, encoding="closed_form"))
+    assert stored.bin_map.tolist() == [[24576]]
+    weight = torch.tensor([math.exp(-1 / 2), 1, math.exp(-1 / 2), math.exp(-2)])
+    prob = decode(stored, BinSpec(count=4, encoding="closed_form"))[:, 0, 0]
+    torch.testing.assert_close(prob, weight / weight.sum(), rtol=0, atol=2e-5)
+    weight = torch.tensor([math.exp(-1 / 8), math.exp(-9 / 8)])
+    prob = decode(stored, BinSpec(count=2, sigma=0.5, encoding="closed_form"))[:, 0, 0]
+    torch.testing.assert_close(prob, weight / weight.sum(), rtol=0, atol=2e-5)
+
+
+def test_dense_probabilities_by_hand():
+    """U = 3 / 8 of K = 4, as float16 and with the bin axis last."""
+    spec = BinSpec(count=4, encoding="dense", sigma=2.0)
+    stored = encode(torch.tensor([[0.375, 0.375, 1.0]]), spec)
+    assert (stored.bin_dense.shape, stored.bin_dense.dtype) == ((1, 3, 4), torch.float16)
+    weight = torch.tensor([math.exp(-1 / 8), 1, math.exp(-1 / 8), math.exp(-1 / 2)])
+    torch.testing.assert_close(stored.bin_dense[0, 1].float(), weight / weight.sum(), rtol=1e-3, atol=0)
+    dense = decode(stored, spec)
+    torch.testing.assert_close(dense[:, 0, 1], weight / weight.sum(), rtol=1e-3, atol=0)
+    assert dense.shape == (4, 1, 3)
+    torch.testing.assert_close(dense.sum(0), torch.ones(1, 3))
+
+
+@settings(deadline=None, max_examples=30)
+@given(seeds, st.integers(16, 64), st.floats(0.5, 1))
+def test_every_encoding_decodes_to_the_same_probabilities(seed, count, sigma):
+    spec, u = BinSpec(count=count, sigma=sigma), random_map(seed, 2, 3, 5)
+    dense = closed_form_prob(u, spec)
+    for encoding, off in (("window", 1e-2), ("closed_form", 2e-3), ("dense", 1e-3)):
+        decoded = decode(encode(u, replace(spec, encoding=encoding)), spec)
+        assert ((decoded - dense).abs().sum(1) / 2).amax() < off
+        torch.testing.assert_close(decoded.sum(1), torch.ones(2, 3, 5))
+
+
+@pytest.mark.parametrize("encoding", ["window", "dense"])
+def test_a_missing_camera_decodes_to_zeros(encoding):
+    nothing = map_arrays(torch.zeros_like, encode(random_map(0, 2, 3, 5), replace(SPEC, encoding=encoding)))
+    dense = decode(nothing, SPEC)
     assert dense.shape == (2, 64, 3, 5)
     assert (dense == 0).all()
     assert (align_frame(dense, random_prob(0, 0, 1)[..., :3, :5]) == 0).all()
+
+
+def test_a_missing_camera_of_a_closed_form_map_decodes_to_the_farthest_bins_and_stays_finite():
+    dense = decode(ClosedFormBins(torch.zeros(2, 3, 5, dtype=torch.int32)), SPEC)
+    torch.testing.assert_close(dense, closed_form_prob(torch.zeros(2, 3, 5), SPEC))
+    assert torch.isfinite(align_frame(dense, random_prob(0, 0, 1)[..., :3, :5])).all()
 
 
 @settings(deadline=None, max_examples=30)
@@ -191,9 +281,16 @@ def test_no_gradient_flows_through_the_alignment():
         ({"sigma": math.nan}, "sigma: expected a positive number of bins, got nan"),
         ({"window": 65}, "window: expected 1 to count = 64, got 65"),
         ({"window": 0}, "window: expected 1 to count = 64, got 0"),
+        ({"encoding": "windows"}, "encoding: expected one of window, closed_form, dense, got 'windows'"),
         ({"prob_stride": 8}, "prob_stride: expected 2 or 4, got 8"),
     ],
 )
 def test_an_impossible_spec_says_what_is_wrong(wrong, message):
     with pytest.raises(ValueError, match=message):
         BinSpec(**wrong)
+
+
+def test_a_window_wider_than_the_bins_is_impossible_only_where_windows_are_stored():
+    with pytest.raises(ValueError, match="window: expected 1 to count = 4, got 7"):
+        BinSpec(count=4)
+    assert BinSpec(count=4, encoding="dense").count == 4

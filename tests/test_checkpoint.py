@@ -54,6 +54,18 @@ def test_another_architecture_is_refused_naming_each_difference(tmp_path):
     assert "near_m" not in str(error.value)
 
 
+def test_how_bins_were_stored_is_not_the_students_but_how_many_there_are_is(tmp_path):
+    save_student(tmp_path / "a", student(), LINEAGE)
+    for bins in (BinSpec(count=16, window=7), BinSpec(count=16, encoding="closed_form")):
+        assert load_student(tmp_path / "a", SPEC, bins).student.bins == BinSpec(count=16, window=5)
+    with pytest.raises(CheckpointError, match="count: checkpoint has 16, recipe says 32") as error:
+        load_student(tmp_path / "a", SPEC, BinSpec(count=32, encoding="dense"))
+    assert "encoding" not in str(error.value)
+    assert "window" not in str(error.value)
+    with pytest.raises(CheckpointError, match="sigma: checkpoint has 1.0, recipe says 2.0"):
+        load_student(tmp_path / "a", SPEC, BinSpec(count=16, sigma=2.0))
+
+
 def test_missing_cut_off_and_foreign_files_are_named_never_a_traceback(tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint at .*run train-student"):
         load_student(tmp_path / "none")

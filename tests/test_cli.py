@@ -107,7 +107,7 @@ def test_status_and_verify_take_a_run_or_a_cache_folder(run):
 
 def test_verify_names_damage_and_fails(run, tmp_path):
     subprocess.run(["cp", "-r", run / "cache", tmp_path / "cache"], check=True)
-    path = next(p for p in (tmp_path / "cache/arrays.zarr/image/c").rglob("*") if p.is_file())
+    path = tmp_path / "cache/arrays.zarr/image/c.0.0.0.0.0"
     path.write_bytes(path.read_bytes()[::-1])
     code, text = surround("cache", "verify", tmp_path)
     assert (code, "image" in text, "content differs" in text) == (1, True, True)

@@ -65,7 +65,7 @@ def test_overrides_reach_their_key_with_their_type():
         ("data=3", "expected a table, got 3"),
         ("eval.protocol=mine", "protocol: expected one of surrounddepth, got 'mine'"),
         ("eval.pictures=-1", "pictures: expected 0 or more"),
-        ("teacher_cache.shard_frames=0", "shard_frames >= 1"),
+        ("teacher_cache.shard_frames=0", "shard_frames: expected at least 1"),
         ("noequals", "expected section.key=value"),
         ("=3", "expected section.key=value"),
         ("data.source.x=3", "source is not a section"),

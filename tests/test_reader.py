@@ -8,7 +8,7 @@ from fakes import random_record
 from test_writer import FRAMES, IDENTITY, RESOLVED, fill, writer
 
 from data_cache.reader import CacheReader, cache_status, verify_files
-from data_cache.schema import DamagedCacheError, IncompleteCacheError, StaleCacheError, receipt_name
+from data_cache.schema import FORMAT_VERSION, DamagedCacheError, IncompleteCacheError, StaleCacheError, receipt_name
 
 
 def damages_of(root):
@@ -66,7 +66,7 @@ def test_every_flipped_byte_is_found_by_verify_and_by_reading(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["cache.json", "frames.json", "receipts/000001.json", "arrays.zarr/image/zarr.json"])
-@pytest.mark.parametrize("text", ["", "{", "{}", "[1]", '{"identity": {"format_version": 1}}'])
+@pytest.mark.parametrize("text", ["", "{", "{}", "[1]", f'{{"identity": {{"format_version": {FORMAT_VERSION}}}}}'])
 def test_broken_metadata_is_a_damaged_cache_never_a_traceback(tmp_path, name, text):
     fill(tmp_path)
     (tmp_path / name).write_text(text)
@@ -80,6 +80,24 @@ def test_another_format_version_is_named(tmp_path):
     table["identity"]["format_version"] = 9
     (tmp_path / "cache.json").write_text(json.dumps(table))
     with pytest.raises(DamagedCacheError, match="format version 9"):
+        CacheReader(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"encoding": "zip"}, "encoding: expected one of window, closed_form, dense, got 'zip'"),
+        ({"window_width": None}, "window_width: window takes window_width, bin_count, bin_sigma"),
+        ({"encoding": "dense"}, "window_width: dense takes bin_count, bin_sigma"),
+        ({"encoding": "closed_form", "window_width": None}, "bin_count: closed_form takes no settings"),
+    ],
+)
+def test_an_encoding_that_does_not_fit_its_settings_is_a_damaged_cache(tmp_path, change, message):
+    fill(tmp_path)
+    table = json.loads((tmp_path / "cache.json").read_text())
+    table["identity"] |= change
+    (tmp_path / "cache.json").write_text(json.dumps(table))
+    with pytest.raises(DamagedCacheError, match=message):
         CacheReader(tmp_path)
 
 

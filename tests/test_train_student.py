@@ -8,14 +8,16 @@ import torch
 from fakes import FakeSource
 from test_teacher_cache import run as cache_run
 
+from data_cache.dataset import CachedFrames, collate
 from data_cache.reader import CacheReader
+from data_cache.schema import ENCODINGS
 from stages import train_student as module
 from stages.bins import BinSpec
 from stages.checkpoint import CheckpointError, load_student
 from stages.losses import LossWeights
 from stages.progress import Preempted
 from stages.student.model import Student, StudentSpec
-from stages.train_student import TrainingError, TrainStudentSpec, learning_rate, sample_order, train_student
+from stages.train_student import TrainingError, TrainStudentSpec, learning_rate, loss_terms, sample_order, train_student
 
 STUDENT = StudentSpec(
     input_size=(32, 64), near_m=0.5, far_m=80.0, focal_px=32.0, decoder_channels=8, attention_width=16, pretrained=False
@@ -103,6 +105,50 @@ def test_training_lowers_the_loss_and_moves_every_part_of_the_student(cache, tmp
     after = load_student(tmp_path / "last.safetensors").student.state_dict()
     still = [name for name, value in before.items() if torch.equal(value, after[name])]
     assert still == []
+
+
+@pytest.fixture(scope="session")
+def encoded(tmp_path_factory, teacher_folder) -> dict[str, Path]:
+    roots = {name: tmp_path_factory.mktemp(name) for name in ENCODINGS}
+    for name, root in roots.items():
+        source = FakeSource(5, missing={"d/1": (2,)})
+        cache_run(root, source, teacher_folder, BinSpec(prob_stride=4, encoding=name))
+    return roots
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_student_trains_on_every_encoding(encoded, tmp_path, encoding):
+    torch.manual_seed(0)
+    student = Student(STUDENT, BinSpec(prob_stride=4, encoding=encoding))
+    ids, spec, weights = ("d/0", "d/1"), replace(SPEC, steps=2), LossWeights(cross=0.3)
+    train_student(CacheReader(encoded[encoding]), student, ids, (), tmp_path, spec, weights, RANGE_M)
+    (entry,) = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert entry["step"] == 2
+    assert min(entry["kl"], entry["cross"]) > 0
+
+
+def test_every_encoding_says_the_same_and_a_missing_camera_says_nothing(encoded):
+    torch.manual_seed(0)
+    student = Student(STUDENT, BinSpec(prob_stride=4)).eval()
+    weights, cpu = LossWeights(cross=0.3), torch.device("cpu")
+
+    def terms(encoding: str, **changes) -> torch.Tensor:
+        frames = CachedFrames(CacheReader(encoded[encoding]), ["d/0", "d/1"])
+        rigs = replace(collate([frames[0], frames[1]]), **changes)
+        t = loss_terms(student, rigs, rigs.image.float() / 255, weights, RANGE_M, cpu, "fp32")
+        return torch.stack([t.kl, t.cross])
+
+    with torch.no_grad():
+        dense = terms("dense")
+        assert (dense > 0.01).all()
+        for encoding in ("window", "closed_form"):
+            torch.testing.assert_close(terms(encoding), dense, rtol=2e-3, atol=0)
+        # d/1 lacks its third camera; what its bins say there must not matter.
+        bins = collate([CachedFrames(CacheReader(encoded["closed_form"]), ["d/0", "d/1"])[i] for i in (0, 1)]).bins
+        assert not bins.bin_map[1, 2].any()
+        noise = bins.bin_map.clone()
+        noise[1, 2] = torch.arange(8 * 16).view(8, 16) * 500
+        torch.testing.assert_close(terms("closed_form", bins=replace(bins, bin_map=noise)), terms("closed_form"))
 
 
 def test_the_log_of_a_resumed_run_has_every_step_once(cache, tmp_path):

@@ -73,7 +73,7 @@ def test_native_images_keep_their_size_and_a_damaged_one_is_a_frame_error():
     frame = FakeSource().frame("d/0")
     assert [image.shape for image in load_images(frame)] == [(*NATIVE_SIZE, 3)] * 3
 
-    def damaged() -> np.ndarray:
+    def damaged(at_least=None) -> np.ndarray:
         raise FrameError("left: damaged")
 
     views = (*frame.views[:2], replace(frame.views[2], load_image=damaged))

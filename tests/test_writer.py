@@ -17,6 +17,7 @@ from data_cache.files import DiskFullError, replace_atomically, write_atomically
 from data_cache.reader import CacheReader
 from data_cache.schema import (
     DESCRIPTION,
+    ENCODINGS,
     CacheError,
     Resolved,
     SplitFrames,
@@ -24,6 +25,7 @@ from data_cache.schema import (
     array_table,
     pack_depth,
     receipt_name,
+    record_arrays,
     shard_name,
     unpack_depth_m,
 )
@@ -48,13 +50,36 @@ def contents(root: Path) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
 
 
-def test_what_was_written_is_read_back_equal(tmp_path):
-    fill(tmp_path)
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_what_was_written_is_read_back_equal(tmp_path, encoding):
+    identity = tiny_identity(FRAMES, encoding=encoding)
+    w = CacheWriter(tmp_path, identity, RESOLVED, FRAMES)
+    for shard in w.pending():
+        w.commit(shard, [random_record(identity, i) for i in w.frame_range(shard)], {}, {})
     reader = CacheReader(tmp_path)
+    assert reader.identity == identity
     for i, frame_id in enumerate(FRAMES.train):
-        for name in array_table(IDENTITY):
-            expected = getattr(random_record(IDENTITY, i), name)
-            np.testing.assert_array_equal(getattr(reader.read(frame_id), name), expected)
+        record = reader.read(frame_id)
+        assert type(record.bins) is ENCODINGS[encoding]
+        found, expected = record_arrays(record), record_arrays(random_record(identity, i))
+        assert found.keys() == expected.keys() == array_table(identity).keys()
+        for name, array in expected.items():
+            assert found[name].dtype == array.dtype
+            np.testing.assert_array_equal(found[name], array)
+
+
+def test_arrays_lie_under_their_own_names_and_axes(tmp_path):
+    """By hand: three views of 2 x 3 pixels, a window of 5 of 8 bins."""
+    tables = {name: array_table(tiny_identity(FRAMES, encoding=name)) for name in ENCODINGS}
+    found = {
+        name: {key: (spec.dtype, spec.shape) for key, spec in table.items() if key.startswith("bin_")}
+        for name, table in tables.items()
+    }
+    assert found == {
+        "window": {"bin_first": ("uint8", (3, 2, 3)), "bin_prob": ("uint8", (3, 2, 3, 5))},
+        "closed_form": {"bin_map": ("uint16", (3, 2, 3))},
+        "dense": {"bin_dense": ("float16", (3, 2, 3, 8))},
+    }
 
 
 def test_pending_shards_are_those_without_receipt_and_parts_share_them_out(tmp_path):
