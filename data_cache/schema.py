@@ -260,9 +260,9 @@ def array_table(identity: CacheIdentity) -> dict[str, ArraySpec]:
     V, (H, W) = identity.view_count, identity.image_size
     P = identity.relation_grid[0] * identity.relation_grid[1]
     return {
-        # Photographs repeat no bytes, but their high bits are smooth: one bit plane at a time, 4 % less.
+        # Photographs repeat few bytes, but their high bits are smooth: 2 % less and a quarter faster than whole bytes.
         "image": ArraySpec("uint8", (V, H, W, 3), "bitshuffle"),
-        # Mostly zeros: runs of zero bytes are what zstd is good at, bit planes cut them up (25 % more).
+        # Mostly zeros between points: bytes keep them in runs, bit planes cut them up (a quarter more).
         "lidar_depth": ArraySpec("uint16", (V, H, W), "shuffle"),
         **bin_table(identity),
         "relation": ArraySpec("float16", (V, P, P), "shuffle"),

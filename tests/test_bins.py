@@ -161,12 +161,12 @@ def test_a_decoded_map_leaves_out_less_than_a_millionth(seed, count, sigma):
 
 
 def test_a_closed_form_map_by_hand():
-    """U = 3 / 8 is stored as 24576 (24575.6). K = 4, sigma = 1: one bin from bins 0 and 2, two from bin 3.
+    """The map 3 / 8 is stored as 24576 (24575.6), 1 as 65535. K = 4, sigma = 1: one bin from 0 and 2, two from 3.
 
     The same bytes read with K = 2, sigma = 1 / 2: K u - 1/2 = 1/4, so exp(-1 / 8) and exp(-9 / 8).
     """
-    stored = encode(torch.tensor([[0.375]]), BinSpec(count=64, encoding="closed_form"))
-    assert stored.bin_map.tolist() == [[24576]]
+    stored = encode(torch.tensor([[0.375, 1.0]]), BinSpec(count=64, encoding="closed_form"))
+    assert stored.bin_map.tolist() == [[24576, 65535]]
     weight = torch.tensor([math.exp(-1 / 2), 1, math.exp(-1 / 2), math.exp(-2)])
     prob = decode(stored, BinSpec(count=4, encoding="closed_form"))[:, 0, 0]
     torch.testing.assert_close(prob, weight / weight.sum(), rtol=0, atol=2e-5)
@@ -175,8 +175,15 @@ def test_a_closed_form_map_by_hand():
     torch.testing.assert_close(prob, weight / weight.sum(), rtol=0, atol=2e-5)
 
 
+def test_halfway_between_two_bins_both_are_decoded_however_narrow_sigma_is():
+    """K = 4, u = 1 / 4 is stored as 16384, 1.5e-5 of a bin off: exp(-3.1e-5 / 0.02) = 0.9985; bin 1 is nearer."""
+    spec = BinSpec(count=4, sigma=0.1, encoding="closed_form")
+    prob = decode(encode(torch.tensor([[0.25]]), spec), spec)[:, 0, 0]
+    torch.testing.assert_close(prob, torch.tensor([0.9985 / 1.9985, 1 / 1.9985, 0, 0]), rtol=0, atol=1e-4)
+
+
 def test_dense_probabilities_by_hand():
-    """U = 3 / 8 of K = 4, as float16 and with the bin axis last."""
+    """The map 3 / 8 of K = 4, as float16 and with the bin axis last."""
     spec = BinSpec(count=4, encoding="dense", sigma=2.0)
     stored = encode(torch.tensor([[0.375, 0.375, 1.0]]), spec)
     assert (stored.bin_dense.shape, stored.bin_dense.dtype) == ((1, 3, 4), torch.float16)
