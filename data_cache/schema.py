@@ -185,6 +185,7 @@ class Resolved:
     precision: str
     batch_images: int
     threads: int
+    attention: str = "sdpa"
 
 
 @dataclass(frozen=True)

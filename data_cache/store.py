@@ -3,21 +3,32 @@
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import fsspec
-from zarr.abc.store import Store
+from zarr.abc.store import ByteRequest, Store
+from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, LocalStore
 
 from data_cache.claims import Claims
-from data_cache.errors import SettingError
+from data_cache.errors import SettingError, SurroundError
 from data_cache.files import PARTIAL, WriteError, fsync, replace_atomically
 
 CLAIMS = "claims.lock"
+_REMOTE: Mapping[str, Any] = {"use_listings_cache": False}  # other machines write as well: nothing is remembered
+_S3: Mapping[str, Any] = {
+    "max_concurrency": 1,  # more would ask for the size of every object before it is read: twice the requests
+    # An endpoint that refuses is given up after seconds; the "legacy" mode of botocore takes up to 15 for each request.
+    "config_kwargs": {"retries": {"mode": "standard"}},
+}
+
+
+class StoreError(SurroundError):
+    """Object storage cannot be asked: no credentials, no network, or it says no."""
 
 
 @runtime_checkable
@@ -95,10 +106,12 @@ def open_store(location: Path | str) -> CacheStore:
     if "://" not in str(location):
         return FolderStore(Path(location))
     url = str(location).rstrip("/")
+    options = {**_REMOTE, **(_S3 if url.startswith("s3://") else {})}
     try:
-        return ObjectStore(url, *fsspec.core.url_to_fs(url))
+        fs, prefix = fsspec.core.url_to_fs(url, **options)
     except (ImportError, ValueError) as error:
         raise SettingError(f"{url}: {error}; s3:// needs pip install 'surround-distill[s3]', gs:// [gs]") from error
+    return ObjectStore(url, fs, prefix, options)
 
 
 @dataclass(frozen=True)
@@ -207,6 +220,7 @@ class ObjectStore:
     url: str
     fs: Any  # fsspec has no types
     prefix: str
+    options: Mapping[str, Any]
 
     @property
     def location(self) -> str:
@@ -214,48 +228,51 @@ class ObjectStore:
         return self.url
 
     def read(self, name: str) -> bytes:
-        """A whole object."""
-        data: bytes = self.fs.cat_file(self._path(name))
+        """A whole object; raises StoreError as everything here does."""
+        with _reading(self._path(name)):
+            data: bytes = self.fs.cat_file(self._path(name))
         return data
 
     def read_many(self, names: Sequence[str]) -> Mapping[str, bytes]:
         """Those of these objects that are there, by name; many requests at a time."""
         names_by_path = {self._path(name): name for name in names}
-        found = self.fs.cat(list(names_by_path), on_error="omit") if names else {}
-        return {names_by_path[path]: data for path, data in found.items()}
+        answers = self.fs.cat(list(names_by_path), on_error="return") if names else {}
+        found = {}
+        for path, answer in answers.items():
+            with suppress(FileNotFoundError), _reading(path):
+                if isinstance(answer, Exception):
+                    raise answer
+                found[names_by_path[path]] = answer
+        return found
 
     def write(self, name: str, data: bytes) -> None:
         """Replace an object."""
-        try:
+        with _writing(self._path(name)):
             self.fs.pipe_file(self._path(name), data)
-        except OSError as error:
-            raise WriteError(
-                f"cannot write {self.url}/{name}: {error}; check bucket, credentials and network"
-            ) from error
 
     def remove(self, name: str) -> None:
         """Remove an object, if it is there."""
-        if self.fs.exists(self._path(name)):
+        with _writing(self._path(name)), suppress(FileNotFoundError):
             self.fs.rm_file(self._path(name))
 
     def size(self, name: str) -> int | None:
         """Bytes of one object, None if it is not there."""
-        self.fs.invalidate_cache()
         try:
-            return int(self.fs.info(self._path(name))["size"])
+            with _reading(self._path(name)):
+                return int(self.fs.info(self._path(name))["size"])
         except FileNotFoundError:
             return None
 
     def sizes(self, folder: str) -> Mapping[str, int]:
         """Bytes of every object below a folder, from its listing."""
-        # Other machines write here as well: what fsspec remembers of the last listing is not what is there now.
-        self.fs.invalidate_cache()
-        found = self.fs.find(self._path(folder), detail=True)
+        found = {}
+        with suppress(FileNotFoundError), _reading(self._path(folder)):
+            found = self.fs.find(self._path(folder), detail=True)
         return {path.removeprefix(self.prefix).lstrip("/"): int(info["size"]) for path, info in found.items()}
 
     def zarr_store(self, folder: str) -> Store:
         """The same objects as zarr reads them."""
-        return FsspecStore.from_url(f"{self.url}/{folder}", read_only=True)
+        return _ZarrObjects.from_url(f"{self.url}/{folder}", dict(self.options), read_only=True)
 
     def take(self, shard: int) -> bool:
         """Object storage has no locks: parts keep writers apart."""
@@ -284,6 +301,39 @@ class ObjectStore:
 
     def _path(self, name: str) -> str:
         return f"{self.prefix}/{name}"
+
+
+class _ZarrObjects(FsspecStore):
+    """Objects as zarr reads them; trouble on the way to them is not taken for damage."""
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        """An object or a range of it, None if it is not there; raises StoreError."""
+        with _reading(f"{self.path}/{key}"):
+            return await super().get(key, prototype, byte_range)
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """Say what object storage cannot read; its libraries raise errors of their own that have no base in common."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise StoreError(_refusal("read", path, error)) from error
+
+
+@contextmanager
+def _writing(path: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise WriteError(_refusal("write", path, error)) from error
+
+
+def _refusal(verb: str, path: str, error: Exception) -> str:
+    reason = " ".join(str(error).split()) or repr(error)
+    return f"cannot {verb} {path}: {reason}; check bucket, credentials, endpoint and network"
 
 
 def _walk(folder: Path, name: str) -> Iterator[tuple[str, int]]:

@@ -159,15 +159,16 @@ class CacheWriter:
 
     def is_done(self, shard: int, *, retry_quarantined: bool = False) -> bool:
         """What `pending` would say of one shard now: another process may have finished it since."""
+        try:
+            text = self.store.read(receipt_name(shard))
+        except FileNotFoundError:  # as a rule, and then nothing else is asked for: on object storage each is a request
+            return False
         sizes = {
             name: size
             for name in (shard_name(array, spec, shard) for array, spec in self._table.items())
             if (size := self.store.size(name)) is not None
         }
-        try:
-            return self._is_done(self.store.read(receipt_name(shard)), sizes, retry_quarantined)
-        except FileNotFoundError:
-            return False
+        return self._is_done(text, sizes, retry_quarantined)
 
     def _is_done(self, text: bytes, sizes: Mapping[str, int], retry_quarantined: bool) -> bool:
         try:

@@ -3,14 +3,17 @@
 import functools
 import logging
 import os
+import signal
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from data_cache.errors import SettingError, SurroundError
+from pipeline.signals import STOP_SIGNALS
 from stages.progress import Preempted
 
 if TYPE_CHECKING:
@@ -65,11 +68,13 @@ class ShardJob:
         recipe_toml: the resolved recipe, its folders absolute.
         location: of the cache, absolute path or URL.
         retry_quarantined: whether finished shards with quarantined frames are written again.
+        run_id: differs from run to run: a worker that outlives a run opens data, teacher and cache anew for the next.
     """
 
     recipe_toml: str
     location: str
     retry_quarantined: bool
+    run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
 def require_scheduler(name: str) -> None:
@@ -116,7 +121,7 @@ def write_on_cluster(
     report = TeacherCacheReport()
     with _client(scheduler, spec) as client:
         numbers = dict(zip(client.map(functools.partial(write_shard, job), shards, pure=False), shards, strict=True))
-        done = as_completed(list(numbers))
+        done = as_completed(list(numbers), loop=client.loop)
         remind_at = time.monotonic() + CONNECT_S
         try:
             while not done.is_empty():
@@ -160,9 +165,12 @@ def write_shard(job: ShardJob, shard: int) -> "TeacherCacheReport":
 
 @functools.lru_cache(maxsize=1)
 def _opened(job: ShardJob) -> "tuple[StageOne, CacheWriter]":
+    from tqdm import tqdm
+
     from pipeline.config import parse_recipe
     from pipeline.stage_one import open_stage_one
 
+    tqdm.set_lock(threading.RLock())  # its own takes a semaphore, about which a worker that is killed leaves a warning
     _choose_gpu()
     stage = open_stage_one(parse_recipe(job.recipe_toml, "recipe"))
     return stage, stage.writer(job.location)
@@ -202,14 +210,26 @@ def _client(scheduler: str, spec: ClusterSpec) -> "Iterator[Client]":
     cores = len(os.sched_getaffinity(0))
     workers = spec.workers or _gpu_count() or cores
     settings["distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS"] = max(1, cores // workers)
-    with (
-        dask.config.set(settings),
-        LocalCluster(
-            n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=logging.ERROR
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
-        yield client
+    with dask.config.set(settings):
+        with _stop_signals_blocked():
+            started = LocalCluster(
+                n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=logging.ERROR
+            )
+        with started as cluster, Client(cluster, set_as_default=False) as client:
+            yield client
+
+
+@contextmanager
+def _stop_signals_blocked() -> Iterator[None]:
+    """Threads started inside, and the workers that they start, never see the signals that ask us to stop.
+
+    Queues and terminals send them to the whole process group. It is for us to stop the workers.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

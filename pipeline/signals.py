@@ -5,12 +5,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
 
 @contextmanager
 def preemption() -> Iterator[Callable[[], bool]]:
     """Inside, the first such signal only sets a flag, which the yielded function reads; a second one acts as usual."""
     asked = False
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
 
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal asked

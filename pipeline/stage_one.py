@@ -54,7 +54,7 @@ class StageOne:
     def writer(self, location: str) -> CacheWriter:
         """The cache at a path or URL, created or taken up; see `CacheWriter`."""
         threads = 1 if self.lanes > 1 else torch.get_num_threads()
-        resolved = Resolved(self.teacher.precision, self.batch_images, threads)
+        resolved = Resolved(self.teacher.precision, self.batch_images, threads, self.teacher.attention)
         return CacheWriter(location, self.identity, resolved, self.frames)
 
     def write(

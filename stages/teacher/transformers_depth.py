@@ -11,6 +11,7 @@ from transformers import AutoModelForDepthEstimation
 from data_cache.errors import SettingError
 from stages.devices import synchronize
 from stages.quiet import quiet_transformers
+from stages.teacher.attention import use_blocked_attention
 from stages.teacher.base import Space, TeacherOutput
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
@@ -52,6 +53,7 @@ class TransformersTeacher:
         if missing:  # transformers would start them at random
             raise SettingError(f"{folder}: the weights lack {len(missing)} tensors, first {missing[0]}")
         self._model = model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+        self.attention = use_blocked_attention(self._model, device)
         config = model.config
         self.space: Space = "depth" if getattr(config, "depth_estimation_type", "relative") == "metric" else "disparity"
         patch_sizes = (getattr(part, "patch_size", None) for part in (getattr(config, "backbone_config", None), config))

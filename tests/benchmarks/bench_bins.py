@@ -12,7 +12,7 @@ from fakes import random_record, tiny_identity
 from data_cache.images import resize_rgb
 from data_cache.schema import Resolved, SplitFrames, StoredBins, map_arrays
 from data_cache.sources import open_source
-from data_cache.views import load_native_images
+from data_cache.views import load_images
 from data_cache.writer import CacheWriter
 from pipeline.weights import fetch_weights
 from stages.bins import BinSpec, affine_invariant_map, closed_form_prob, decode, encode
@@ -53,7 +53,7 @@ def see_real_frame(data: Path) -> Seen:
         device=CPU,
         precision=resolve_precision("auto", CPU),
     )
-    native = load_native_images(open_source("pandaset", data / "pandaset").frame("002/05"))
+    native = load_images(open_source("pandaset", data / "pandaset").frame("002/05"))
     output = teacher(torch.from_numpy(np.stack([resize_rgb(rgb, teacher.input_size) for rgb in native])))
     u = affine_invariant_map(to_disparity(output.prediction, teacher.space), SIZE)
     relation = ring_relations(pool_tokens(output.features))
