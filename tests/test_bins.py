@@ -176,10 +176,10 @@ def test_a_closed_form_map_by_hand():
 
 
 def test_halfway_between_two_bins_both_are_decoded_however_narrow_sigma_is():
-    """K = 4, u = 1 / 4 is stored as 16384, 1.5e-5 of a bin off: exp(-3.1e-5 / 0.02) = 0.9985; bin 1 is nearer."""
-    spec = BinSpec(count=4, sigma=0.1, encoding="closed_form")
+    """K = 4, u = 1 / 4 is stored as 16384, 1.5e-5 of a bin off: exp(-3.05e-5 / 0.005) = 0.9939; bin 1 is nearer."""
+    spec = BinSpec(count=4, sigma=0.05, encoding="closed_form")
     prob = decode(encode(torch.tensor([[0.25]]), spec), spec)[:, 0, 0]
-    torch.testing.assert_close(prob, torch.tensor([0.9985 / 1.9985, 1 / 1.9985, 0, 0]), rtol=0, atol=1e-4)
+    torch.testing.assert_close(prob, torch.tensor([0.9939 / 1.9939, 1 / 1.9939, 0, 0]), rtol=0, atol=1e-4)
 
 
 def test_dense_probabilities_by_hand():
