@@ -15,7 +15,7 @@ from stages.progress import Preempted
 
 if TYPE_CHECKING:
     from pipeline.config import Recipe
-    from pipeline.run import RunFolder
+    from pipeline.folders import RunFolder
 
 EXIT_FAILED, EXIT_USAGE, EXIT_QUARANTINED, EXIT_PREEMPTED = 1, 2, 3, 75
 F = TypeVar("F", bound=Callable[..., Any])
@@ -194,7 +194,7 @@ def cache_size(recipe: str, data: Path | None, run: Path | None, overrides: tupl
 def cache_status(target: str, run: Path | None) -> None:
     """How far a cache is; works at any moment, also while it is being written."""
     from data_cache.reader import cache_status as status_of
-    from pipeline.run import find_cache
+    from pipeline.folders import find_cache
 
     with _errors():
         location = find_cache(target, run)
@@ -222,7 +222,8 @@ def cache_status(target: str, run: Path | None) -> None:
 @click.option("--run", type=click.Path(path_type=Path), help="Run folder of a recipe; default runs/<recipe>.")
 def cache_verify(target: str, recompute: int, data: Path | None, run: Path | None) -> None:
     """Check every receipt, checksum and value of a cache."""
-    from pipeline.run import find_cache, run_cache_verify, run_recompute
+    from pipeline.folders import find_cache
+    from pipeline.run import run_cache_verify, run_recompute
 
     with _errors():
         location = find_cache(target, run)
@@ -282,7 +283,7 @@ def _open_run(
     recipe: str, data: Path | None, run: Path | None, overrides: tuple[str, ...]
 ) -> "tuple[Recipe, RunFolder]":
     from pipeline.config import load_recipe
-    from pipeline.run import RunFolder
+    from pipeline.folders import RunFolder
 
     parsed = load_recipe(recipe, overrides, data)
     return parsed, RunFolder(run or Path("runs") / parsed.name)

@@ -35,6 +35,7 @@ from data_cache.store import open_store
 from data_cache.writer import CacheWriter
 from pipeline import cluster
 from pipeline.config import Recipe, load_recipe, recipe_toml
+from pipeline.folders import RunFolder, cache_location
 from pipeline.report import write_report
 from pipeline.signals import preemption
 from pipeline.stage_one import decided_identity, open_recipe_source, open_stage_one, open_teacher, refuse_leak
@@ -50,33 +51,6 @@ from stages.train_student import TrainStudentReport, train_student
 from stages.verify import Recomputed, content_faults, recompute
 
 VERSIONED = ("surround-distill", "torch", "transformers", "zarr", "numpy")
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """Where a run keeps its things."""
-
-    root: Path
-
-    @property
-    def recipe(self) -> Path:
-        """The resolved recipe."""
-        return self.root / "recipe.toml"
-
-    @property
-    def cache(self) -> Path:
-        """Stage one."""
-        return self.root / "cache"
-
-    @property
-    def student(self) -> Path:
-        """Stage two."""
-        return self.root / "student"
-
-    @property
-    def eval(self) -> Path:
-        """Stage three."""
-        return self.root / "eval"
 
 
 @dataclass(frozen=True)
@@ -111,11 +85,6 @@ class TeacherCacheRun:
     report: TeacherCacheReport
     seconds: float
     status: CacheStatus
-
-
-def cache_location(recipe: Recipe, folder: RunFolder) -> str:
-    """Where the cache of a run lies: the recipe's own place for it, else RUN/cache."""
-    return recipe.teacher_cache.location or str(folder.cache.absolute())
 
 
 def run_teacher_cache(
@@ -220,24 +189,6 @@ def run_cache_size(recipe: Recipe, folder: RunFolder, sample_count: int) -> Pred
         sizes.append(predict_size(samples, variant.identity, variant.recipe.bins))
     store = open_store(cache_location(recipe, folder))
     return PredictedSizes(len(frame_ids), len(samples), tuple(sizes), store.location, store.free_bytes())
-
-
-def find_cache(target: str, run: Path | None = None) -> str:
-    """Location of the cache that a run or cache folder, an address or a recipe means.
-
-    Raises:
-        RecipeError: if it is none of these.
-    """
-    if "://" in target:
-        return target
-    folder = Path(target)
-    if folder.is_dir():
-        recorded = RunFolder(folder)
-        if recorded.recipe.is_file():
-            return cache_location(load_recipe(str(recorded.recipe)), recorded)
-        return str((recorded.cache if recorded.cache.is_dir() else folder).absolute())
-    recipe = load_recipe(target)
-    return cache_location(recipe, RunFolder(run or Path("runs") / recipe.name))
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,19 @@ from stages.prepare import prepare_frame
 
 pytestmark = pytest.mark.bench
 ROUNDS = 3
+MEMORY_SCRIPT = """
+import sys
+sys.path[:0] = {path!r}
+from dataclasses import replace
+from pathlib import Path
+from bench_stage_one import pandaset, repeated
+recipe = pandaset()
+spec = replace(recipe.teacher_cache, weights={weights!r}, shard_frames=32)
+stage = repeated(replace(recipe, teacher_cache=spec), {count})
+writer = stage.writer({cache!r})
+stage.write(writer, writer.pending(), retry_quarantined=False)
+print(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line))
+"""
 
 
 @dataclass
@@ -235,18 +248,12 @@ def test_bench_batch(batch, capsys):
 def test_bench_stage_one_memory(count, tmp_path, capsys):
     """Peak memory of a process that runs stage one with the tiny teacher over real frames."""
     recipe = tiny_recipe(pandaset(), tmp_path / "tiny")
-    script = (
-        "import sys; sys.path[:0] = %r\n"
-        "import resource\n"
-        "from bench_stage_one import pandaset, repeated, tiny_recipe\n"
-        "from dataclasses import replace\n"
-        "recipe = pandaset()\n"
-        "spec = replace(recipe.teacher_cache, weights=%r, shard_frames=32)\n"
-        "stage = repeated(replace(recipe, teacher_cache=spec), %d)\n"
-        "writer = stage.writer(%r)\n"
-        "stage.write(writer, writer.pending(), retry_quarantined=False)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
-    ) % (sys.path + [str(Path(__file__).parent)], recipe.teacher_cache.weights, count, str(tmp_path / "cache"))
+    script = MEMORY_SCRIPT.format(
+        path=[*sys.path, str(Path(__file__).parent)],
+        weights=recipe.teacher_cache.weights,
+        count=count,
+        cache=str(tmp_path / "cache"),
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     with capsys.disabled():
         print(f"\nstage one, {count} frames in shards of 32: peak {int(done.stdout) / 2**20:.2f} GiB")

@@ -1,0 +1,61 @@
+"""Where a run keeps its things; light enough for commands that load no model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.config import Recipe
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run keeps its things."""
+
+    root: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.root / "recipe.toml"
+
+    @property
+    def cache(self) -> Path:
+        """Stage one."""
+        return self.root / "cache"
+
+    @property
+    def student(self) -> Path:
+        """Stage two."""
+        return self.root / "student"
+
+    @property
+    def eval(self) -> Path:
+        """Stage three."""
+        return self.root / "eval"
+
+
+def cache_location(recipe: "Recipe", folder: RunFolder) -> str:
+    """Where the cache of a run lies: the recipe's own place for it, else RUN/cache."""
+    return recipe.teacher_cache.location or str(folder.cache.absolute())
+
+
+def find_cache(target: str, run: Path | None = None) -> str:
+    """Location of the cache that a run or cache folder, an address or a recipe means.
+
+    Raises:
+        RecipeError: if it is none of these.
+    """
+    if "://" in target:
+        return target
+    folder = RunFolder(Path(target))
+    if folder.cache.is_dir():
+        return str(folder.cache.absolute())
+    if folder.root.is_dir() and not folder.recipe.is_file():
+        return str(folder.root.absolute())
+    from pipeline.config import load_recipe
+
+    if folder.root.is_dir():
+        return cache_location(load_recipe(str(folder.recipe)), folder)
+    recipe = load_recipe(target)
+    return cache_location(recipe, RunFolder(run or Path("runs") / recipe.name))
