@@ -26,8 +26,10 @@ from data_cache.views import load_images
 from data_cache.writer import encode_shard
 from pipeline.config import Recipe, load_recipe
 from pipeline.stage_one import StageOne, open_stage_one
+from stages.bins import affine_invariant_map
 from stages.look import frame_record, look
 from stages.prepare import prepare_frame
+from stages.relations import pool_tokens
 
 pytestmark = pytest.mark.bench
 ROUNDS = 3
@@ -104,13 +106,26 @@ def milliseconds(function: Callable[[], object], repeats: int = 7) -> float:
     return statistics.median(times)
 
 
-def bare_rate(stage: StageOne, batches: list[list[np.ndarray]], frame_count: int) -> float:
-    """Frames/s of the teacher's forward pass alone, on images that lie ready, in the lanes that stage one uses."""
+@dataclass(frozen=True)
+class Cost:
+    """Wall time and, over all threads, processor time of one frame; the latter hardly feels other jobs."""
+
+    wall_s: float
+    cpu_s: float
+
+
+@contextmanager
+def counted(costs: list[Cost], frame_count: int) -> Iterator[None]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    yield
+    costs.append(Cost((time.perf_counter() - wall) / frame_count, (time.process_time() - cpu) / frame_count))
+
+
+def look_only(stage: StageOne, batches: list[list[np.ndarray]]) -> None:
+    """The teacher's forward pass alone, on images that lie ready, in the lanes that stage one uses."""
     stacked = [torch.from_numpy(np.stack(batch)) for batch in batches]
     with one_thread() if stage.lanes > 1 else _nothing(), ThreadPoolExecutor(stage.lanes) as pool:
-        begin = time.perf_counter()
         list(pool.map(stage.teacher, stacked))
-    return frame_count / (time.perf_counter() - begin)
 
 
 @contextmanager
@@ -118,13 +133,11 @@ def _nothing() -> Iterator[None]:
     yield
 
 
-def stage_rate(stage: StageOne) -> float:
-    """Frames/s of stage one, into an empty cache."""
+def write_cache(stage: StageOne) -> None:
+    """Stage one, into an empty cache."""
     with tempfile.TemporaryDirectory() as folder:
         writer = stage.writer(folder)
-        begin = time.perf_counter()
         stage.write(writer, writer.pending(), retry_quarantined=False)
-        return len(stage.frames.ordered) / (time.perf_counter() - begin)
 
 
 def in_batches(stage: StageOne, count: int) -> list[list[np.ndarray]]:
@@ -152,21 +165,30 @@ def test_bench_stage_one(teacher, tmp_path, capsys):
         recipe, count = tiny_recipe(recipe, tmp_path / "tiny"), 48
     stage = repeated(recipe, count)
     batches = in_batches(stage, count)
-    bare, whole = [], []
-    bare_rate(stage, batches[: 2 * stage.lanes], 1)
+    bare: list[Cost] = []
+    whole: list[Cost] = []
+    look_only(stage, batches[: 2 * stage.lanes])
     for _ in range(ROUNDS):
-        bare.append(bare_rate(stage, batches, count))
-        whole.append(stage_rate(stage))
-    ratios = [w / b for w, b in zip(whole, bare, strict=True)]
+        with counted(bare, count):
+            look_only(stage, batches)
+        with counted(whole, count):
+            write_cache(stage)
     with capsys.disabled():
         print(
             f"\n{stage.teacher.name} {list(stage.teacher.input_size)} {stage.teacher.precision}"
             f" {stage.teacher.attention}, {stage.lanes} lanes, batches of {stage.batch_images}, {count} frames,"
-            f" {ROUNDS} rounds:\n  bare teacher {statistics.median(bare):.3f} frames/s"
-            f" ({min(bare):.3f} to {max(bare):.3f}), stage one {statistics.median(whole):.3f} frames/s"
-            f" ({min(whole):.3f} to {max(whole):.3f}), ratio {statistics.median(ratios):.3f}"
-            f" ({min(ratios):.3f} to {max(ratios):.3f})"
+            f" {ROUNDS} rounds, median (least to most):"
         )
+        for name, costs in (("bare teacher", bare), ("stage one", whole)):
+            rates = _spread([1 / c.wall_s for c in costs])
+            print(f"  {name}: {rates} frames/s, {_spread([c.cpu_s for c in costs])} s of processor time a frame")
+        for unit in ("wall_s", "cpu_s"):
+            ratios = [getattr(b, unit) / getattr(w, unit) for b, w in zip(bare, whole, strict=True)]
+            print(f"  stage one / bare teacher by {unit}: {_spread(ratios)}")
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 def test_bench_stage_one_parts(capsys):
@@ -183,6 +205,7 @@ def test_bench_stage_one_parts(capsys):
     images = prepared.teacher_images
     with one_thread():
         seen = look(stage.teacher, images[:2], identity.prob_size) * 3
+        output = stage.teacher(torch.from_numpy(np.stack(images[:2])))
         record = frame_record(prepared, seen, identity, recipe.bins)
         arrays = record_arrays(record)
         table = array_table(identity)
@@ -200,23 +223,25 @@ def test_bench_stage_one_parts(capsys):
             "stretch to the student's size": lambda: [resize_rgb(i, image_size) for i in reduced],
             "read the sweep": frame.load_sweep,
             "project, z-buffer, pack": lambda: [pack_depth(sparse_depth(v, sweep, image_size)) for v in frame.views],
+            "maps and tokens from the teacher's output": lambda: [
+                (affine_invariant_map(output.prediction, identity.prob_size), pool_tokens(output.features))
+                for _ in range(len(images) // 2)
+            ],
             "join and encode bins, relations": lambda: frame_record(prepared, seen, identity, recipe.bins),
             **{
                 f"compress {name}": lambda name=name, spec=spec: encode_shard(spec, arrays[name][None], 1)
                 for name, spec in table.items()
             },
             "hash": lambda: [hashlib.sha256(data).digest() for data in encoded],
-            "write and flush": lambda: _write(encoded),
+            f"write and flush (ten files; once in {recipe.teacher_cache.shard_frames} frames)": lambda: _write(encoded),
         }
         cost = {name: milliseconds(part) for name, part in parts.items()}
         forward = milliseconds(lambda: stage.teacher(torch.from_numpy(np.stack(images[:2]))), 3) * len(images) / 2
-        with_products = milliseconds(lambda: look(stage.teacher, images[:2], identity.prob_size), 3) * len(images) / 2
-    done = sum(ms for name, ms in cost.items() if "not done" not in name) + with_products - forward
+    done = sum(ms for name, ms in cost.items() if "not done" not in name)
     with capsys.disabled():
         print(f"\n| part, ms per frame of {len(images)} images on one thread | ms |\n| --- | --- |")
         for name, ms in cost.items():
             print(f"| {name} | {ms:.1f} |")
-        print(f"| maps and tokens from the teacher's output | {with_products - forward:.1f} |")
         print(f"| **all but the teacher** | **{done:.0f}** |\n| teacher | {forward:.0f} |")
         print(f"floor of the ratio, teacher / (teacher + all else): {forward / (forward + done):.3f}")
 
@@ -234,13 +259,18 @@ def test_bench_batch(batch, capsys):
     stage = repeated(pandaset(), 2)
     images = [image for images in in_batches(stage, 2) for image in images]
     batches = [images[i : i + batch] for i in range(0, len(images), batch)] * 2
-    bare_rate(stage, batches[: stage.lanes], 1)
-    lanes = statistics.median(bare_rate(stage, batches, 4) for _ in range(ROUNDS))
-    together = statistics.median(bare_rate(replace(stage, lanes=1), batches, 4) for _ in range(ROUNDS))
+    lanes: list[Cost] = []
+    together: list[Cost] = []
+    look_only(stage, batches[: stage.lanes])
+    for _ in range(ROUNDS):
+        with counted(lanes, 4):
+            look_only(stage, batches)
+        with counted(together, 4):
+            look_only(replace(stage, lanes=1), batches)
     with capsys.disabled():
         print(
-            f"\nbatches of {batch}: {lanes:.3f} frames/s in {stage.lanes} lanes of one thread,"
-            f" {together:.3f} frames/s on {torch.get_num_threads()} threads together"
+            f"\nbatches of {batch}: {_spread([1 / c.wall_s for c in lanes])} frames/s in {stage.lanes} lanes of one"
+            f" thread, {_spread([1 / c.wall_s for c in together])} on {torch.get_num_threads()} threads together"
         )
 
 
