@@ -229,36 +229,36 @@ class ObjectStore:
 
     def read(self, name: str) -> bytes:
         """A whole object; raises StoreError as everything here does."""
-        with _reading(self._path(name)):
+        with _reading(self._url(name)):
             data: bytes = self.fs.cat_file(self._path(name))
         return data
 
     def read_many(self, names: Sequence[str]) -> Mapping[str, bytes]:
         """Those of these objects that are there, by name; many requests at a time."""
-        names_by_path = {self._path(name): name for name in names}
-        answers = self.fs.cat(list(names_by_path), on_error="return") if names else {}
+        answers = self.fs.cat([self._path(name) for name in names], on_error="return") if names else {}
         found = {}
-        for path, answer in answers.items():
-            with suppress(FileNotFoundError), _reading(path):
+        for name in names:
+            with suppress(FileNotFoundError), _reading(self._url(name)):
+                answer = answers[self._path(name)]
                 if isinstance(answer, Exception):
                     raise answer
-                found[names_by_path[path]] = answer
+                found[name] = answer
         return found
 
     def write(self, name: str, data: bytes) -> None:
         """Replace an object."""
-        with _writing(self._path(name)):
+        with _writing(self._url(name)):
             self.fs.pipe_file(self._path(name), data)
 
     def remove(self, name: str) -> None:
         """Remove an object, if it is there."""
-        with _writing(self._path(name)), suppress(FileNotFoundError):
+        with _writing(self._url(name)), suppress(FileNotFoundError):
             self.fs.rm_file(self._path(name))
 
     def size(self, name: str) -> int | None:
         """Bytes of one object, None if it is not there."""
         try:
-            with _reading(self._path(name)):
+            with _reading(self._url(name)):
                 return int(self.fs.info(self._path(name))["size"])
         except FileNotFoundError:
             return None
@@ -266,7 +266,7 @@ class ObjectStore:
     def sizes(self, folder: str) -> Mapping[str, int]:
         """Bytes of every object below a folder, from its listing."""
         found = {}
-        with suppress(FileNotFoundError), _reading(self._path(folder)):
+        with suppress(FileNotFoundError), _reading(self._url(folder)):
             found = self.fs.find(self._path(folder), detail=True)
         return {path.removeprefix(self.prefix).lstrip("/"): int(info["size"]) for path, info in found.items()}
 
@@ -302,38 +302,41 @@ class ObjectStore:
     def _path(self, name: str) -> str:
         return f"{self.prefix}/{name}"
 
+    def _url(self, name: str) -> str:
+        return f"{self.url}/{name}"
+
 
 class _ZarrObjects(FsspecStore):
     """Objects as zarr reads them; trouble on the way to them is not taken for damage."""
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """An object or a range of it, None if it is not there; raises StoreError."""
-        with _reading(f"{self.path}/{key}"):
+        with _reading(self.fs.unstrip_protocol(f"{self.path}/{key}")):
             return await super().get(key, prototype, byte_range)
 
 
 @contextmanager
-def _reading(path: str) -> Iterator[None]:
+def _reading(url: str) -> Iterator[None]:
     """Say what object storage cannot read; its libraries raise errors of their own that have no base in common."""
     try:
         yield
     except FileNotFoundError:
         raise
     except Exception as error:
-        raise StoreError(_refusal("read", path, error)) from error
+        raise StoreError(_refusal("read", url, error)) from error
 
 
 @contextmanager
-def _writing(path: str) -> Iterator[None]:
+def _writing(url: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise WriteError(_refusal("write", path, error)) from error
+        raise WriteError(_refusal("write", url, error)) from error
 
 
-def _refusal(verb: str, path: str, error: Exception) -> str:
+def _refusal(verb: str, url: str, error: Exception) -> str:
     reason = " ".join(str(error).split()) or repr(error)
-    return f"cannot {verb} {path}: {reason}; check bucket, credentials, endpoint and network"
+    return f"cannot {verb} {url}: {reason}; check bucket, credentials, endpoint and network"
 
 
 def _walk(folder: Path, name: str) -> Iterator[tuple[str, int]]:
