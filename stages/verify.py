@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from data_cache.reader import CacheReader
-from data_cache.schema import CacheIdentity, DamagedCacheError, FrameRecord, map_arrays, record_arrays
+from data_cache.schema import CacheIdentity, DamagedCacheError, FrameRecord, WindowBins, map_arrays, record_arrays
 from data_cache.sources import Source
 from stages import bins
 from stages.bins import BinSpec
@@ -72,7 +72,10 @@ def content_faults(reader: CacheReader, frame_id: str, note: str) -> list[str]:
         for name, values in record_arrays(record).items()
         if values.dtype.kind == "f" and not np.isfinite(values).all()
     ]
-    prob = _probabilities(record, stored_spec(reader.identity))
+    spec = stored_spec(reader.identity)
+    if isinstance(record.bins, WindowBins) and int(record.bins.bin_first.max()) + spec.window > spec.count:
+        return [*faults, f"{where}: bin_first points beyond the last of {spec.count} bins"]
+    prob = _probabilities(record, spec)
     for i in np.flatnonzero(record.view_valid).tolist():
         name = reader.identity.camera_names[i]
         off = (prob[i].sum(0) - 1).abs().max().item()

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from data_cache.schema import ENCODINGS
 from pipeline.cli import main
 
-VERBS = [[], ["teacher-cache"], ["train-student"], ["eval"], ["cache"], ["cache", "status"], ["cache", "verify"], ["weights"]]  # fmt: skip # noqa: E501
+VERBS = [[], ["teacher-cache"], ["train-student"], ["eval"], ["cache"], ["cache", "size"], ["cache", "status"], ["cache", "verify"], ["weights"]]  # fmt: skip # noqa: E501
 RECIPE = """
 [data]
 source = "synthetic"
@@ -103,6 +104,43 @@ def test_status_and_verify_take_a_run_or_a_cache_folder(run):
     for folder in (run, run / "cache"):
         assert "1 of 1 shards" in surround("cache", "status", folder)[1]
         assert surround("cache", "verify", folder)[0] == 0
+
+
+def test_verify_takes_the_recipe_too_and_asks_the_teacher_again(run, recipe):
+    code, text = surround("cache", "verify", recipe, "--run", run, "--recompute", 1)
+    assert (code, "1 frames: finite, probabilities sum to one, not constant" in text) == (0, True), text
+    assert "recomputed drive-00/0: probabilities differ by 0.0e+00 on average" in text
+    assert "inputs equal" in text
+    assert "recomputed" in surround("cache", "verify", run, "--recompute", 1)[1]
+
+
+def test_size_predicts_the_cache_per_encoding_before_anything_is_written(run, recipe, tmp_path):
+    code, text = surround("cache", "size", recipe, "--run", tmp_path / "new", "--frames", 1)
+    rows = {
+        words[0]: words for line in text.splitlines() if (words := line.split()) and words[0].strip("*") in ENCODINGS
+    }
+    assert (code, list(rows)) == (0, ["window*", "closed_form", "dense"]), text
+    actual = sum(p.stat().st_size for p in (run / "cache/arrays.zarr").rglob("c.*"))
+    assert float(rows["window*"][1]) == pytest.approx(actual / 1e3, rel=0.1)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("content", [{}, {"cache.json": "{}"}, {"cache.json": "\x00"}, {"something.txt": "else"}])
+def test_status_of_a_folder_that_holds_no_cache_is_one_clear_error(tmp_path, content):
+    for name, text in content.items():
+        (tmp_path / name).write_text(text)
+    code, text = surround("cache", "status", tmp_path)
+    assert (code, "Error: " in text, "cache.json" in text) == (1, True, True), text
+
+
+def test_status_and_verify_of_an_unfinished_cache_say_how_far_it_is(run, recipe, tmp_path):
+    code, text = surround("cache", "status", recipe, "--run", tmp_path)
+    assert (code, "no cache at" in text) == (1, True), text
+    subprocess.run(["cp", "-r", run / "cache", tmp_path / "cache"], check=True)
+    (tmp_path / "cache/receipts/000000.json").unlink()
+    assert "0 of 1 shards" in surround("cache", "status", tmp_path)[1]
+    code, text = surround("cache", "verify", tmp_path)
+    assert (code, "verified: 0 of 1 shards" in text) == (0, True), text
 
 
 def test_verify_names_damage_and_fails(run, tmp_path):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_cache.errors import FrameError
-from data_cache.images import load_rgb, resize_rgb
+from data_cache.images import larger, load_rgb, resize_rgb
 
 sides = st.integers(1, 30)
 
@@ -78,3 +78,34 @@ def test_a_stretch_keeps_left_left_and_top_top():
     rgb = np.zeros((8, 16, 3), np.uint8)
     rgb[:4, 8:] = 255
     np.testing.assert_array_equal(resize_rgb(rgb, (2, 2))[:, :, 0] > 127, [[False, True], [False, False]])
+
+
+@pytest.mark.parametrize(
+    ("at_least", "expected"),
+    [(None, (80, 160)), ((80, 160), (80, 160)), ((41, 10), (80, 160)), ((40, 80), (40, 80)), ((20, 30), (20, 40))],
+)
+def test_a_jpeg_is_decoded_no_larger_than_needed_and_never_smaller_than_asked(tmp_path, at_least, expected):
+    path = tmp_path / "a.jpg"
+    Image.linear_gradient("L").resize((160, 80)).convert("RGB").save(path, quality=95)
+    assert load_rgb(path, (80, 160), at_least).shape == (*expected, 3)
+
+
+def test_a_reduced_jpeg_shows_the_same_as_the_stretched_whole_one(tmp_path):
+    path = tmp_path / "a.jpg"
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (10, 20, 3), np.uint8)).resize((320, 160)).save(path, quality=95)
+    whole, reduced = resize_rgb(load_rgb(path), (60, 120)), resize_rgb(load_rgb(path, None, (60, 120)), (60, 120))
+    difference = np.abs(whole.astype(int) - reduced)
+    assert difference.mean() < 1.5
+    assert difference.mean() < 0.1 * np.abs(whole.astype(int) - np.roll(whole, 2, axis=1)).mean()
+
+
+def test_the_size_that_a_calibration_needs_is_checked_before_reducing(tmp_path):
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (160, 80)).save(path)
+    with pytest.raises(FrameError, match="expected 40 x 80 px .*, found 80 x 160"):
+        load_rgb(path, (40, 80), (40, 80))
+
+
+def test_an_image_wanted_in_two_sizes_is_decoded_for_the_larger_side_of_each():
+    assert larger((392, 700), (384, 720)) == (392, 720)

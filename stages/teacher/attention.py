@@ -15,8 +15,8 @@ ROWS = 128
 def blocked_attention(
     module: torch.nn.Module,
     query: Float[Tensor, "B A N D"],
-    key: Float[Tensor, "B A N D"],
-    value: Float[Tensor, "B A N D"],
+    key: Float[Tensor, "B A M D"],
+    value: Float[Tensor, "B A M D"],
     attention_mask: Tensor | None,
     scaling: float | None = None,
     **_: Any,
@@ -28,7 +28,7 @@ def blocked_attention(
 
     Args:
         module: the attention layer, unused; this is the signature that transformers calls.
-        query, key, value: A heads of N tokens.
+        query, key, value: A heads; N tokens ask M tokens.
         attention_mask: must be None unless the fused kernel is to be taken.
         scaling: of the scores; None for 1 / sqrt(D).
     """
@@ -46,10 +46,10 @@ def blocked_attention(
 
 def use_blocked_attention(model: torch.nn.Module, device: torch.device) -> str:
     """Switch a DINOv2 based bf16 model over where that is faster; returns the name of the attention now in use."""
-    backbone = getattr(getattr(model, "backbone", None), "config", None)
+    backbone: Any = getattr(model, "backbone", None)
     slow = device.type == "cpu" and model.dtype == torch.bfloat16 and not torch.cpu._is_amx_tile_supported()
-    if not slow or getattr(backbone, "model_type", None) != "dinov2":
+    if not slow or getattr(getattr(backbone, "config", None), "model_type", None) != "dinov2":
         return "sdpa"
     AttentionInterface.register(NAME, blocked_attention)
-    model.set_attn_implementation(NAME)  # type: ignore[operator]
+    backbone.set_attn_implementation(NAME)
     return NAME
