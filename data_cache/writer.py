@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from data_cache.schema import (
     StaleCacheError,
     StoredFile,
     array_table,
+    frame_bytes,
     load_description,
     receipt_name,
     record_arrays,
@@ -38,6 +39,23 @@ from data_cache.schema import (
     shard_of,
 )
 from data_cache.store import open_store
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """What is to be written of a part of a cache.
+
+    Attributes:
+        pending: shards that are not done, in order.
+        in_part: shards of the part, done or not.
+        needed_bytes: what the pending shards will take, judged by those that are done; where none is, at most.
+        exact: whether any is done.
+    """
+
+    pending: tuple[int, ...]
+    in_part: int
+    needed_bytes: int
+    exact: bool
 
 
 class CacheWriter:
@@ -120,8 +138,8 @@ class CacheWriter:
         """Frame numbers of one shard."""
         return self.identity.shard_range(shard)
 
-    def pending(self, *, part: tuple[int, int] = (1, 1), retry_quarantined: bool = False) -> list[int]:
-        """Shards still to be written, in order. Clears away the partial files of killed writers.
+    def plan(self, *, part: tuple[int, int] = (1, 1), retry_quarantined: bool = False) -> CachePlan:
+        """What is still to be written. Clears away the partial files of killed writers.
 
         A shard is done when its receipt is readable, is ours, and its files have the sizes it says.
 
@@ -146,8 +164,22 @@ class CacheWriter:
         self.store.clear_partials({name: shard for name, shard in partials.items() if shard is not None})
         shards = range(index - 1, self.identity.shard_count, count)
         texts = self.store.read_many([name for shard in shards if (name := receipt_name(shard)) in receipts])
-        done = {name for name, text in texts.items() if self._is_done(text, sizes, retry_quarantined)}
-        return [shard for shard in shards if receipt_name(shard) not in done]
+        done = {
+            name: receipt
+            for name, text in texts.items()
+            if (receipt := self._done_receipt(text, sizes, retry_quarantined)) is not None
+        }
+        pending = tuple(shard for shard in shards if receipt_name(shard) not in done)
+        written = sum(stored.bytes for receipt in done.values() for stored in receipt.files.values())
+        if done:
+            needed = written * len(pending) // len(done)
+        else:
+            needed = frame_bytes(self.identity) * sum(len(self.frame_range(shard)) for shard in pending)
+        return CachePlan(pending, len(shards), needed, bool(done))
+
+    def pending(self, *, part: tuple[int, int] = (1, 1), retry_quarantined: bool = False) -> tuple[int, ...]:
+        """Shards still to be written, in order; see `plan`."""
+        return self.plan(part=part, retry_quarantined=retry_quarantined).pending
 
     def claim(self, shard: int) -> bool:
         """Keep other processes from writing a shard until `release`; False if one of them is writing it now."""
@@ -168,16 +200,17 @@ class CacheWriter:
             for name in (shard_name(array, spec, shard) for array, spec in self._table.items())
             if (size := self.store.size(name)) is not None
         }
-        return self._is_done(text, sizes, retry_quarantined)
+        return self._done_receipt(text, sizes, retry_quarantined) is not None
 
-    def _is_done(self, text: bytes, sizes: Mapping[str, int], retry_quarantined: bool) -> bool:
+    def _done_receipt(self, text: bytes, sizes: Mapping[str, int], retry_quarantined: bool) -> Receipt | None:
+        """The receipt, if it says that its shard is done."""
         try:
             receipt = Receipt.from_json(text, RECEIPTS)
         except DamagedCacheError:
-            return False
+            return None
         if receipt.identity_sha256 != self.identity.sha256 or (retry_quarantined and receipt.quarantined):
-            return False
-        return not wrong_sizes(sizes, receipt)
+            return None
+        return None if wrong_sizes(sizes, receipt) else receipt
 
     def commit(
         self,

@@ -100,7 +100,7 @@ def teacher_cache(
         f"teacher-cache: {report.shards_written} shards written ({report.frames_written} frames in"
         f" {done.seconds:.0f} s{rate}), {already} already done;"
         f" {status.shards_done} of {status.identity.shard_count} shards,"
-        f" {status.bytes / 1e6:.1f} MB{per_frame} in {done.plan.location}"
+        f" {status.bytes / 1e6:.1f} MB{per_frame} in {done.location}"
     )
     _notes(status.notes)
     if report.shards_elsewhere:

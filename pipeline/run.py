@@ -19,20 +19,14 @@ from data_cache.files import file_sha256, write_atomically
 from data_cache.images import larger
 from data_cache.reader import CacheReader, CacheStatus, cache_status, read_split_frames, verify_files
 from data_cache.schema import (
-    ARRAYS,
     ENCODINGS,
-    RECEIPTS,
     CacheError,
-    CacheIdentity,
     SplitFrames,
-    frame_bytes,
     load_description,
-    receipt_name,
-    shard_of,
 )
 from data_cache.sources import Source, select
-from data_cache.store import open_store
-from data_cache.writer import CacheWriter
+from data_cache.store import CacheStore, open_store
+from data_cache.writer import CachePlan
 from pipeline import cluster
 from pipeline.config import Recipe, load_recipe, recipe_toml
 from pipeline.folders import RunFolder, cache_location
@@ -54,34 +48,11 @@ VERSIONED = ("surround-distill", "torch", "transformers", "zarr", "numpy")
 
 
 @dataclass(frozen=True)
-class TeacherCachePlan:
-    """What stage one has before it.
-
-    Attributes:
-        location: of the cache.
-        identity: of the cache.
-        pending: shards of this part that are not done.
-        in_part: shards of this part.
-        needed_bytes: what the pending shards will take on disk: judged by the finished ones, else at most (`exact`
-            tells), since nothing is known yet of how well they compress.
-        exact: whether `needed_bytes` comes from finished shards.
-        free_bytes: room that is left, None where there is no telling.
-    """
-
-    location: str
-    identity: CacheIdentity
-    pending: tuple[int, ...]
-    in_part: int
-    needed_bytes: int
-    exact: bool
-    free_bytes: int | None
-
-
-@dataclass(frozen=True)
 class TeacherCacheRun:
     """What stage one did in this run, and how the whole cache stands."""
 
-    plan: TeacherCachePlan
+    location: str
+    plan: CachePlan
     report: TeacherCacheReport
     seconds: float
     status: CacheStatus
@@ -110,9 +81,9 @@ def run_teacher_cache(
     location = cache_location(recipe, folder)
     writer = stage.writer(location)
     _keep_recipe(recipe, folder)
-    plan = plan_teacher_cache(writer, part, retry_quarantined)
+    plan = writer.plan(part=part, retry_quarantined=retry_quarantined)
     if plan.pending:
-        say(_announcement(plan))
+        say(_announcement(plan, writer.store))
     begin = time.perf_counter()
     frames = {shard: len(writer.frame_range(shard)) for shard in plan.pending}
     with preemption() as should_stop, progress_bar(sum(frames.values()), 0, "teacher-cache", "frame") as bar:
@@ -134,25 +105,7 @@ def run_teacher_cache(
                 say=say,
                 should_stop=should_stop,
             )
-    return TeacherCacheRun(plan, report, time.perf_counter() - begin, cache_status(location))
-
-
-def plan_teacher_cache(writer: CacheWriter, part: tuple[int, int], retry_quarantined: bool) -> TeacherCachePlan:
-    """What is to be done of a part, and the room that it needs."""
-    identity, store = writer.identity, writer.store
-    pending = writer.pending(part=part, retry_quarantined=retry_quarantined)
-    in_part = len(range(part[0] - 1, identity.shard_count, part[1]))
-    done = store.sizes(RECEIPTS).keys() - {receipt_name(shard) for shard in pending}
-    written = [
-        size
-        for name, size in store.sizes(ARRAYS).items()
-        if (shard := shard_of(name)) is not None and receipt_name(shard) in done
-    ]
-    if done:
-        needed = sum(written) * len(pending) // len(done)
-    else:
-        needed = sum(len(writer.frame_range(shard)) for shard in pending) * frame_bytes(identity)
-    return TeacherCachePlan(store.location, identity, tuple(pending), in_part, needed, bool(done), store.free_bytes())
+    return TeacherCacheRun(writer.store.location, plan, report, time.perf_counter() - begin, cache_status(location))
 
 
 @dataclass(frozen=True)
@@ -246,16 +199,16 @@ def run_recompute(target: str, location: str, frame_count: int, data: Path | Non
     return tuple(done)
 
 
-def _announcement(plan: TeacherCachePlan) -> str:
-    about = "about" if plan.exact else "at most"
+def _announcement(plan: CachePlan, store: CacheStore) -> str:
     text = (
-        f"teacher-cache: {len(plan.pending)} of {plan.in_part} shards to write to {plan.location}, {about}"
-        f" {plan.needed_bytes / 1e9:.2f} GB"
+        f"teacher-cache: {len(plan.pending)} of {plan.in_part} shards to write to {store.location},"
+        f" {'about' if plan.exact else 'at most'} {plan.needed_bytes / 1e9:.2f} GB"
     )
-    if plan.free_bytes is None:
+    free_bytes = store.free_bytes()
+    if free_bytes is None:
         return text
-    text += f", {plan.free_bytes / 1e9:.1f} GB free"
-    return text + ("; that is NOT ENOUGH" if plan.exact and plan.free_bytes < plan.needed_bytes else "")
+    text += f", {free_bytes / 1e9:.1f} GB free"
+    return text + ("; that is NOT ENOUGH" if plan.exact and free_bytes < plan.needed_bytes else "")
 
 
 def _portable(recipe: Recipe) -> Recipe:

@@ -143,7 +143,7 @@ def test_damaged_metadata_is_found_by_verify_and_written_anew_by_the_next_writer
     before = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(before[:20] + b"\xff")
     assert len(damages_of(tmp_path)) == 1
-    assert writer(tmp_path).pending() == []
+    assert writer(tmp_path).pending() == ()
     assert (tmp_path / name).read_bytes() == before
     assert damages_of(tmp_path) == []
 
@@ -156,7 +156,7 @@ def test_bytes_that_are_no_text_in_a_receipt_are_a_damaged_cache(tmp_path):
     assert "is not a receipt" in status.damages[0]
     with pytest.raises(DamagedCacheError, match="is not a receipt"):
         CacheReader(tmp_path)
-    assert writer(tmp_path).pending() == [1]
+    assert writer(tmp_path).pending() == (1,)
 
 
 def test_status_does_not_count_a_shard_whose_file_is_gone(tmp_path):

@@ -97,18 +97,18 @@ def test_a_writer_stopped_in_the_middle_of_a_shard_resumes_to_the_same_bytes(buc
     with pytest.raises(IncompleteCacheError, match="2 of 3 shards are not written"):
         CacheReader(url)
     bucket.delete(f"some/run/{receipt_name(0)}")
-    assert writer(url).pending() == [0, 1, 2]
+    assert writer(url).pending() == (0, 1, 2)
     fill(url)
-    assert writer(url).pending() == []
+    assert writer(url).pending() == ()
     assert bucket.contents("some/run") == whole
 
 
 def test_two_parts_that_start_together_fill_one_cache(bucket, url, whole):
     one, other = writer(url), writer(url)
-    for w, part, shards in ((one, (1, 2), [0, 2]), (other, (2, 2), [1])):
+    for w, part, shards in ((one, (1, 2), (0, 2)), (other, (2, 2), (1,))):
         assert w.pending(part=part) == shards
     fill(url, (0, 2))
-    assert (one.pending(part=(1, 2)), other.pending()) == ([], [1])
+    assert (one.pending(part=(1, 2)), other.pending()) == ((), (1,))
     fill(url, (1,))
     assert bucket.contents("some/run") == whole
 
@@ -141,7 +141,7 @@ def test_an_object_that_is_cut_off_or_missing_is_found_and_written_anew(bucket, 
         with pytest.raises(DamagedCacheError, match="image: damaged"):
             for frame_id in FRAMES.train:
                 CacheReader(url, complete=False).read(frame_id)
-    assert writer(url).pending() == [1]
+    assert writer(url).pending() == (1,)
     fill(url, (1,))
     assert bucket.contents("some/run") == whole
 

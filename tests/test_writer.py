@@ -23,6 +23,7 @@ from data_cache.schema import (
     SplitFrames,
     StaleCacheError,
     array_table,
+    frame_bytes,
     pack_depth,
     receipt_name,
     record_arrays,
@@ -85,10 +86,20 @@ def test_arrays_lie_under_their_own_names_and_axes(tmp_path):
 def test_pending_shards_are_those_without_receipt_and_parts_share_them_out(tmp_path):
     fill(tmp_path, (1,))
     w = writer(tmp_path)
-    assert w.pending() == [0, 2]
-    assert w.pending(part=(1, 2)) == [0, 2]
-    assert w.pending(part=(2, 2)) == []
-    assert w.pending(part=(3, 3)) == [2]
+    assert w.pending() == (0, 2)
+    assert w.pending(part=(1, 2)) == (0, 2)
+    assert w.pending(part=(2, 2)) == ()
+    assert w.pending(part=(3, 3)) == (2,)
+
+
+def test_the_plan_says_how_much_room_is_needed(tmp_path):
+    """Nothing done: the raw bytes of five frames, an upper bound. One shard done: as much for each of the two others."""
+    plan = writer(tmp_path).plan()
+    assert (plan.in_part, plan.needed_bytes, plan.exact) == (3, 5 * frame_bytes(IDENTITY), False)
+    fill(tmp_path, (0,))
+    first = sum(path.stat().st_size for path in tmp_path.glob("arrays.zarr/*/c.0.*"))
+    plan = writer(tmp_path).plan()
+    assert (plan.pending, plan.needed_bytes, plan.exact) == ((1, 2), 2 * first, True)
 
 
 @pytest.mark.parametrize("part", [(0, 2), (3, 2), (1, 4)])
@@ -124,14 +135,14 @@ def test_a_shard_whose_file_was_cut_off_is_pending_again(tmp_path):
     fill(tmp_path)
     path = tmp_path / shard_name("relation", array_table(IDENTITY)["relation"], 1)
     path.write_bytes(path.read_bytes()[:-1])
-    assert writer(tmp_path).pending() == [1]
+    assert writer(tmp_path).pending() == (1,)
 
 
 def test_quarantined_frames_are_kept_in_the_receipt_and_retried_only_when_asked(tmp_path):
     w = writer(tmp_path)
     w.commit(0, [None, random_record(IDENTITY, 1)], {"d/0": "no image"}, {"d/1": "note"})
-    assert w.pending() == [1, 2]
-    assert w.pending(retry_quarantined=True) == [0, 1, 2]
+    assert w.pending() == (1, 2)
+    assert w.pending(retry_quarantined=True) == (0, 1, 2)
     receipt = json.loads((tmp_path / receipt_name(0)).read_text())
     assert receipt["quarantined"] == {"d/0": "no image"}
     assert receipt["notes"] == {"d/1": "note"}
@@ -156,9 +167,9 @@ def test_a_full_disk_is_named_and_leaves_the_shard_pending(tmp_path, monkeypatch
         patch.setattr(Path, "write_bytes", full)
         with pytest.raises(DiskFullError, match=r"shard 1.*2 shards that are missing need about .* MB are free now"):
             w.commit(1, [random_record(IDENTITY, i) for i in w.frame_range(1)], {}, {})
-    assert w.pending() == [1, 2]
+    assert w.pending() == (1, 2)
     fill(tmp_path, (1, 2))
-    assert writer(tmp_path).pending() == []
+    assert writer(tmp_path).pending() == ()
 
 
 def test_a_writer_killed_in_the_middle_resumes_to_the_same_bytes(tmp_path):
@@ -182,7 +193,7 @@ def test_a_writer_killed_in_the_middle_resumes_to_the_same_bytes(tmp_path):
     )
     assert subprocess.run([sys.executable, "-c", script]).returncode == -signal.SIGKILL
     assert len(list((tmp_path / "killed").rglob("*.partial"))) == 1
-    assert writer(tmp_path / "killed").pending() == [1, 2]
+    assert writer(tmp_path / "killed").pending() == (1, 2)
     fill(tmp_path / "killed", (1, 2))
     fill(tmp_path / "whole")
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
