@@ -93,7 +93,7 @@ def test_pending_shards_are_those_without_receipt_and_parts_share_them_out(tmp_p
 
 
 def test_the_plan_says_how_much_room_is_needed(tmp_path):
-    """Nothing done: the raw bytes of five frames, an upper bound. One shard done: as much for each of the two others."""
+    """Nothing done: the raw bytes of five frames, an upper bound. One shard done: as much for the two others each."""
     plan = writer(tmp_path).plan()
     assert (plan.in_part, plan.needed_bytes, plan.exact) == (3, 5 * frame_bytes(IDENTITY), False)
     fill(tmp_path, (0,))
