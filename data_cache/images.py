@@ -1,4 +1,4 @@
-"""Decoding and stretching of images; one definition for teacher, cache, student and evaluation."""
+"""Decoding of images; one definition for teacher, cache, student and evaluation."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def load_rgb(
             found = (image.height, image.width)
             if at_least is not None:
                 image.draft("RGB", (at_least[1], at_least[0]))
-            rgb = np.asarray(image.convert("RGB"))
+            rgb = np.array(image.convert("RGB"))
     except FileNotFoundError as error:
         raise FrameError(f"image missing: {path}") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -46,11 +46,3 @@ def load_rgb(
     if size is not None and found != size:
         raise FrameError(f"{path}: expected {size[0]} x {size[1]} px (h x w), found {found[0]} x {found[1]}")
     return rgb
-
-
-def resize_rgb(rgb: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
-    """Stretch to (h, w) `size` with an antialiased bicubic filter, the one Depth Anything was trained with."""
-    if rgb.shape[:2] == size:
-        return rgb
-    image = Image.fromarray(rgb).resize((size[1], size[0]), Image.Resampling.BICUBIC, reducing_gap=2.0)
-    return np.asarray(image)

@@ -6,7 +6,6 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, UInt8
 
 from data_cache.geometry import resized_intrinsics, sparse_depth
-from data_cache.images import resize_rgb
 from data_cache.rig import Frame, Sweep
 
 
@@ -41,11 +40,11 @@ def load_images(frame: Frame, at_least: tuple[int, int] | None = None) -> tuple[
 
 def rig_views(
     frame: Frame,
-    images: tuple[UInt8[np.ndarray, "H W 3"] | None, ...],
+    images: tuple[UInt8[np.ndarray, "h w 3"] | None, ...],
     sweep: Sweep | None,
     size: tuple[int, int],
 ) -> RigViews:
-    """Stretch the decoded images of a frame to (H, W) `size` and project the sweep into them."""
+    """Put the images of a frame, stretched to (h, w) `size`, side by side and project the sweep into them."""
     V = len(frame.views)
     rig = RigViews(
         image=np.zeros((V, *size, 3), np.uint8),
@@ -58,7 +57,7 @@ def rig_views(
         if view is None or rgb is None:
             continue
         camera = view.camera
-        rig.image[i] = resize_rgb(rgb, size)
+        rig.image[i] = rgb
         rig.intrinsics[i] = resized_intrinsics(camera.K_px, (camera.height_px, camera.width_px), size)
         rig.world_from_cam[i] = view.world_from_cam
         if sweep is not None:

@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from matplotlib import colormaps
 from PIL import Image
 
-from data_cache.images import resize_rgb
+from stages.resize import resize_rgb
 
 PANEL_WIDTH_PX = 400
 POINT_RADIUS_PX = 1

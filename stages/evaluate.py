@@ -11,7 +11,6 @@ from torch.nn.functional import interpolate
 
 from data_cache.errors import FrameError, SurroundError
 from data_cache.geometry import sparse_depth
-from data_cache.images import resize_rgb
 from data_cache.rig import Frame
 from data_cache.sources import Source
 from data_cache.views import RigViews, load_images, rig_views
@@ -21,6 +20,7 @@ from stages.devices import require_known
 from stages.latency import measure
 from stages.predict import forward_rig, predict_rig
 from stages.progress import Preempted, progress_bar
+from stages.resize import resize_rgb, resize_views
 from stages.scores import Scores, ScoreTable
 from stages.student.model import Student
 from stages.teacher.base import Teacher, to_disparity
@@ -188,7 +188,8 @@ def evaluate(
                 quarantined[frame_id] = str(error)
                 bar.update()
                 continue
-            rig = rig_views(frame, images, sweep, student.spec.input_size)
+            student_size = student.spec.input_size
+            rig = rig_views(frame, resize_views(images, student_size), sweep, student_size)
             student_m = predict_rig(student, rig, device, precision, flip=spec.flip)
             if not np.isfinite(student_m).all():
                 raise EvaluationError(f"the student's depth of frame {frame_id} is not finite; train it again")

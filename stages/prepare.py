@@ -6,10 +6,11 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, UInt8, UInt16
 
 from data_cache.errors import FrameError
-from data_cache.images import larger, resize_rgb
+from data_cache.images import larger
 from data_cache.schema import pack_depth
 from data_cache.sources import Source
 from data_cache.views import load_images, rig_views
+from stages.resize import resize_rgb, resize_views
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +44,7 @@ def prepare_frame(
     frame = source.frame(frame_id)
     images = load_images(frame, larger(teacher_size, student_size))
     sweep = frame.load_sweep() if frame.load_sweep is not None else None
-    views = rig_views(frame, images, sweep, student_size)
+    views = rig_views(frame, resize_views(images, student_size), sweep, student_size)
     if not views.view_valid.any():
         raise FrameError(f"frame {frame_id}: expected at least one camera, found none")
     missing = [name for name, there in zip(source.rig.camera_names, views.view_valid, strict=True) if not there]

@@ -14,6 +14,7 @@ from stages.evaluate import EvaluateSpec, EvaluationError, evaluate, require_ful
 from stages.metrics import depth_errors
 from stages.predict import predict_rig
 from stages.progress import Preempted
+from stages.resize import resize_views
 from stages.student.model import Student, StudentSpec
 
 CPU = torch.device("cpu")
@@ -136,7 +137,7 @@ def test_latency_times_student_and_teacher_in_one_harness(teacher_folder):
 def test_flip_averages_with_what_the_mirrored_rig_gives_and_is_recorded():
     source = FakeSource(1)
     frame = source.frame("d/0")
-    rig = rig_views(frame, load_images(frame), None, STUDENT_SIZE)
+    rig = rig_views(frame, resize_views(load_images(frame), STUDENT_SIZE), None, STUDENT_SIZE)
     model = student()
     ring = [0, 2, 1]
     mirrored = replace(rig, image=rig.image[ring][:, :, ::-1].copy(), intrinsics=rig.intrinsics[ring])

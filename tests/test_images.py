@@ -2,14 +2,11 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from data_cache.errors import FrameError
-from data_cache.images import larger, load_rgb, resize_rgb
-
-sides = st.integers(1, 30)
+from data_cache.images import larger, load_rgb
+from stages.resize import resize_rgb
 
 
 def encoded(array, kind):
@@ -58,26 +55,6 @@ def test_an_image_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(FrameError, match="cannot be decoded"):
         load_rgb(tmp_path / "a.png")
-
-
-@given(st.tuples(sides, sides), st.tuples(sides, sides), st.tuples(*[st.integers(0, 255)] * 3))
-def test_a_plain_colour_survives_any_stretch(size, to_size, colour):
-    rgb = np.full((*size, 3), colour, np.uint8)
-    stretched = resize_rgb(rgb, to_size)
-    assert stretched.shape == (*to_size, 3)
-    assert stretched.dtype == np.uint8
-    np.testing.assert_array_equal(stretched, np.full((*to_size, 3), colour))
-
-
-def test_the_same_size_is_the_same_image():
-    rgb = np.random.default_rng(0).integers(0, 255, (4, 5, 3), dtype=np.uint8)
-    assert resize_rgb(rgb, (4, 5)) is rgb
-
-
-def test_a_stretch_keeps_left_left_and_top_top():
-    rgb = np.zeros((8, 16, 3), np.uint8)
-    rgb[:4, 8:] = 255
-    np.testing.assert_array_equal(resize_rgb(rgb, (2, 2))[:, :, 0] > 127, [[False, True], [False, False]])
 
 
 @pytest.mark.parametrize(

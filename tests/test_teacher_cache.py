@@ -17,6 +17,7 @@ from data_cache.writer import CacheWriter
 from stages.bins import BinSpec, affine_invariant_map, closed_form_prob, decode
 from stages.progress import Preempted
 from stages.relations import GRID
+from stages.resize import resize_views
 from stages.teacher.transformers_depth import TransformersTeacher
 from stages.teacher_cache import TeacherCacheReport, TeacherCacheSpec, cache_identity, recipe_identity, teacher_cache
 
@@ -62,12 +63,12 @@ def test_every_frame_is_stored_with_what_the_teacher_says_about_its_own_images(t
     frame = source.frame("d/3")
     record = reader.read("d/3")
     native = load_images(frame)
-    expected = rig_views(frame, native, frame.load_sweep(), STUDENT_SIZE)
+    expected = rig_views(frame, resize_views(native, STUDENT_SIZE), frame.load_sweep(), STUDENT_SIZE)
     np.testing.assert_array_equal(record.image, expected.image)
     np.testing.assert_allclose(unpack_depth_m(record.lidar_depth), expected.lidar_depth_m, atol=1 / 512)
     assert (record.lidar_depth > 0).sum() > 100
     np.testing.assert_array_equal(record.intrinsics, expected.intrinsics)
-    teacher_images = rig_views(frame, native, None, TEACHER_SIZE).image
+    teacher_images = np.stack(resize_views(native, TEACHER_SIZE))
     output = teacher(torch.from_numpy(teacher_images))
     u = affine_invariant_map(output.prediction, (8, 16))
     assert u.std() > 0.1

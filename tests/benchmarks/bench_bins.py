@@ -9,7 +9,6 @@ import pytest
 import torch
 from fakes import random_record, tiny_identity
 
-from data_cache.images import resize_rgb
 from data_cache.schema import Resolved, SplitFrames, StoredBins, map_arrays
 from data_cache.sources import open_source
 from data_cache.views import load_images
@@ -19,6 +18,7 @@ from stages.bins import BinSpec, affine_invariant_map, closed_form_prob, decode,
 from stages.devices import resolve_precision
 from stages.latency import measure
 from stages.relations import GRID, pool_tokens, ring_relations
+from stages.resize import resize_rgb
 from stages.teacher.base import to_disparity
 from stages.teacher.transformers_depth import TransformersTeacher
 

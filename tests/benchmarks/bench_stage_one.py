@@ -19,7 +19,7 @@ import torch
 from fakes import save_tiny_teacher
 
 from data_cache.geometry import sparse_depth
-from data_cache.images import larger, resize_rgb
+from data_cache.images import larger
 from data_cache.rig import Frame, Rig
 from data_cache.schema import array_table, pack_depth, record_arrays
 from data_cache.views import load_images
@@ -30,6 +30,7 @@ from stages.bins import affine_invariant_map
 from stages.look import frame_record, look
 from stages.prepare import prepare_frame
 from stages.relations import pool_tokens
+from stages.resize import resize_rgb
 
 pytestmark = pytest.mark.bench
 ROUNDS = 3
