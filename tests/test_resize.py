@@ -29,7 +29,7 @@ def test_a_stretch_keeps_left_left_and_top_top():
     np.testing.assert_array_equal(resize_rgb(rgb, (2, 2))[:, :, 0] > 127, [[False, True], [False, False]])
 
 
-@pytest.mark.parametrize("to_size", [(13, 37), (20, 90), (48, 40)])
+@pytest.mark.parametrize("to_size", [(13, 37), (20, 70), (39, 8)])
 def test_it_is_pillows_antialiased_bicubic_to_one_grey_level(to_size):
     rgb = np.random.default_rng(1).integers(0, 256, (40, 80, 3), dtype=np.uint8)
     pillow = np.asarray(Image.fromarray(rgb).resize((to_size[1], to_size[0]), Image.Resampling.BICUBIC))

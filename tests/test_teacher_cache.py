@@ -189,7 +189,7 @@ def test_views_after_a_gap_keep_their_own_images(tmp_path, teacher_folder):
     gap, full = (CacheReader(tmp_path / name).read("d/1") for name in ("gap", "full"))
     np.testing.assert_array_equal(gap.image[2], full.image[2])
     np.testing.assert_array_equal(record_arrays(gap)["bin_first"][2], record_arrays(full)["bin_first"][2])
-    np.testing.assert_array_equal(gap.relation[2], full.relation[2])
+    np.testing.assert_allclose(gap.relation[2], full.relation[2], atol=2e-3)  # their batches have other sizes
 
 
 def test_a_frame_without_lidar_is_stored_without_depth_and_nan_points_are_noted(tmp_path, teacher_folder):
