@@ -1,5 +1,5 @@
 # A thin skin over the `surround` command. Every target that needs it makes the environment first.
-.PHONY: help demo test lint check bench teacher-cache train-student eval
+.PHONY: help demo test lint check bench torture teacher-cache train-student eval
 .DEFAULT_GOAL := help
 # `make teacher-cache train-student eval` is an order, also under -j.
 .NOTPARALLEL:
@@ -44,3 +44,6 @@ check: lint test  ## lint, types, tests
 
 bench: $(READY) ## print speed, memory and size; asserts nothing
 	$(BIN)/python -m pytest -m bench -o addopts= tests/benchmarks $(ARGS)
+
+torture: $(READY) ## kill stage one at a hundred random moments, flip bytes of a cache; a quarter of an hour
+	$(BIN)/python -m pytest -m torture -o addopts= -n 2 -rP tests/torture $(ARGS)

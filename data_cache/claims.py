@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import struct
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ class Claims:
     def __init__(self, path: Path):
         """Open the lock file at `path`, making it if needed. Raises OSError."""
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        weakref.finalize(self, os.close, self._descriptor)  # which gives everything back
         self.supported = True
 
     def take(self, shard: int) -> bool:
@@ -75,10 +77,6 @@ class Claims:
             taken += range(first, first + length)
             start = first + length
         return taken
-
-    def close(self) -> None:
-        """Give everything back."""
-        os.close(self._descriptor)
 
     def _set(self, command: int, kind: int, shard: int) -> None:
         fcntl.fcntl(self._descriptor, command, struct.pack(_FLOCK, kind, os.SEEK_SET, shard, 1, 0))

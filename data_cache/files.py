@@ -65,6 +65,14 @@ def write_error(error: OSError, path: Path) -> WriteError:
     return WriteError(f"cannot write {path}: {error.strerror or error}; check the folder and its permissions")
 
 
+def size_text(byte_count: int) -> str:
+    """Bytes as a person reads them, in decimal units."""
+    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if byte_count >= scale:
+            return f"{byte_count / scale:.1f} {unit}"
+    return f"{byte_count} bytes"
+
+
 def file_sha256(path: Path) -> str:
     """sha256 of a file's bytes."""
     with path.open("rb") as file:

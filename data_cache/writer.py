@@ -13,7 +13,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
-from data_cache.files import PARTIAL, DiskFullError, write_error
+from data_cache.files import PARTIAL, DiskFullError, size_text, write_error
 from data_cache.schema import (
     ARRAYS,
     CHUNK_KEY_SEPARATOR,
@@ -256,13 +256,13 @@ class CacheWriter:
             self.store.remove(name)
         written = self.store.sizes(RECEIPTS)
         open_count = sum(receipt_name(i) not in written for i in range(self.identity.shard_count))
-        needed_mb = open_count * sum(file.bytes for file in files.values()) / 1e6
-        free_mb = (self.store.free_bytes() or 0) / 1e6
+        needed = open_count * sum(file.bytes for file in files.values())
+        free = self.store.free_bytes() or 0
+        lacking = f"{size_text(needed - free)} are lacking." if needed > free else "is there a quota?"
         return DiskFullError(
             f"disk full while writing shard {shard} to {self.store.location}: the {open_count} shards that are missing"
-            f" need about {needed_mb:.1f} MB, {free_mb:.1f} MB are free now, so {max(0.0, needed_mb - free_mb):.1f} MB"
-            " are lacking. Finished shards are kept: free that much, or move the run folder to a larger disk, and run"
-            " the same command again"
+            f" need about {size_text(needed)}, {size_text(free)} are free now: {lacking} Finished shards are kept: free"
+            " that much, or move the run folder to a larger disk, and run the same command again"
         )
 
 

@@ -4,12 +4,15 @@ import functools
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_cache.errors import SettingError, SurroundError
@@ -23,9 +26,10 @@ if TYPE_CHECKING:
     from pipeline.stage_one import StageOne
     from stages.teacher_cache import TeacherCacheReport
 
+ANY_PORT = ":0"
 POLL_S = 0.2
 CONNECT_S = 15
-REMIND_S = 60
+LOOK_S = 30
 ALLOWED_DEATHS = 10
 """Workers that may die over one shard before it is taken to be what kills them; preempted ones count too."""
 
@@ -91,6 +95,7 @@ def write_on_cluster(
     job: ShardJob,
     shards: Sequence[int],
     *,
+    logs: Path | None = None,
     on_shard: Callable[[int], object],
     say: Callable[[str], object],
     should_stop: Callable[[], bool],
@@ -104,6 +109,7 @@ def write_on_cluster(
         spec: the workers to start, where they are ours to start.
         job: what every worker needs to know.
         shards: numbers of shards.
+        logs: folder for the logs of SLURM's jobs.
         on_shard: called with each shard as it is done.
         say: tells the user that nothing is happening, and why.
         should_stop: asked several times a second.
@@ -119,10 +125,11 @@ def write_on_cluster(
     from stages.teacher_cache import TeacherCacheReport
 
     report = TeacherCacheReport()
-    with _client(scheduler, spec) as client:
+    with _workers(scheduler, spec, logs) as workers:
+        client = workers.client
         numbers = dict(zip(client.map(functools.partial(write_shard, job), shards, pure=False), shards, strict=True))
         done = as_completed(list(numbers), loop=client.loop)
-        remind_at = time.monotonic() + CONNECT_S
+        look_at = time.monotonic() + CONNECT_S
         try:
             while not done.is_empty():
                 if should_stop():
@@ -131,10 +138,11 @@ def write_on_cluster(
                     report += future.result()
                     on_shard(numbers.pop(future))
                     future.release()
-                if time.monotonic() > remind_at:
-                    remind_at = time.monotonic() + REMIND_S
-                    if not client.scheduler_info()["workers"]:
-                        say(_no_workers(scheduler, client))
+                if time.monotonic() > look_at:
+                    look_at = time.monotonic() + LOOK_S
+                    workers.keep_up()
+                    if not client.scheduler_info(n_workers=-1)["workers"]:
+                        say(_no_workers(scheduler))
                 time.sleep(POLL_S)
         except KilledWorker as error:
             raise ClusterError(
@@ -148,7 +156,7 @@ def write_on_cluster(
 
 def job_script(spec: ClusterSpec) -> str:
     """The batch script of one SLURM worker, as it would be submitted."""
-    with _slurm(spec, workers=0) as cluster:
+    with _slurm(spec, workers=0, logs=None) as cluster:
         script: str = cluster.job_script()
     return script
 
@@ -165,12 +173,9 @@ def write_shard(job: ShardJob, shard: int) -> "TeacherCacheReport":
 
 @functools.lru_cache(maxsize=1)
 def _opened(job: ShardJob) -> "tuple[StageOne, CacheWriter]":
-    from tqdm import tqdm
-
     from pipeline.config import parse_recipe
     from pipeline.stage_one import open_stage_one
 
-    tqdm.set_lock(threading.RLock())  # its own takes a semaphore, about which a worker that is killed leaves a warning
     _choose_gpu()
     stage = open_stage_one(parse_recipe(job.recipe_toml, "recipe"))
     return stage, stage.writer(job.location)
@@ -186,8 +191,23 @@ def _choose_gpu() -> None:
         torch.cuda.set_device(name % torch.cuda.device_count())
 
 
+@dataclass(frozen=True, eq=False)
+class _Workers:
+    """A connection to the scheduler, and what has to be done now and then to keep up the number of workers."""
+
+    client: "Client"
+    keep_up: Callable[[], object] = lambda: None
+
+
+def _replace_ended_jobs(cluster: Any, client: "Client", wanted: int, seen: set[str]) -> None:
+    """Submit a SLURM job for every worker that was there and is no more: its time was up, or it was preempted."""
+    alive = {str(worker["name"]) for worker in client.scheduler_info(n_workers=-1)["workers"].values()}
+    seen |= alive
+    cluster.scale(jobs=wanted + len(seen - alive))
+
+
 @contextmanager
-def _client(scheduler: str, spec: ClusterSpec) -> "Iterator[Client]":
+def _workers(scheduler: str, spec: ClusterSpec, logs: Path | None) -> Iterator[_Workers]:
     import dask
     from distributed import Client, LocalCluster
 
@@ -200,12 +220,17 @@ def _client(scheduler: str, spec: ClusterSpec) -> "Iterator[Client]":
                 f" and workers with `dask worker {scheduler} --nthreads 1`"
             ) from error
         with client:
-            yield client
+            yield _Workers(client)
         return
     settings = {"distributed.scheduler.allowed-failures": ALLOWED_DEATHS}
     if scheduler == "slurm":
-        with dask.config.set(settings), _slurm(spec, spec.workers or 1) as cluster, Client(cluster) as client:
-            yield client
+        wanted = spec.workers or 1
+        with (
+            dask.config.set(settings),
+            _slurm(spec, wanted, logs) as cluster,
+            Client(cluster, set_as_default=False) as client,
+        ):
+            yield _Workers(client, functools.partial(_replace_ended_jobs, cluster, client, wanted, set()))
         return
     cores = len(os.sched_getaffinity(0))
     workers = spec.workers or _gpu_count() or cores
@@ -213,10 +238,10 @@ def _client(scheduler: str, spec: ClusterSpec) -> "Iterator[Client]":
     with dask.config.set(settings):
         with _stop_signals_blocked():
             started = LocalCluster(
-                n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=logging.ERROR
+                n_workers=workers, threads_per_worker=1, dashboard_address=ANY_PORT, silence_logs=logging.ERROR
             )
         with started as cluster, Client(cluster, set_as_default=False) as client:
-            yield client
+            yield _Workers(client)
 
 
 @contextmanager
@@ -226,6 +251,10 @@ def _stop_signals_blocked() -> Iterator[None]:
     Queues and terminals send them to the whole process group. It is for us to stop the workers.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    # Started now because it unblocks two of them where it is started; it would warn of what a killed worker leaves.
+    sys.warnoptions.append("ignore:resource_tracker")
+    resource_tracker.ensure_running()
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:
@@ -233,7 +262,7 @@ def _stop_signals_blocked() -> Iterator[None]:
 
 
 @contextmanager
-def _slurm(spec: ClusterSpec, workers: int) -> Iterator[Any]:
+def _slurm(spec: ClusterSpec, workers: int, logs: Path | None) -> Iterator[Any]:
     try:
         from dask_jobqueue import SLURMCluster
     except ImportError as error:
@@ -250,7 +279,8 @@ def _slurm(spec: ClusterSpec, workers: int) -> Iterator[Any]:
         account=spec.account or None,
         job_extra_directives=list(spec.directives),
         job_script_prologue=[f"export OMP_NUM_THREADS={spec.cores}", *spec.prologue],
-        scheduler_options={"dashboard_address": None},
+        scheduler_options={"dashboard_address": ANY_PORT},
+        log_directory=str(logs) if logs else None,
     ) as cluster:
         yield cluster
 
@@ -261,9 +291,9 @@ def _gpu_count() -> int:
     return torch.cuda.device_count()
 
 
-def _no_workers(scheduler: str, client: "Client") -> str:
+def _no_workers(scheduler: str) -> str:
     if scheduler == "slurm":
-        return "no worker has started yet; `squeue --me` shows where its job stands"
+        return "no worker is running; `squeue --me` shows where its job stands"
     if scheduler == "local":
         return "no worker is alive; they start again by themselves"
     return f"no worker is connected to {scheduler}; start some with `dask worker {scheduler} --nthreads 1`"

@@ -25,6 +25,11 @@ class RunFolder:
         return self.root / "cache"
 
     @property
+    def slurm_logs(self) -> Path:
+        """Output of the SLURM jobs of stage one."""
+        return self.root / "slurm"
+
+    @property
     def student(self) -> Path:
         """Stage two."""
         return self.root / "student"

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from data_cache.errors import FrameError, SourceError
-from data_cache.files import file_sha256, write_atomically
+from data_cache.files import file_sha256, size_text, write_atomically
 from data_cache.images import larger
 from data_cache.reader import CacheReader, CacheStatus, cache_status, read_split_frames, verify_files
 from data_cache.schema import (
@@ -101,6 +101,7 @@ def run_teacher_cache(
                 recipe.cluster,
                 cluster.ShardJob(recipe_toml(_portable(recipe)), location, retry_quarantined),
                 plan.pending,
+                logs=folder.slurm_logs.absolute(),
                 on_shard=lambda shard: bar.update(frames[shard]),
                 say=say,
                 should_stop=should_stop,
@@ -202,12 +203,12 @@ def run_recompute(target: str, location: str, frame_count: int, data: Path | Non
 def _announcement(plan: CachePlan, store: CacheStore) -> str:
     text = (
         f"teacher-cache: {len(plan.pending)} of {plan.in_part} shards to write to {store.location},"
-        f" {'about' if plan.exact else 'at most'} {plan.needed_bytes / 1e9:.2f} GB"
+        f" {'about' if plan.exact else 'at most'} {size_text(plan.needed_bytes)}"
     )
     free_bytes = store.free_bytes()
     if free_bytes is None:
         return text
-    text += f", {free_bytes / 1e9:.1f} GB free"
+    text += f", {size_text(free_bytes)} free"
     return text + ("; that is NOT ENOUGH" if plan.exact and free_bytes < plan.needed_bytes else "")
 
 

@@ -165,7 +165,7 @@ def test_a_full_disk_is_named_and_leaves_the_shard_pending(tmp_path, monkeypatch
     w = writer(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full)
-        with pytest.raises(DiskFullError, match=r"shard 1.*2 shards that are missing need about .* MB are free now"):
+        with pytest.raises(DiskFullError, match=r"shard 1.*2 shards that are missing need about .* are free now"):
             w.commit(1, [random_record(IDENTITY, i) for i in w.frame_range(1)], {}, {})
     assert w.pending() == (1, 2)
     fill(tmp_path, (1, 2))

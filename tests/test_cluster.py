@@ -1,0 +1,220 @@
+"""Stage one by every engine, with real processes, real workers and real signals."""
+
+import os
+import re
+import signal
+import socket
+import threading
+
+import pytest
+from commands import Command, HeldFrame, dask_process, descendants, sweep, wait_until, write_drive, write_recipe
+from test_cli import surround
+from test_writer import contents
+
+from data_cache.reader import cache_status
+from pipeline.cluster import ClusterSpec, job_script
+from pipeline.errors import RecipeError
+
+FRAMES = 6
+TWO_WORKERS = "[cluster]\nworkers = 2\n"
+
+
+@pytest.fixture(scope="module")
+def drive(tmp_path_factory):
+    return write_drive(tmp_path_factory.mktemp("drive"), FRAMES)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory, teacher_folder):
+    return write_recipe(tmp_path_factory.mktemp("recipe") / "r.toml", teacher_folder, FRAMES, more=TWO_WORKERS)
+
+
+@pytest.fixture(scope="module")
+def straight(drive, recipe, tmp_path_factory):
+    """Contents of the cache of an undisturbed run in this process."""
+    run = tmp_path_factory.mktemp("straight")
+    code, text = surround("teacher-cache", recipe, "--data", drive, "--run", run)
+    assert (code, "6 shards written" in text) == (0, True), text
+    return contents(run / "cache")
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """A scheduler on loopback with one worker, as somebody who runs a cluster starts them."""
+    log = tmp_path_factory.mktemp("dask") / "log"
+    url = f"tcp://127.0.0.1:{free_port()}"
+    with dask_process("scheduler", "--host", url.rsplit(":", 1)[0], "--port", url.split(":")[-1], "--no-dashboard",
+                      "--no-jupyter", log=log) as scheduler:  # fmt: skip
+        wait_until(lambda: "Scheduler at" in log.read_text(), "the scheduler")
+        with dask_process("worker", url, "--nthreads", 1, "--no-dashboard", "--death-timeout", 60, log=log):
+            yield url
+        assert scheduler.poll() is None
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_local_workers_write_the_bytes_of_one_process(drive, recipe, straight, tmp_path):
+    command = Command(
+        tmp_path / "log", "teacher-cache", recipe, "--data", drive, "--run", tmp_path, "--scheduler", "local"
+    )
+    assert command.end() == 0, command.output
+    assert contents(tmp_path / "cache") == straight
+    assert "6 shards written (6 frames" in command.output
+    for noise in ("Traceback", "distributed.", "Warning"):
+        assert noise not in command.output, command.output
+
+
+def test_a_foreign_scheduler_writes_the_same_bytes_run_after_run(drive, recipe, straight, address, tmp_path):
+    for run in ("one", "two"):
+        options = ("--data", drive, "--run", tmp_path / run, "--scheduler", address)
+        code, text = surround("teacher-cache", recipe, *options)
+        assert (code, "6 shards written" in text) == (0, True), text
+        assert contents(tmp_path / run / "cache") == straight
+
+
+def test_a_worker_killed_in_the_middle_of_a_shard_has_it_done_again_by_another(drive, recipe, straight, tmp_path):
+    with HeldFrame(sweep(drive, 3)) as held:
+        command = Command(
+            tmp_path / "log", "teacher-cache", recipe, "--data", drive, "--run", tmp_path, "--scheduler", "local"
+        )
+        held.wait_for_reader()
+        (victim,) = held.readers(descendants(command.process.pid))
+        assert cache_status(tmp_path / "cache").shards_open >= 1
+        held.restore()
+        os.kill(victim, signal.SIGKILL)
+        assert command.end() == 0, command.output
+    assert contents(tmp_path / "cache") == straight
+    # A finished shard whose worker dies before it has told the scheduler is asked for again, and found to be done.
+    written, done = re.search(r"(\d) shards written .* (\d) already done", command.output).groups()
+    assert int(written) + int(done) == FRAMES
+    assert "Traceback" not in command.output
+
+
+def test_two_parts_at_once_fill_one_cache(drive, recipe, straight, tmp_path):
+    options = ("teacher-cache", recipe, "--data", drive, "--run", tmp_path)
+    parts = [Command(tmp_path / f"log-{i}", *options, "--part", f"{i}/2") for i in (1, 2)]
+    assert [part.end() for part in parts] == [0, 0], [part.output for part in parts]
+    assert contents(tmp_path / "cache") == straight
+    assert all("3 shards written" in part.output for part in parts)
+
+
+def test_the_same_part_started_twice_damages_nothing_and_the_loser_says_so(drive, recipe, straight, tmp_path):
+    options = ("teacher-cache", recipe, "--data", drive, "--run", tmp_path)
+    with HeldFrame(sweep(drive, 2)) as held:
+        first = Command(tmp_path / "first", *options)
+        held.wait_for_reader()
+        second = Command(tmp_path / "second", *options)
+        assert second.end() == 1, second.output
+        assert re.search(r"\d shards were left to another process that is writing them now", second.output)
+        assert "was the same part started twice?" in second.output
+        held.let_go()
+        assert first.end() == 0, first.output
+    assert contents(tmp_path / "cache") == straight
+    written = [int(c.output.split(" shards written")[0].split()[-1]) for c in (first, second)]
+    assert sum(written) == FRAMES
+
+
+@pytest.mark.parametrize(
+    ("engine", "number", "group"), [("threads", signal.SIGTERM, False), ("local", signal.SIGUSR1, True)]
+)
+def test_a_signal_ends_with_75_and_the_same_command_goes_on(drive, recipe, straight, tmp_path, engine, number, group):
+    options = ("teacher-cache", recipe, "--data", drive, "--run", tmp_path, "--scheduler", engine)
+    with HeldFrame(sweep(drive, 4)) as held:
+        command = Command(tmp_path / "log", *options)
+        held.wait_for_reader()
+        command.signal(number, group=group)
+        held.restore()
+        threading.Timer(1, held.let_go).start()  # a thread that reads cannot be interrupted
+        assert command.end() == 75, command.output
+        assert "Run the same command to continue" in command.output
+        assert "Traceback" not in command.output
+    assert 0 < cache_status(tmp_path / "cache").shards_done < FRAMES
+    assert surround(*options[:-1], "threads")[0] == 0
+    assert contents(tmp_path / "cache") == straight
+
+
+def test_an_error_in_a_worker_is_the_message_of_one_process(drive, recipe, straight, address, tmp_path):
+    """The worker meets a cache folder into which it cannot write; root can write everywhere but into a file."""
+    options = ("teacher-cache", recipe, "--data", drive, "--run", tmp_path)
+    assert surround(*options, "--part", "1/6")[0] == 0
+    array = tmp_path / "cache/arrays.zarr/relation"
+    metadata = (array / "zarr.json").read_bytes()
+    for path in array.glob("c.*"):
+        path.unlink()
+    (tmp_path / "cache/receipts/000000.json").unlink()
+    blocked = array / "c.3.0.0.0"
+    blocked.mkdir()
+    for engine in ("threads", address):
+        code, text = surround(*options, "--scheduler", engine)
+        assert (code, "Error: cannot write" in text, "Traceback" in text) == (1, True, False), text
+    blocked.rmdir()
+    assert (array / "zarr.json").read_bytes() == metadata
+    assert surround(*options, "--scheduler", address)[0] == 0
+    assert contents(tmp_path / "cache") == straight
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        ("thread", "expected threads, local, slurm or an address"),
+        ("tcp://127.0.0.1:9", "no dask scheduler answers there"),
+        ("nonsense://127.0.0.1:9", "no dask scheduler answers there"),
+    ],
+)
+def test_a_scheduler_that_is_not_there_is_one_clear_error(drive, recipe, tmp_path, monkeypatch, scheduler, message):
+    monkeypatch.setattr("pipeline.cluster.CONNECT_S", 2)
+    code, text = surround("teacher-cache", recipe, "--data", drive, "--run", tmp_path, "--scheduler", scheduler)
+    assert (code, message in text, "Traceback" in text) == (2, True, False), text
+
+
+def test_a_scheduler_without_workers_is_waited_for_and_said(drive, recipe, tmp_path, monkeypatch):
+    from pipeline import cluster
+
+    log, port = tmp_path / "log", free_port()
+    monkeypatch.setattr(cluster, "CONNECT_S", 3)
+    said: list[str] = []
+    with dask_process("scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard", "--no-jupyter", log=log):
+        wait_until(lambda: "Scheduler at" in log.read_text(), "the scheduler")
+        job = cluster.ShardJob("", "", False)
+        with pytest.raises(cluster.Preempted):
+            cluster.write_on_cluster(
+                f"tcp://127.0.0.1:{port}",
+                ClusterSpec(),
+                job,
+                [0],
+                on_shard=lambda _: None,
+                say=said.append,
+                should_stop=lambda: bool(said),
+            )
+    assert "no worker is connected" in said[0]
+    assert "dask worker tcp://127.0.0.1" in said[0]
+
+
+def test_the_batch_script_of_slurm_says_what_the_recipe_says(drive, recipe, teacher_folder, tmp_path):
+    more = (
+        '[cluster]\nworkers = 3\ncores = 7\nmemory = "21GB"\nwalltime = "05:30:00"\npartition = "gpus"\n'
+        'account = "perception"\ndirectives = ["--gres=gpu:1"]\nprologue = ["module load cuda"]\n'
+    )
+    written = write_recipe(tmp_path / "slurm.toml", teacher_folder, FRAMES, more=more)
+    code, text = surround(
+        "teacher-cache", written, "--data", drive, "--run", tmp_path / "run", "--scheduler", "slurm", "--dry-run"
+    )
+    assert code == 0, text
+    for line in ("-p gpus", "-A perception", "--cpus-per-task=7", "--mem=20G", "-t 05:30:00", "--gres=gpu:1"):
+        assert f"#SBATCH {line}" in text, text
+    assert text.index("export OMP_NUM_THREADS=7") < text.index("module load cuda") < text.index("dask_worker")
+    assert not (tmp_path / "run").exists()
+    assert surround("teacher-cache", written, "--dry-run")[0] == 2
+    assert "dask_worker" in job_script(ClusterSpec())
+
+
+def test_impossible_cluster_sections_are_refused(teacher_folder, tmp_path):
+    from pipeline.config import load_recipe
+
+    written = write_recipe(tmp_path / "r.toml", teacher_folder, FRAMES, more="[cluster]\ncores = 0\n")
+    with pytest.raises(RecipeError, match="cores >= 1"):
+        load_recipe(str(written))
