@@ -82,6 +82,7 @@ def test_a_worker_killed_in_the_middle_of_a_shard_has_it_done_again_by_another(d
             tmp_path / "log", "teacher-cache", recipe, "--data", drive, "--run", tmp_path, "--scheduler", "local"
         )
         held.wait_for_reader()
+        wait_until(lambda: held.readers(descendants(command.process.pid)) != [], "the worker that reads")
         (victim,) = held.readers(descendants(command.process.pid))
         assert cache_status(tmp_path / "cache").shards_open >= 1
         held.restore()
