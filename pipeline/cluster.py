@@ -199,13 +199,6 @@ class _Workers:
     keep_up: Callable[[], object] = lambda: None
 
 
-def _replace_ended_jobs(cluster: Any, client: "Client", wanted: int, seen: set[str]) -> None:
-    """Submit a SLURM job for every worker that was there and is no more: its time was up, or it was preempted."""
-    alive = {str(worker["name"]) for worker in client.scheduler_info(n_workers=-1)["workers"].values()}
-    seen |= alive
-    cluster.scale(jobs=wanted + len(seen - alive))
-
-
 @contextmanager
 def _workers(scheduler: str, spec: ClusterSpec, logs: Path | None) -> Iterator[_Workers]:
     import dask
@@ -230,7 +223,8 @@ def _workers(scheduler: str, spec: ClusterSpec, logs: Path | None) -> Iterator[_
             _slurm(spec, wanted, logs) as cluster,
             Client(cluster, set_as_default=False) as client,
         ):
-            yield _Workers(client, functools.partial(_replace_ended_jobs, cluster, client, wanted, set()))
+            # Asked again, it submits a job for every worker that it has lost: its time was up, or it was preempted.
+            yield _Workers(client, lambda: cluster.scale(jobs=wanted))
         return
     cores = len(os.sched_getaffinity(0))
     workers = spec.workers or _gpu_count() or cores
@@ -238,7 +232,7 @@ def _workers(scheduler: str, spec: ClusterSpec, logs: Path | None) -> Iterator[_
     with dask.config.set(settings):
         with _stop_signals_blocked():
             started = LocalCluster(
-                n_workers=workers, threads_per_worker=1, dashboard_address=ANY_PORT, silence_logs=logging.ERROR
+                n_workers=workers, threads_per_worker=1, dashboard_address=ANY_PORT, silence_logs=logging.CRITICAL
             )
         with started as cluster, Client(cluster, set_as_default=False) as client:
             yield _Workers(client)

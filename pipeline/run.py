@@ -106,6 +106,7 @@ def run_teacher_cache(
                 say=say,
                 should_stop=should_stop,
             )
+            writer.plan(part=part)  # clears away what workers that were killed on the way have left
     return TeacherCacheRun(writer.store.location, plan, report, time.perf_counter() - begin, cache_status(location))
 
 
