@@ -103,7 +103,7 @@ def teacher_cache(
         f" {status.bytes / 1e6:.1f} MB{per_frame} in {done.location}"
     )
     _notes(status.notes)
-    if report.shards_elsewhere:
+    if report.shards_elsewhere and not status.complete:
         click.echo(
             f"Error: {report.shards_elsewhere} shards were left to another process that is writing them now: was the"
             " same part started twice? When it has ended, run the same command to see that nothing is missing",

@@ -20,7 +20,7 @@ from data_cache.schema import IncompleteCacheError
 BEFORE_CACHE, PLANNING, WRITING = "before the cache existed", "cache there, no shard open", "shards open"
 ELSEWHERE = "left to another process"
 SPREAD = 1.3
-"""Kills come between 0 and this many times the duration of an undisturbed run."""
+"""Half of the kills come between 0 and this many times the duration of an undisturbed run."""
 HARD_LIMIT_S = 300
 
 
@@ -70,12 +70,13 @@ def kill_until_done(arguments: list[object], base: Path, kills: int, rng: random
     assert straight.end() == 0, straight.output
     duration_s = time.monotonic() - begin
     expected = contents(base / "straight/cache")
+    shard_count = cache_status(base / "straight/cache").shards_done
     local = "local" in arguments
     result = Kills()
     while result.count < kills:
         run = base / f"run-{result.runs}"
         while (command := Command(log, *arguments, "--run", run)) and not _ended(
-            command, run / "cache", kills, result, duration_s, local, rng
+            command, run / "cache", kills, result, duration_s, shard_count, local, rng
         ):
             result.partials_left += len(list(run.rglob("*.partial")))
         result.runs += 1
@@ -87,11 +88,22 @@ def kill_until_done(arguments: list[object], base: Path, kills: int, rng: random
 
 
 def _ended(
-    command: Command, cache: Path, kills: int, result: Kills, duration_s: float, local: bool, rng: random.Random
+    command: Command,
+    cache: Path,
+    kills: int,
+    result: Kills,
+    duration_s: float,
+    shard_count: int,
+    local: bool,
+    rng: random.Random,
 ) -> bool:
     """Let a command run and kill it, or a worker of it; whether it came to its end."""
     while True:
         delay_s = rng.uniform(0, SPREAD * duration_s) if result.count < kills else HARD_LIMIT_S
+        if result.count < kills and rng.random() < 0.5:
+            # Start-up and shutdown are most of so short a run: every other kill comes between two receipts.
+            _wait_for_receipts(command, cache, rng.randrange(shard_count))
+            delay_s = rng.uniform(0, 0.1)
         try:
             code = command.process.wait(delay_s)
         except subprocess.TimeoutExpired:
@@ -114,6 +126,17 @@ def _ended(
         else:
             command.kill()
         return False
+
+
+def _wait_for_receipts(command: Command, cache: Path, count: int) -> None:
+    """Until a shard is open and so many more are done, or the command has ended."""
+    deadline = time.monotonic() + HARD_LIMIT_S
+    while command.process.poll() is None and time.monotonic() < deadline:
+        with suppress(IncompleteCacheError):
+            status = cache_status(cache)
+            if status.shards_done >= count and status.shards_open:
+                return
+        time.sleep(0.01)
 
 
 def _is_worker(pid: int) -> bool:
