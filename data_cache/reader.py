@@ -29,7 +29,7 @@ from data_cache.schema import (
     receipt_name,
     record_from_arrays,
 )
-from data_cache.store import CacheStore, open_store
+from data_cache.store import CacheStore, StoreError, open_store
 from data_cache.writer import wrong_sizes
 
 _REWRITE = "run teacher-cache again: it writes it anew"
@@ -120,6 +120,9 @@ def verify_files(location: Path | str) -> Iterator[tuple[int, list[str]]]:
                 data = store.read(name)
             except FileNotFoundError:
                 wrong[name] = "missing"
+                continue
+            except StoreError as error:
+                wrong[name] = str(error)
                 continue
             if len(data) != stored.bytes:
                 wrong[name] = f"{len(data)} bytes, receipt says {stored.bytes}"

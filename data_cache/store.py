@@ -28,7 +28,7 @@ _S3: Mapping[str, Any] = {
 
 
 class StoreError(SurroundError):
-    """Object storage cannot be asked: no credentials, no network, or it says no."""
+    """A file or object cannot be asked for: no permission, no credentials, no network, or a folder in its place."""
 
 
 @runtime_checkable
@@ -127,7 +127,14 @@ class FolderStore:
 
     def read(self, name: str) -> bytes:
         """A whole file."""
-        return (self.root / name).read_bytes()
+        try:
+            return (self.root / name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            raise
+        except OSError as error:
+            raise StoreError(
+                f"cannot read {self.root / name}: {error.strerror or error}; it should be a file that you may read"
+            ) from error
 
     def read_many(self, names: Sequence[str]) -> Mapping[str, bytes]:
         """Those of these files that are there, by name."""

@@ -9,6 +9,7 @@ from test_writer import FRAMES, IDENTITY, RESOLVED, fill, writer
 
 from data_cache.reader import CacheReader, cache_status, verify_files
 from data_cache.schema import FORMAT_VERSION, DamagedCacheError, IncompleteCacheError, StaleCacheError, receipt_name
+from data_cache.store import StoreError
 
 
 def damages_of(root):
@@ -157,6 +158,18 @@ def test_bytes_that_are_no_text_in_a_receipt_are_a_damaged_cache(tmp_path):
     with pytest.raises(DamagedCacheError, match="is not a receipt"):
         CacheReader(tmp_path)
     assert writer(tmp_path).pending() == (1,)
+
+
+def test_a_folder_in_place_of_a_file_is_a_damage_or_a_clear_error_never_a_traceback(tmp_path):
+    fill(tmp_path)
+    shard, receipt = shard_files(tmp_path)[0], tmp_path / receipt_name(1)
+    for path in (shard, receipt):
+        path.unlink()
+        path.mkdir()
+    assert any("Is a directory" in line for line in damages_of(tmp_path))
+    assert cache_status(tmp_path).shards_done == 1
+    with pytest.raises(StoreError, match=r"000001.json: Is a directory; it should be a file"):
+        writer(tmp_path).is_done(1)
 
 
 def test_status_does_not_count_a_shard_whose_file_is_gone(tmp_path):
