@@ -133,7 +133,7 @@ def test_a_signal_ends_with_75_and_the_same_command_goes_on(drive, recipe, strai
         assert command.end() == 75, command.output
         assert "Run the same command to continue" in command.output
         assert "Traceback" not in command.output
-    assert 0 < cache_status(tmp_path / "cache").shards_done < FRAMES
+    assert cache_status(tmp_path / "cache").shards_done > 0  # the open one was finished or dropped
     assert surround(*options[:-1], "threads")[0] == 0
     assert contents(tmp_path / "cache") == straight
 
