@@ -61,9 +61,13 @@ class Claims:
     def taken_elsewhere(self, shard_count: int) -> list[int]:
         """Shards that other processes hold at this moment."""
         taken: list[int] = []
-        start = 0
-        while self.supported and start < shard_count:
-            asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, start, shard_count - start, 0)
+        # The kernel names any lock in the way, not the first one: what lies before it and behind it is asked for again.
+        spans = [(0, shard_count)]
+        while self.supported and spans:
+            start, stop = spans.pop()
+            if start >= stop:
+                continue
+            asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, start, stop - start, 0)
             try:
                 kind, _, first, length, _ = struct.unpack(
                     _FLOCK, fcntl.fcntl(self._descriptor, fcntl.F_OFD_GETLK, asked)
@@ -72,11 +76,11 @@ class Claims:
                 if error.errno not in _UNSUPPORTED:
                     raise
                 break
-            if kind == fcntl.F_UNLCK:
-                break
-            taken += range(first, first + length)
-            start = first + length
-        return taken
+            if kind != fcntl.F_UNLCK:
+                held = range(max(first, start), min(first + length, stop) if length else stop)
+                taken += held
+                spans += [(start, held.start), (held.stop, stop)]
+        return sorted(taken)
 
     def _set(self, command: int, kind: int, shard: int) -> None:
         fcntl.fcntl(self._descriptor, command, struct.pack(_FLOCK, kind, os.SEEK_SET, shard, 1, 0))

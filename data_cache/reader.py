@@ -217,10 +217,13 @@ def _receipts(store: CacheStore, identity: CacheIdentity) -> Iterator[tuple[int,
         except DamagedCacheError as error:
             yield shard, error
             continue
-        if receipt.identity_sha256 == identity.sha256:
+        if receipt.proves(shard, identity):
             yield shard, receipt
         else:
-            yield shard, DamagedCacheError(f"{where} belongs to another cache; delete it and run teacher-cache again")
+            yield (
+                shard,
+                DamagedCacheError(f"{where} belongs to another cache or shard; delete it and run teacher-cache again"),
+            )
 
 
 def read_split_frames(store: CacheStore, identity: CacheIdentity) -> SplitFrames:

@@ -331,6 +331,12 @@ class Receipt:
     quarantined: Mapping[str, str]
     notes: Mapping[str, str]
 
+    def proves(self, shard: int, identity: CacheIdentity) -> bool:
+        """Whether this is the receipt of that shard of that cache, listing every array of it and nothing else."""
+        names = {shard_name(name, spec, shard) for name, spec in array_table(identity).items()}
+        ours = self.shard == shard and self.identity_sha256 == identity.sha256
+        return ours and self.files.keys() == names
+
     def to_json(self) -> str:
         """Canonical text: equal receipts are equal bytes."""
         return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"

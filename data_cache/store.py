@@ -184,7 +184,7 @@ class FolderStore:
             return []
         try:
             return self._claims.taken_elsewhere(shard_count)
-        except PermissionError:  # somebody else's cache, of which we may only read
+        except OSError:  # somebody else's cache, of which we may only read
             return []
 
     def creating(self) -> AbstractContextManager[None]:

@@ -160,14 +160,17 @@ class CacheWriter:
             )
         sizes = self.store.sizes(ARRAYS)
         receipts = self.store.sizes(RECEIPTS)
-        partials = {name: shard_of(name) for name in (*sizes, *receipts) if name.endswith(PARTIAL)}
-        self.store.clear_partials({name: shard for name, shard in partials.items() if shard is not None})
         shards = range(index - 1, self.identity.shard_count, count)
+        partials = {name: shard_of(name) for name in (*sizes, *receipts) if name.endswith(PARTIAL)}
+        # Of this part alone: to clear them takes the shard's lock for a moment, which its own part may want.
+        self.store.clear_partials(
+            {name: shard for name, shard in partials.items() if shard is not None and shard in shards}
+        )
         texts = self.store.read_many([name for shard in shards if (name := receipt_name(shard)) in receipts])
         done = {
             name: receipt
             for name, text in texts.items()
-            if (receipt := self._done_receipt(text, sizes, retry_quarantined)) is not None
+            if (receipt := self._done_receipt(name, text, sizes, retry_quarantined)) is not None
         }
         pending = tuple(shard for shard in shards if receipt_name(shard) not in done)
         written = sum(stored.bytes for receipt in done.values() for stored in receipt.files.values())
@@ -200,15 +203,18 @@ class CacheWriter:
             for name in (shard_name(array, spec, shard) for array, spec in self._table.items())
             if (size := self.store.size(name)) is not None
         }
-        return self._done_receipt(text, sizes, retry_quarantined) is not None
+        return self._done_receipt(receipt_name(shard), text, sizes, retry_quarantined) is not None
 
-    def _done_receipt(self, text: bytes, sizes: Mapping[str, int], retry_quarantined: bool) -> Receipt | None:
+    def _done_receipt(
+        self, name: str, text: bytes, sizes: Mapping[str, int], retry_quarantined: bool
+    ) -> Receipt | None:
         """The receipt, if it says that its shard is done."""
         try:
-            receipt = Receipt.from_json(text, RECEIPTS)
+            receipt = Receipt.from_json(text, name)
         except DamagedCacheError:
             return None
-        if receipt.identity_sha256 != self.identity.sha256 or (retry_quarantined and receipt.quarantined):
+        ours = name == receipt_name(receipt.shard) and receipt.proves(receipt.shard, self.identity)
+        if not ours or (retry_quarantined and receipt.quarantined):
             return None
         return None if wrong_sizes(sizes, receipt) else receipt
 

@@ -238,7 +238,7 @@ def cache_verify(target: str, recompute: int, data: Path | None, run: Path | Non
     )
     if recompute:
         with _errors():
-            frames = run_recompute(target, location, recompute, data)
+            frames = run_recompute(target, location, recompute, data, run)
         for frame in frames:
             click.echo(
                 f"recomputed {frame.frame_id}: probabilities differ by {frame.prob_mean:.1e} on average,"

@@ -1,5 +1,6 @@
 """Where a run keeps its things; light enough for commands that load no model."""
 
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,6 +55,8 @@ def find_cache(target: str, run: Path | None = None) -> str:
     if "://" in target:
         return target
     folder = RunFolder(Path(target))
+    if folder.recipe.is_file() and (recorded := _recorded_location(folder)):
+        return recorded
     if folder.cache.is_dir():
         return str(folder.cache.absolute())
     if folder.root.is_dir() and not folder.recipe.is_file():
@@ -64,3 +67,12 @@ def find_cache(target: str, run: Path | None = None) -> str:
         return cache_location(load_recipe(str(folder.recipe)), folder)
     recipe = load_recipe(target)
     return cache_location(recipe, RunFolder(run or Path("runs") / recipe.name))
+
+
+def _recorded_location(folder: RunFolder) -> str:
+    """Where the recipe of a run has put its cache, empty for its usual place; nothing heavy is imported for it."""
+    try:
+        table = tomllib.loads(folder.recipe.read_text(encoding="utf-8"))
+        return str(table["teacher_cache"].get("location", ""))
+    except (OSError, ValueError, KeyError, AttributeError):
+        return ""

@@ -176,20 +176,24 @@ def run_cache_verify(location: str) -> VerifiedCache:
     return VerifiedCache(identity.shard_count, status.shards_done, frames_checked, tuple(faults))
 
 
-def run_recompute(target: str, location: str, frame_count: int, data: Path | None) -> tuple[Recomputed, ...]:
+def run_recompute(
+    target: str, location: str, frame_count: int, data: Path | None, run: Path | None = None
+) -> tuple[Recomputed, ...]:
     """Ask the teacher again about random frames of a cache.
 
     Args:
-        target: the run folder, whose recorded recipe is taken, or the recipe itself.
+        target: the run or cache folder, whose recorded recipe is taken, or the recipe itself.
         location: of the cache.
         frame_count: how many frames.
         data: data set folder, where it has moved.
+        run: run folder, whose recorded recipe is taken before that of the target.
 
     Raises:
         StaleCacheError: if recipe or weights are not those of the cache.
     """
-    recorded = RunFolder(Path(target)).recipe
-    recipe = load_recipe(str(recorded) if recorded.is_file() else target, data=data)
+    folders = (run or Path(target), Path(target).parent)
+    recorded = next((recipe for folder in folders if (recipe := RunFolder(folder).recipe).is_file()), None)
+    recipe = load_recipe(str(recorded) if recorded is not None else target, data=data)
     stage = open_stage_one(recipe)
     reader = CacheReader(location, expected=asdict(stage.identity))
     seed = int.from_bytes(os.urandom(4))

@@ -253,15 +253,24 @@ class _Claims:
         self.elsewhere = self.found_done = 0
 
     def __iter__(self) -> Iterator[int]:
+        refused = []
         for shard in self._shards:
-            if not self._writer.claim(shard):
+            if self._writer.claim(shard):
+                yield from self._ours(shard)
+            else:
+                refused.append(shard)
+        for shard in refused:  # perhaps its process has ended since
+            if self._writer.claim(shard):
+                yield from self._ours(shard)
+            else:
                 self.elsewhere += 1
-                continue
-            self._held.add(shard)
-            if self._writer.is_done(shard, retry_quarantined=self._retry):
-                self.found_done += 1
-                self.release(shard)
-                continue
+
+    def _ours(self, shard: int) -> Iterator[int]:
+        self._held.add(shard)
+        if self._writer.is_done(shard, retry_quarantined=self._retry):
+            self.found_done += 1
+            self.release(shard)
+        else:
             yield shard
 
     def release(self, shard: int) -> None:

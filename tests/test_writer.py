@@ -19,6 +19,7 @@ from data_cache.schema import (
     DESCRIPTION,
     ENCODINGS,
     CacheError,
+    DamagedCacheError,
     Resolved,
     SplitFrames,
     StaleCacheError,
@@ -206,6 +207,28 @@ def test_a_shard_belongs_to_one_process_at_a_time(tmp_path):
     assert other.claim(2)
     one.release(1)
     assert other.claim(1)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_everybody_else_s_claims_are_seen_whoever_came_first(tmp_path, order):
+    holders, looker = (writer(tmp_path), writer(tmp_path)), writer(tmp_path)
+    for i in order:
+        for shard in ((0, 2), (1,))[i]:
+            assert holders[i].claim(shard)
+    assert looker.store.taken_elsewhere(3) == [0, 1, 2]
+
+
+def test_a_receipt_of_another_shard_or_without_its_files_proves_nothing(tmp_path):
+    fill(tmp_path)
+    good = (tmp_path / receipt_name(1)).read_text()
+    emptied = json.dumps(json.loads(good) | {"files": {}})
+    for shard, text in ((0, good), (1, emptied)):
+        before = (tmp_path / receipt_name(shard)).read_text()
+        (tmp_path / receipt_name(shard)).write_text(text)
+        assert writer(tmp_path).pending() == (shard,)
+        with pytest.raises(DamagedCacheError, match="another cache or shard"):
+            CacheReader(tmp_path)
+        (tmp_path / receipt_name(shard)).write_text(before)
 
 
 def test_a_claim_dies_with_its_process(tmp_path):
