@@ -192,7 +192,7 @@ def run_recompute(
         StaleCacheError: if recipe or weights are not those of the cache.
     """
     folders = (run or Path(target), Path(target).parent)
-    recorded = next((recipe for folder in folders if (recipe := RunFolder(folder).recipe).is_file()), None)
+    recorded = next((path for folder in folders if (path := RunFolder(folder).recipe).is_file()), None)
     recipe = load_recipe(str(recorded) if recorded is not None else target, data=data)
     stage = open_stage_one(recipe)
     reader = CacheReader(location, expected=asdict(stage.identity))
