@@ -2,15 +2,18 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import threading
+from pathlib import Path
 
 import pytest
 from commands import Command, HeldFrame, dask_process, descendants, sweep, wait_until, write_drive, write_recipe
 from test_cli import surround
 from test_writer import contents
 
+from data_cache.claims import Claims
 from data_cache.reader import cache_status
 from pipeline.cluster import ClusterSpec, job_script
 from pipeline.errors import RecipeError
@@ -95,6 +98,28 @@ def test_a_worker_killed_in_the_middle_of_a_shard_has_it_done_again_by_another(d
     assert "Traceback" not in command.output
 
 
+def test_a_worker_of_a_foreign_scheduler_killed_in_the_middle_of_a_shard_has_it_done_again(
+    drive, recipe, straight, address, tmp_path
+):
+    others = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    others.remove(os.getpid())
+
+    def kill_the_reader() -> None:
+        held.wait_for_reader()
+        wait_until(lambda: held.readers(others) != [], "the worker that reads")
+        held.restore()
+        for victim in held.readers(others):
+            os.kill(victim, signal.SIGKILL)
+
+    with HeldFrame(sweep(drive, 3)) as held:
+        killer = threading.Thread(target=kill_the_reader)
+        killer.start()
+        code, text = surround("teacher-cache", recipe, "--data", drive, "--run", tmp_path, "--scheduler", address)
+        killer.join()
+    assert (code, "6 of 6 shards" in text, "Traceback" in text) == (0, True, False), text
+    assert contents(tmp_path / "cache") == straight
+
+
 def test_two_parts_at_once_fill_one_cache(drive, recipe, straight, tmp_path):
     options = ("teacher-cache", recipe, "--data", drive, "--run", tmp_path)
     parts = [Command(tmp_path / f"log-{i}", *options, "--part", f"{i}/2") for i in (1, 2)]
@@ -120,14 +145,21 @@ def test_the_same_part_started_twice_damages_nothing_and_the_loser_says_so(drive
 
 
 @pytest.mark.parametrize(
-    ("engine", "number", "group"), [("threads", signal.SIGTERM, False), ("local", signal.SIGUSR1, True)]
+    ("engine", "numbers", "group"),
+    [
+        ("threads", [signal.SIGTERM], False),
+        ("threads", [signal.SIGUSR1], False),
+        # A queue and a terminal send theirs to all processes; the workers must neither die of any nor complain.
+        ("local", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], True),
+    ],
 )
-def test_a_signal_ends_with_75_and_the_same_command_goes_on(drive, recipe, straight, tmp_path, engine, number, group):
+def test_a_signal_ends_with_75_and_the_same_command_goes_on(drive, recipe, straight, tmp_path, engine, numbers, group):
     options = ("teacher-cache", recipe, "--data", drive, "--run", tmp_path, "--scheduler", engine)
     with HeldFrame(sweep(drive, 4)) as held:
         command = Command(tmp_path / "log", *options)
         held.wait_for_reader()
-        command.signal(number, group=group)
+        for number in numbers:
+            command.signal(number, group=group)
         held.restore()
         threading.Timer(1, held.let_go).start()  # a thread that reads cannot be interrupted
         assert command.end() == 75, command.output
@@ -155,6 +187,38 @@ def test_an_error_in_a_worker_is_the_message_of_one_process(drive, recipe, strai
     blocked.rmdir()
     assert (array / "zarr.json").read_bytes() == metadata
     assert surround(*options, "--scheduler", address)[0] == 0
+    assert contents(tmp_path / "cache") == straight
+
+
+def test_a_worker_that_finds_the_cache_of_another_recipe_says_what_one_process_says(
+    drive, recipe, address, tmp_path, monkeypatch
+):
+    """Somebody replaces the cache between the plan and the first shard."""
+    options = ("teacher-cache", recipe, "--data", drive)
+    assert surround(*options, "--run", tmp_path / "other", "--part", "1/6", "--set", "bins.sigma=2.0")[0] == 0
+
+    def replace(announcement: str) -> None:
+        (tmp_path / "run/cache/cache.json").write_bytes((tmp_path / "other/cache/cache.json").read_bytes())
+
+    monkeypatch.setattr("pipeline.cli._say", replace)
+    code, text = surround(*options, "--run", tmp_path / "run", "--scheduler", address)
+    assert (code, "bin_sigma: cache has 2.0, recipe says" in text, "Traceback" in text) == (1, True, False), text
+    assert text.count("Error: ") == 1
+
+
+def test_a_worker_that_outlives_a_run_opens_the_cache_of_the_next_one_anew(drive, recipe, straight, address, tmp_path):
+    """A lock in a deleted folder would keep nobody from anything."""
+    options = ("teacher-cache", recipe, "--data", drive, "--run", tmp_path, "--scheduler")
+    assert surround(*options, address)[0] == 0
+    shutil.rmtree(tmp_path / "cache")
+    assert surround(*options, "threads", "--part", "1/6")[0] == 0
+    other = Claims(tmp_path / "cache/claims.lock")
+    other.take(3)
+    code, text = surround(*options, address)
+    assert (code, "1 shards were left to another process" in text) == (1, True), text
+    other.release(3)
+    code, text = surround(*options, address)
+    assert (code, "1 shards written" in text) == (0, True), text
     assert contents(tmp_path / "cache") == straight
 
 
