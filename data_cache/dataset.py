@@ -23,6 +23,7 @@ class CachedRigs:
         lidar_depth_m: metres, 0 = no return.
         bins: the teacher's probabilities as stored; stages/bins.py decodes them.
         relation: the teacher's view relations.
+        tokens: the teacher's pooled features; C = 0 where the cache has none.
         focal_px: fx of each view at the size of `image`.
         view_valid: False for missing cameras.
     """
@@ -32,6 +33,7 @@ class CachedRigs:
     lidar_depth_m: Float[Tensor, "*B V H W"]
     bins: StoredBins[Tensor]
     relation: Float[Tensor, "*B V P P"]
+    tokens: Float[Tensor, "*B V P C"]
     focal_px: Float[Tensor, "*B V"]
     view_valid: Bool[Tensor, "*B V"]
 
@@ -53,12 +55,14 @@ class CachedFrames(Dataset[CachedRigs]):
         # another camera keeps black frames out of batch statistics. Its `view_valid` keeps it out of every loss.
         focal_px = np.where(record.view_valid, record.intrinsics[:, 0, 0], 1.0)
         shown = np.where(record.view_valid, np.arange(len(focal_px)), np.argmax(record.view_valid))
+        tokens = record.tokens if record.tokens is not None else np.zeros((*record.relation.shape[:2], 0), np.float16)
         return CachedRigs(
             frame_ids=(frame_id,),
             image=torch.from_numpy(record.image[shown]).permute(0, 3, 1, 2),
             lidar_depth_m=torch.from_numpy(unpack_depth_m(record.lidar_depth)),
             bins=map_arrays(_tensor, record.bins),
             relation=torch.from_numpy(record.relation).float(),
+            tokens=torch.from_numpy(tokens).float(),
             focal_px=torch.from_numpy(focal_px).float(),
             view_valid=torch.from_numpy(record.view_valid),
         )

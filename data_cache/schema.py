@@ -107,6 +107,10 @@ class DamagedCacheError(CacheError):
     """Stored bytes are not what the receipt says."""
 
 
+OPTIONAL_FIELDS: Mapping[str, object] = {"token_channels": 0}
+"""Fields of an identity that came after format version 2, with the value that means "as it was then"."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CacheIdentity:
     """What a cache holds and how it was made. Sizes are (height, width) in pixels.
@@ -119,6 +123,7 @@ class CacheIdentity:
         train, selection: selectors of the two splits that the cache holds, as the recipe has them.
         encoding: key of ENCODINGS.
         window_width, bin_count, bin_sigma: None where they are not among the encoding's `settings`.
+        token_channels: C of the stored teacher tokens, 0 where they are not stored.
     """
 
     camera_names: tuple[str, ...]
@@ -144,6 +149,7 @@ class CacheIdentity:
     teacher_weights_sha256: str
     teacher_preprocessing: str
     teacher_input_size: tuple[int, int]
+    token_channels: int = 0
 
     def __post_init__(self) -> None:
         if self.encoding not in ENCODINGS:
@@ -167,10 +173,14 @@ class CacheIdentity:
         """Frame numbers of one shard."""
         return range(shard * self.shard_frames, min((shard + 1) * self.shard_frames, self.frame_count))
 
+    def table(self) -> dict[str, Any]:
+        """The fields as cache.json has them: one that is optional and not used is left out, as before there was one."""
+        return {k: v for k, v in asdict(self).items() if (k, v) not in OPTIONAL_FIELDS.items()}
+
     @cached_property
     def sha256(self) -> str:
         """Short name of this identity in receipts and reports."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.table(), sort_keys=True).encode()).hexdigest()
 
     def differences(self, expected: Mapping[str, object]) -> dict[str, tuple[object, object]]:
         """Fields named in `expected` that differ, as (ours, expected)."""
@@ -218,6 +228,7 @@ class FrameRecord:
         view_valid: False where the frame lacks the camera; its other entries are then 0, its pose the identity.
         intrinsics: pixels of `image`, pixel centres at half-integers.
         world_from_cam: pose at the camera's own time stamp.
+        tokens: the teacher's pooled features, None in a cache that does not store them.
     """
 
     image: UInt8[np.ndarray, "V H W 3"]
@@ -227,11 +238,12 @@ class FrameRecord:
     view_valid: Bool[np.ndarray, " V"]
     intrinsics: Float32[np.ndarray, "V 3 3"]
     world_from_cam: Float64[np.ndarray, "V 4 4"]
+    tokens: Float16[np.ndarray, "V P C"] | None = None
 
 
 def record_arrays(record: FrameRecord) -> dict[str, np.ndarray]:
     """The arrays of a record by the names they are stored under."""
-    return {k: v for k, v in vars(record).items() if k != "bins"} | vars(record.bins)
+    return {k: v for k, v in vars(record).items() if k != "bins" and v is not None} | vars(record.bins)
 
 
 def record_from_arrays(encoding: str, arrays: Mapping[str, np.ndarray]) -> FrameRecord:
@@ -260,6 +272,7 @@ def array_table(identity: CacheIdentity) -> dict[str, ArraySpec]:
     """
     V, (H, W) = identity.view_count, identity.image_size
     P = identity.relation_grid[0] * identity.relation_grid[1]
+    tokens = {"tokens": ArraySpec("float16", (V, P, identity.token_channels), "shuffle")}
     return {
         # Photographs repeat few bytes, but their high bits are smooth: 2 % less and a quarter faster than whole bytes.
         "image": ArraySpec("uint8", (V, H, W, 3), "bitshuffle"),
@@ -270,6 +283,7 @@ def array_table(identity: CacheIdentity) -> dict[str, ArraySpec]:
         "view_valid": ArraySpec("bool", (V,)),
         "intrinsics": ArraySpec("float32", (V, 3, 3)),
         "world_from_cam": ArraySpec("float64", (V, 4, 4)),
+        **(tokens if identity.token_channels else {}),
     }
 
 

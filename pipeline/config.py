@@ -16,7 +16,7 @@ from pipeline.errors import RecipeError
 from pipeline.weight_catalog import KNOWN
 from stages.bins import BinSpec
 from stages.evaluate import EvaluateSpec
-from stages.losses import LossWeights
+from stages.losses import LossSpec
 from stages.student.model import StudentSpec
 from stages.teacher_cache import TeacherCacheSpec
 from stages.train_student import TrainStudentSpec
@@ -63,7 +63,7 @@ class Recipe:
     student: StudentSpec
     train_student: TrainStudentSpec
     bins: BinSpec = field(default_factory=BinSpec)
-    losses: LossWeights = field(default_factory=LossWeights)
+    losses: LossSpec = field(default_factory=LossSpec)
     eval: EvaluateSpec = field(default_factory=EvaluateSpec)
     cluster: ClusterSpec = field(default_factory=ClusterSpec)
 

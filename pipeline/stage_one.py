@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -46,7 +47,7 @@ class StageOne:
     batch_images: int
     lanes: int
 
-    @property
+    @cached_property
     def identity(self) -> CacheIdentity:
         """Of the cache that this recipe fills."""
         return cache_identity(decided_identity(self.recipe), self.source.rig, self.frames, self.teacher)

@@ -1,5 +1,6 @@
 """Augmentation of cached rigs; every random number comes from the generator that is passed."""
 
+import hashlib
 from dataclasses import replace
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from data_cache.dataset import CachedRigs
 from data_cache.schema import map_arrays
-from stages.relations import mirror_relations
+from stages.relations import mirror_relations, mirror_tokens
 
 BRIGHTNESS = CONTRAST = 0.2
 
@@ -26,9 +27,20 @@ def mirror(rig: CachedRigs) -> CachedRigs:
         lidar_depth_m=rig.lidar_depth_m[order].flip(-1),
         bins=map_arrays(lambda array: array[order].flip(2), rig.bins),  # axes V h w, then those of the encoding
         relation=mirror_relations(rig.relation),
+        tokens=mirror_tokens(rig.tokens),
         focal_px=rig.focal_px[order],
         view_valid=rig.view_valid[order],
     )
+
+
+def thin_lidar(rig: CachedRigs, share: float) -> CachedRigs:
+    """The rig with this share of its LiDAR pixels; which ones depends on the frame alone."""
+    if share == 1:
+        return rig
+    digest = hashlib.sha256(rig.frame_ids[0].encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:4]))
+    kept = torch.rand(rig.lidar_depth_m.shape, generator=generator) < share
+    return replace(rig, lidar_depth_m=torch.where(kept, rig.lidar_depth_m, 0.0))
 
 
 def jitter_colours(image: Float[Tensor, "V 3 H W"], generator: torch.Generator) -> Float[Tensor, "V 3 H W"]:

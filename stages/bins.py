@@ -81,6 +81,11 @@ def affine_invariant_map(disparity: Float[Tensor, "*batch H W"], size: tuple[int
     return u.reshape(*batch, *size)
 
 
+def map_disparity(u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The relative disparity x in [0, 1] behind an affine-invariant map: ((1 + a)^u - 1) / a."""
+    return torch.expm1(u * math.log1p(LOG_CURVATURE)) / LOG_CURVATURE
+
+
 def closed_form_prob(u: Float[Tensor, "*batch h w"], spec: BinSpec) -> Float[Tensor, "*batch K h w"]:
     """Bin probabilities of an affine-invariant map: p_k proportional to exp(-(K u - k - 1/2)^2 / (2 sigma^2))."""
     k = torch.arange(spec.count, device=u.device, dtype=u.dtype)[:, None, None]

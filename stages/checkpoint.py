@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_cache.errors import SurroundError
 from data_cache.files import WriteError, replace_atomically
@@ -17,8 +17,9 @@ from stages.bins import STORAGE_FIELDS, BinSpec
 from stages.student.model import Student, StudentSpec
 
 FORMAT = "surround-student/1"
-STATE_FORMAT = "surround-training-state/1"
+STATE_FORMAT = "surround-training-state/2"
 HEADER = "surround"
+LEARNER = "learner."
 
 
 class CheckpointError(SurroundError):
@@ -111,7 +112,7 @@ def load_student(
 
 
 def save_state(
-    path: Path, student: Student, optimizer: torch.optim.Optimizer, step: int, best: float, run: Mapping[str, Any]
+    path: Path, learner: nn.Module, optimizer: torch.optim.Optimizer, step: int, best: float, run: Mapping[str, Any]
 ) -> None:
     """Write all that training needs to go on: weights, optimiser, step. One file, so that nothing can disagree.
 
@@ -119,7 +120,7 @@ def save_state(
 
     Args:
         path: where.
-        student, optimizer: their tensors are stored.
+        learner, optimizer: their tensors are stored; the learner is the student and whatever else learns beside it.
         step: optimiser steps taken.
         best: best selection score so far, inf where there is none.
         run: what must be equal for a resumed run to be the same run; compared by `load_state`.
@@ -127,7 +128,7 @@ def save_state(
     Raises:
         CheckpointError: if it cannot be written; what was at `path` stays.
     """
-    tensors = {f"student.{name}": value for name, value in student.state_dict().items()}
+    tensors = {f"{LEARNER}{name}": value for name, value in learner.state_dict().items()}
     for index, slots in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in slots.items()}
     header = {"format": STATE_FORMAT, "step": str(step), "best": repr(best), "run": json.dumps(run, sort_keys=True)}
@@ -142,8 +143,8 @@ class Progress:
     best: float
 
 
-def load_state(path: Path, student: Student, optimizer: torch.optim.Optimizer, run: Mapping[str, Any]) -> Progress:
-    """Put student and optimiser back to where `save_state` left them.
+def load_state(path: Path, learner: nn.Module, optimizer: torch.optim.Optimizer, run: Mapping[str, Any]) -> Progress:
+    """Put learner and optimiser back to where `save_state` left them.
 
     Raises:
         CheckpointError: if the file is damaged, or belongs to another run (each difference named).
@@ -156,7 +157,7 @@ def load_state(path: Path, student: Student, optimizer: torch.optim.Optimizer, r
             "\n".join([f"{path} belongs to another run:", *lines, "Restore these, or start again with --fresh."])
         )
     try:
-        student.load_state_dict({k.removeprefix("student."): v for k, v in tensors.items() if k.startswith("student.")})
+        learner.load_state_dict({k.removeprefix(LEARNER): v for k, v in tensors.items() if k.startswith(LEARNER)})
     except RuntimeError as error:
         raise CheckpointError(f"{path}: weights do not fit the student: {error}; start again with --fresh") from error
     state: dict[int, dict[str, Tensor]] = {}

@@ -72,15 +72,16 @@ def frame_record(frame: PreparedFrame, seen: Sequence[SeenView], identity: Cache
     stored = {name: np.zeros(array.shape, array.dtype) for name, array in bin_table(identity).items()}
     for name, array in stored.items():
         array[there] = getattr(said, name).numpy()
+    # Tokens of a missing view are zeros, and so are its relations: a gap is not bridged.
     tokens = torch.zeros(identity.view_count, *seen[0].tokens.shape)
     tokens[there] = torch.stack([view.tokens for view in seen])
     return FrameRecord(
         image=frame.image,
         lidar_depth=frame.lidar_depth,
         bins=ENCODINGS[identity.encoding](**stored),
-        # Tokens of a missing view are zeros, and so are its relations: a gap is not bridged.
         relation=relations.ring_relations(tokens).numpy().astype(np.float16),
         view_valid=frame.view_valid,
         intrinsics=frame.intrinsics,
         world_from_cam=frame.world_from_cam,
+        tokens=tokens.numpy().astype(np.float16) if identity.token_channels else None,
     )

@@ -8,37 +8,64 @@ from torch import Tensor
 
 MIN_POINTS_PER_RIG = 10
 RELATION_TEMPERATURE = 0.1
+LOGIT_TEMPERATURE = 4.0
+FRAMES = ("aligned", "literal")
 
 
 @dataclass(frozen=True, eq=False)
 class LossTerms:
-    """The terms of one step. Weights live in the recipe, never in here."""
+    """The terms of one step; None where a term has no weight and was not computed. Weights live in the recipe."""
 
-    supervised: Float[Tensor, ""]
-    kl: Float[Tensor, ""]
-    cross: Float[Tensor, ""]
-    relation: Float[Tensor, ""]
+    supervised: Float[Tensor, ""] | None = None
+    kl: Float[Tensor, ""] | None = None
+    cross: Float[Tensor, ""] | None = None
+    relation: Float[Tensor, ""] | None = None
+    output: Float[Tensor, ""] | None = None
+    logit: Float[Tensor, ""] | None = None
+    feature: Float[Tensor, ""] | None = None
+    all_relation: Float[Tensor, ""] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossWeights:
-    """One weight per field of LossTerms, same names. A term of weight 0 is not computed."""
+class LossSpec:
+    """One weight per field of LossTerms, same names, and what they share. A term of weight 0 is not computed.
+
+    Attributes:
+        supervised: depth against LiDAR.
+        kl: bin probabilities against the teacher's.
+        cross: the teacher's probabilities with the student's centres, against LiDAR.
+        relation: relations of ring neighbours against the teacher's.
+        output: baseline, depth against the teacher's map fitted to LiDAR.
+        logit: baseline, softened bin probabilities against the teacher's.
+        feature: baseline, tokens against the teacher's (`teacher_cache.tokens`).
+        all_relation: baseline, relations of all pairs of views, each with itself, too (`teacher_cache.tokens`).
+        frame: how `kl` and `cross` read the teacher's bins: aligned (stages/bins.py, align_frame) or literal.
+    """
 
     supervised: float = 1.0
     kl: float = 0.3
     cross: float = 0.0
     relation: float = 1.0
+    output: float = 0.0
+    logit: float = 0.0
+    feature: float = 0.0
+    all_relation: float = 0.0
+    frame: str = "aligned"
 
     def __post_init__(self) -> None:
-        for field in fields(self):
+        for field in fields(LossTerms):
             if not 0 <= getattr(self, field.name) < float("inf"):
                 raise ValueError(f"{field.name}: expected a weight >= 0, got {getattr(self, field.name)}")
+        if not any(getattr(self, field.name) for field in fields(LossTerms)):
+            raise ValueError("every weight is 0; give at least one loss a weight")
+        if self.frame not in FRAMES:
+            raise ValueError(f"frame: expected one of {', '.join(FRAMES)}, got {self.frame!r}")
 
 
-def weighted_sum(terms: LossTerms, weights: LossWeights) -> Float[Tensor, ""]:
-    """Sum of weight * term over all terms of positive weight."""
-    parts = [getattr(weights, f.name) * getattr(terms, f.name) for f in fields(terms) if getattr(weights, f.name) > 0]
-    return torch.stack(parts).sum() if parts else terms.supervised * 0
+def weighted_sum(terms: LossTerms, spec: LossSpec) -> Float[Tensor, ""]:
+    """Sum of weight * term over the terms that were computed, at least one."""
+    found = {f.name: term for f in fields(terms) if (term := getattr(terms, f.name)) is not None}
+    return torch.stack([getattr(spec, name) * term for name, term in found.items()]).sum()
 
 
 def scale_invariant_log(
@@ -105,6 +132,31 @@ def relation_kl(
         student_log = (student_relation / RELATION_TEMPERATURE).log_softmax(dim)
         per_direction.append((teacher_log.exp() * (teacher_log - student_log)).sum(dim).mean(-1))
     return _mean_over_views(torch.stack(per_direction).mean(0), pair_valid)
+
+
+def output_level(
+    depth_m: Float[Tensor, "B V H W"], teacher_depth_m: Float[Tensor, "B V H W"], fitted: Bool[Tensor, "B V"]
+) -> Float[Tensor, ""]:
+    """L1 of log depth against the teacher's depth, mean over the pixels of fitted views: a baseline."""
+    difference = (depth_m.log() - teacher_depth_m.log()).abs()
+    return _mean_over_views(difference.mean((-2, -1)), fitted)
+
+
+def softened_kl(
+    teacher_prob: Float[Tensor, "B V K h w"],
+    student_logit: Float[Tensor, "B V K h w"],
+    view_valid: Bool[Tensor, "B V"],
+) -> Float[Tensor, ""]:
+    """T^2 KL(softmax(log p / T) || softmax(z / T)), the logit distillation of Hinton et al. 2015: a baseline."""
+    softened = (teacher_prob.clamp(min=1e-12).log() / LOGIT_TEMPERATURE).softmax(2)
+    return LOGIT_TEMPERATURE**2 * bin_kl(softened, student_logit / LOGIT_TEMPERATURE, view_valid)
+
+
+def token_distance(
+    teacher_tokens: Float[Tensor, "B V P C"], adapted_tokens: Float[Tensor, "B V P C"], view_valid: Bool[Tensor, "B V"]
+) -> Float[Tensor, ""]:
+    """Squared distance of tokens, mean over the tokens of valid views (FitNets, Romero et al. 2015): a baseline."""
+    return _mean_over_views(((teacher_tokens - adapted_tokens) ** 2).sum(-1).mean(-1), view_valid)
 
 
 def _mean_over_views(value: Float[Tensor, "B V"], valid: Bool[Tensor, "B V"]) -> Float[Tensor, ""]:

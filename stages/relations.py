@@ -21,9 +21,27 @@ def ring_relations(tokens: Float[Tensor, "*batch V P C"]) -> Float[Tensor, "*bat
     return tokens @ tokens.roll(-1, dims=-3).transpose(-1, -2)
 
 
+def all_relations(tokens: Float[Tensor, "B V P C"]) -> Float[Tensor, "B VV P P"]:
+    """Cosine of each token of view i (rows) with each of view j (columns), for all pairs, at i * V + j."""
+    return torch.einsum("bipc,bjqc->bijpq", tokens, tokens).flatten(1, 2)
+
+
+def pairs_valid(view_valid: Bool[Tensor, "B V"]) -> Bool[Tensor, "B VV"]:
+    """True at i * V + j where views i and j are both there."""
+    return (view_valid[:, :, None] & view_valid[:, None]).flatten(1)
+
+
 def neighbours_valid(view_valid: Bool[Tensor, "*batch V"]) -> Bool[Tensor, "*batch V"]:
     """True at i where views i and i + 1 mod V are both there; a gap in the ring is never bridged."""
     return view_valid & view_valid.roll(-1, dims=-1)
+
+
+def mirror_tokens(tokens: Float[Tensor, "V P C"]) -> Float[Tensor, "V P C"]:
+    """Tokens of the mirrored rig: views j = -i mod V, columns of the grid reversed."""
+    view_count = tokens.shape[0]
+    order = torch.tensor([-j % view_count for j in range(view_count)], device=tokens.device)
+    grid = tokens[order].reshape(view_count, *GRID, tokens.shape[-1])
+    return grid.flip(2).reshape_as(tokens)
 
 
 def mirror_relations(relation: Float[Tensor, "V P P"]) -> Float[Tensor, "V P P"]:

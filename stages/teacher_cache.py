@@ -43,6 +43,7 @@ class TeacherCacheSpec:
         precision, device: auto, or as named in stages/devices.py.
         batch_images: images per forward pass, over views and frames; 0 takes what suits the device.
         shard_frames: frames per shard, the unit of work.
+        tokens: also keep the teacher's pooled features, which two baselines learn from; about 0.25 MB a frame.
         location: where the cache lies, a folder or s3://bucket/prefix, gs://bucket/prefix; empty for RUN/cache.
     """
 
@@ -52,6 +53,7 @@ class TeacherCacheSpec:
     device: str = "auto"
     batch_images: int = 0
     shard_frames: int = 32
+    tokens: bool = False
     location: str = ""
 
     def __post_init__(self) -> None:
@@ -120,13 +122,22 @@ def recipe_identity(
         "shard_frames": spec.shard_frames,
         "teacher_name": Path(spec.weights).name,
         "teacher_input_size": spec.input_size,
+        # With tokens the teacher decides how many channels they have.
+        **({} if spec.tokens else {"token_channels": 0}),
     }
 
 
 def cache_identity(decided: Mapping[str, Any], rig: Rig, frames: SplitFrames, teacher: Teacher) -> CacheIdentity:
-    """The whole identity: what the recipe decides, the frames found, and the teacher's weights."""
+    """The whole identity: what the recipe decides, the frames found, and the teacher's weights.
+
+    Where tokens are kept, the teacher looks at a black image to tell how many channels they have.
+    """
+    known = dict(decided)
+    if "token_channels" not in known:
+        black = torch.zeros(1, *teacher.input_size, 3, dtype=torch.uint8)
+        known["token_channels"] = teacher(black).features.shape[1]
     return CacheIdentity(
-        **decided,
+        **known,
         camera_names=rig.camera_names,
         frame_count=len(frames.ordered),
         frames_sha256=frames.sha256(),

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from data_cache.dataset import CachedFrames, CachedRigs, batches, collate
@@ -24,15 +22,13 @@ from data_cache.errors import SurroundError
 from data_cache.files import write_atomically, write_error
 from data_cache.reader import CacheReader
 from data_cache.schema import map_arrays
-from stages import losses
-from stages.augment import jitter_colours, mirror
-from stages.bins import align_frame, decode
+from stages.augment import jitter_colours, mirror, thin_lidar
 from stages.checkpoint import Lineage, load_state, save_state, save_student
 from stages.devices import autocast, place, require_known, resolve_device, resolve_precision
-from stages.losses import LossTerms, LossWeights, weighted_sum
+from stages.distill import Learner, loss_terms
+from stages.losses import LossSpec, LossTerms, weighted_sum
 from stages.metrics import abs_rel
 from stages.progress import Preempted, progress_bar
-from stages.relations import neighbours_valid, ring_relations
 from stages.student.model import Student
 
 LOG_EVERY = 10
@@ -52,6 +48,7 @@ class TrainStudentSpec:
         batch_rigs: frames per step.
         learning_rate, warmup_steps, weight_decay, clip_norm: AdamW, linear warm-up then cosine to 0, gradient norm.
         flip, jitter: augmentation.
+        lidar_share: of the pixels with a LiDAR return, those that teach; drawn once per frame, the same in every run.
         checkpoint_every: steps between saved states; a kill costs at most these.
         select_every: steps between looks at the selection split, where the recipe names one.
         workers: loader processes, 0 to read in the training process.
@@ -67,6 +64,7 @@ class TrainStudentSpec:
     clip_norm: float = 1.0
     flip: bool = True
     jitter: bool = True
+    lidar_share: float = 1.0
     checkpoint_every: int = 200
     select_every: int = 200
     workers: int = 0
@@ -86,6 +84,8 @@ class TrainStudentSpec:
                 raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"weight_decay: expected 0 or more, got {self.weight_decay}")
+        if not 0 < self.lidar_share <= 1:
+            raise ValueError(f"lidar_share: expected more than 0 and at most 1, got {self.lidar_share}")
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def train_student(
     selection_ids: Sequence[str],
     folder: Path,
     spec: TrainStudentSpec,
-    weights: LossWeights,
+    loss_spec: LossSpec,
     depth_range_m: tuple[float, float],
     *,
     fresh: bool = False,
@@ -156,7 +156,7 @@ def train_student(
             f"{reader.store.location}: all {len(train_ids)} training frames are quarantined; see teacher-cache"
         )
     dataset = CachedFrames(reader, usable)
-    if weights.supervised and not _any_lidar(dataset, depth_range_m):
+    if loss_spec.supervised and not _any_lidar(dataset, depth_range_m):
         raise TrainingError(
             f"{reader.store.location}: no training frame has a LiDAR return between {depth_range_m[0]} and"
             f" {depth_range_m[1]} m, so nothing says how many metres; check the LiDAR files and data.depth_range_m,"
@@ -164,9 +164,11 @@ def train_student(
         )
     device = resolve_device(spec.device)
     precision = resolve_precision(spec.precision, device)
-    place(student, device)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=spec.learning_rate, weight_decay=spec.weight_decay)
-    run = _run_identity(reader, student, usable, spec, weights, depth_range_m, precision)
+    learner = _learner(student, reader, loss_spec)
+    place(learner, device)
+    # Not fused: fused steps do not repeat to the byte after a resume.
+    optimizer = torch.optim.AdamW(learner.parameters(), spec.learning_rate, weight_decay=spec.weight_decay)
+    run = _run_identity(reader, student, usable, spec, loss_spec, depth_range_m, precision)
     state_path = folder / "state.safetensors"
     begin, best = 0, math.inf
 
@@ -177,10 +179,10 @@ def train_student(
     def save(step: int) -> None:
         # The state last: a student without its state is trained again, a state without its student would count as done.
         save_student(folder / "last.safetensors", student, lineage(step))
-        save_state(state_path, student, optimizer, step, best, run)
+        save_state(state_path, learner, optimizer, step, best, run)
 
     if state_path.exists() and not fresh:
-        progress = load_state(state_path, student, optimizer, run)
+        progress = load_state(state_path, learner, optimizer, run)
         begin, best = progress.step, progress.best
         if not (folder / "last.safetensors").exists():
             save_student(folder / "last.safetensors", student, lineage(begin))
@@ -197,10 +199,10 @@ def train_student(
                 raise Preempted(f"stopped after step {step} of {spec.steps}; the state is saved in {folder}")
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, spec)
-            terms = _step(student, optimizer, rigs, step, spec, weights, depth_range_m, device, precision)
+            terms = _step(learner, optimizer, rigs, step, spec, loss_spec, depth_range_m, device, precision)
             done = step + 1
             if done % LOG_EVERY == 0 or done == spec.steps:
-                values = {f.name: getattr(terms, f.name).item() for f in fields(terms)}
+                values = _values(terms)
                 bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()}, refresh=False)
                 rate = (done - begin) * spec.batch_rigs / (time.perf_counter() - clock)
                 log.write(done, {**values, "learning_rate": learning_rate(step, spec), "frames_per_s": rate})
@@ -227,66 +229,50 @@ def train_student(
     )
 
 
-def loss_terms(
-    student: Student,
-    rigs: CachedRigs,
-    image: Float[Tensor, "B V 3 H W"],
-    weights: LossWeights,
-    depth_range_m: tuple[float, float],
-    device: torch.device,
-    precision: str,
-) -> LossTerms:
-    """Forward pass and every term whose weight is not zero; the others are zero."""
-    view_valid = rigs.view_valid.to(device)
-    lidar_depth_m = rigs.lidar_depth_m.to(device)
-    in_range = (lidar_depth_m > depth_range_m[0]) & (lidar_depth_m < depth_range_m[1])
-    lidar_depth_m = torch.where(in_range, lidar_depth_m, 0.0)
-    with autocast(device, precision):
-        out = student(image, rigs.focal_px.to(device), view_valid)
-    zero = torch.zeros((), device=device)
-    kl = cross = relation = zero
-    if weights.kl or weights.cross:
-        stored = map_arrays(lambda array: array.to(device), rigs.bins)
-        aligned = align_frame(decode(stored, student.bins), out.logit.softmax(2))
-        kl = losses.bin_kl(aligned, out.logit, view_valid) if weights.kl else zero
-        cross = losses.cross_interaction(aligned, out.centers_m, lidar_depth_m) if weights.cross else zero
-    if weights.relation:
-        pairs = neighbours_valid(view_valid)
-        relation = losses.relation_kl(rigs.relation.to(device), ring_relations(out.tokens), pairs)
-    supervised = losses.scale_invariant_log(out.depth_m, lidar_depth_m)
-    return LossTerms(supervised, kl, cross, relation)
+def _learner(student: Student, reader: CacheReader, loss_spec: LossSpec) -> Learner:
+    """Everything that learns."""
+    token_channels = reader.identity.token_channels
+    if (loss_spec.feature or loss_spec.all_relation) and not token_channels:
+        raise TrainingError(
+            f"{reader.store.location} holds no teacher tokens, from which losses.feature and losses.all_relation learn;"
+            " set teacher_cache.tokens = true and write the cache again"
+        )
+    return Learner(student, token_channels if loss_spec.feature else 0)
+
+
+def _values(terms: LossTerms) -> dict[str, float]:
+    return {f.name: term.item() for f in fields(terms) if (term := getattr(terms, f.name)) is not None}
 
 
 def _step(
-    student: Student,
+    learner: Learner,
     optimizer: torch.optim.Optimizer,
     rigs: CachedRigs,
     step: int,
     spec: TrainStudentSpec,
-    weights: LossWeights,
+    loss_spec: LossSpec,
     depth_range_m: tuple[float, float],
     device: torch.device,
     precision: str,
 ) -> LossTerms:
     generator = _generator(spec.seed, step, 1)
-    if spec.flip:
-        singles = [_single(rigs, i) for i in range(len(rigs.frame_ids))]
-        turned = torch.rand(len(singles), generator=generator) < 0.5
-        rigs = collate([mirror(rig) if turn else rig for rig, turn in zip(singles, turned.tolist(), strict=True)])
+    if spec.flip or spec.lidar_share < 1:
+        singles = [thin_lidar(_single(rigs, i), spec.lidar_share) for i in range(len(rigs.frame_ids))]
+        turned = (torch.rand(len(singles), generator=generator) < (0.5 if spec.flip else 0)).tolist()
+        rigs = collate([mirror(rig) if turn else rig for rig, turn in zip(singles, turned, strict=True)])
     image = rigs.image.float() / 255
     if spec.jitter:
         image = torch.stack([jitter_colours(rig, generator) for rig in image])
-    terms = loss_terms(student, rigs, image.to(device), weights, depth_range_m, device, precision)
-    total = weighted_sum(terms, weights)
+    terms = loss_terms(learner, rigs, image.to(device), loss_spec, depth_range_m, device, precision)
+    total = weighted_sum(terms, loss_spec)
     if not torch.isfinite(total):
-        values = {f.name: getattr(terms, f.name).item() for f in fields(terms)}
         raise TrainingError(
-            f"step {step + 1}: loss is not finite: {values}; frames {', '.join(rigs.frame_ids)}."
+            f"step {step + 1}: loss is not finite: {_values(terms)}; frames {', '.join(rigs.frame_ids)}."
             " Lower train_student.learning_rate or look at these frames; the last saved state is kept"
         )
     optimizer.zero_grad(set_to_none=True)
     total.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(student.parameters(), spec.clip_norm)
+    torch.nn.utils.clip_grad_norm_(learner.parameters(), spec.clip_norm)
     optimizer.step()
     return terms
 
@@ -329,7 +315,7 @@ def _run_identity(
     student: Student,
     train_ids: Sequence[str],
     spec: TrainStudentSpec,
-    weights: LossWeights,
+    loss_spec: LossSpec,
     depth_range_m: tuple[float, float],
     precision: str,
 ) -> Mapping[str, Any]:
@@ -341,7 +327,7 @@ def _run_identity(
         "student": asdict(student.spec),
         "bins": asdict(student.bins),
         "train_student": train | {"precision": precision},
-        "losses": asdict(weights),
+        "losses": asdict(loss_spec),
         "depth_range_m": list(depth_range_m),
     }
 

@@ -26,6 +26,7 @@ def random_rig(
         lidar_depth_m=torch.rand(view_count, *size, generator=generator),
         bins=encode(u, replace(SPEC, encoding=encoding)),
         relation=ring_relations(pool_tokens(features)),
+        tokens=pool_tokens(features),
         focal_px=torch.arange(view_count) + 100.0,
         view_valid=torch.arange(view_count) < max(view_count - 1, 1),
     )

@@ -1,4 +1,5 @@
 import math
+from dataclasses import fields
 
 import pytest
 import torch
@@ -7,8 +8,8 @@ from hypothesis import strategies as st
 
 from stages.bins import align_frame
 from stages.losses import (
+    LossSpec,
     LossTerms,
-    LossWeights,
     bin_kl,
     cross_interaction,
     relation_kl,
@@ -27,10 +28,6 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 def pixel(*values: float) -> torch.Tensor:
     """One rig of one view of one pixel with these bin values, (1, 1, K, 1, 1)."""
     return torch.tensor(values).view(1, 1, -1, 1, 1)
-
-
-def terms(supervised: float = 0, kl: float = 0, cross: float = 0, relation: float = 0) -> LossTerms:
-    return LossTerms(*(torch.tensor(float(value)) for value in (supervised, kl, cross, relation)))
 
 
 def test_si_log_of_a_wrong_scale_by_hand():
@@ -222,20 +219,22 @@ def test_missing_neighbours_do_not_matter_to_relation_kl():
     assert relation_kl(teacher, student, ~only_first & only_first).item() == 0
 
 
-def test_the_weighted_sum_by_hand():
-    weights = LossWeights(supervised=1.0, kl=0.3, cross=0.5, relation=2.0)
-    assert weighted_sum(terms(1, 10, 100, 1000), weights).item() == pytest.approx(1 + 3 + 50 + 2000)
+def test_the_weighted_sum_by_hand_leaves_out_what_was_not_computed():
+    spec = LossSpec(supervised=1.0, kl=0.3, cross=0.5, relation=2.0)
+    ten = {"kl": torch.tensor(10.0), "relation": torch.tensor(1000.0)}
+    assert weighted_sum(LossTerms(supervised=torch.tensor(1.0), **ten), spec).item() == pytest.approx(1 + 3 + 2000)
+    assert weighted_sum(LossTerms(**ten), spec).item() == pytest.approx(3 + 2000)
 
 
-def test_a_term_of_weight_zero_does_not_count_even_if_it_is_nan():
-    weights = LossWeights(supervised=2.0, kl=0.0, cross=0.0, relation=0.0)
-    assert weighted_sum(terms(3, math.nan, math.inf, math.nan), weights).item() == 6
-    nothing = LossWeights(supervised=0.0, kl=0.0, cross=0.0, relation=0.0)
-    assert weighted_sum(terms(3, 1, 1, 1), nothing).item() == 0
+def test_losses_without_any_weight_are_refused():
+    with pytest.raises(ValueError, match="every weight is 0"):
+        LossSpec(supervised=0.0, kl=0.0, cross=0.0, relation=0.0)
+    with pytest.raises(ValueError, match="frame: expected one of aligned, literal, got 'x'"):
+        LossSpec(frame="x")
 
 
-@pytest.mark.parametrize("name", ["supervised", "kl", "cross", "relation"])
+@pytest.mark.parametrize("name", [field.name for field in fields(LossTerms)])
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
 def test_an_impossible_weight_is_named(name, value):
     with pytest.raises(ValueError, match=f"{name}: expected a weight >= 0, got {value}"):
-        LossWeights(**{name: value})
+        LossSpec(**{name: value})

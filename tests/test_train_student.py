@@ -14,10 +14,11 @@ from data_cache.schema import ENCODINGS
 from stages import train_student as module
 from stages.bins import BinSpec
 from stages.checkpoint import CheckpointError, load_student
-from stages.losses import LossWeights
+from stages.distill import Learner, loss_terms
+from stages.losses import LossSpec
 from stages.progress import Preempted
 from stages.student.model import Student, StudentSpec
-from stages.train_student import TrainingError, TrainStudentSpec, learning_rate, loss_terms, sample_order, train_student
+from stages.train_student import TrainingError, TrainStudentSpec, learning_rate, sample_order, train_student
 
 STUDENT = StudentSpec(
     input_size=(32, 64), near_m=0.5, far_m=80.0, focal_px=32.0, decoder_channels=8, attention_width=16, pretrained=False
@@ -33,7 +34,7 @@ def cache(tmp_path_factory, teacher_folder) -> Path:
     return root
 
 
-def train(cache: Path, folder: Path, spec: TrainStudentSpec = SPEC, weights: LossWeights = LossWeights(), **options):  # noqa: B008
+def train(cache: Path, folder: Path, spec: TrainStudentSpec = SPEC, weights: LossSpec = LossSpec(), **options):  # noqa: B008
     torch.manual_seed(spec.seed)
     student = Student(STUDENT, BinSpec(prob_stride=4))
     selection = options.pop("selection", ())
@@ -90,14 +91,14 @@ def test_other_settings_do_not_continue_a_run(cache, tmp_path):
     with pytest.raises(CheckpointError, match=r"learning_rate: state has 0.001, recipe says 0.1(.|\n)*--fresh"):
         train(cache, tmp_path, replace(SPEC, learning_rate=0.1))
     with pytest.raises(CheckpointError, match="losses.kl"):
-        train(cache, tmp_path, weights=LossWeights(kl=0.9))
+        train(cache, tmp_path, weights=LossSpec(kl=0.9))
 
 
 def test_training_lowers_the_loss_and_moves_every_part_of_the_student(cache, tmp_path):
     torch.manual_seed(0)
     before = Student(STUDENT, BinSpec(prob_stride=4)).state_dict()
     spec = replace(SPEC, steps=40, learning_rate=2e-3, checkpoint_every=100)
-    train(cache, tmp_path, spec, LossWeights(cross=0.3))
+    train(cache, tmp_path, spec, LossSpec(cross=0.3))
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log] == [10, 20, 30, 40]
     assert log[-1]["supervised"] < log[0]["supervised"]
@@ -120,7 +121,7 @@ def encoded(tmp_path_factory, teacher_folder) -> dict[str, Path]:
 def test_a_student_trains_on_every_encoding(encoded, tmp_path, encoding):
     torch.manual_seed(0)
     student = Student(STUDENT, BinSpec(prob_stride=4, encoding=encoding))
-    ids, spec, weights = ("d/0", "d/1"), replace(SPEC, steps=2), LossWeights(cross=0.3)
+    ids, spec, weights = ("d/0", "d/1"), replace(SPEC, steps=2), LossSpec(cross=0.3)
     train_student(CacheReader(encoded[encoding]), student, ids, (), tmp_path, spec, weights, RANGE_M)
     (entry,) = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert entry["step"] == 2
@@ -130,12 +131,12 @@ def test_a_student_trains_on_every_encoding(encoded, tmp_path, encoding):
 def test_every_encoding_says_the_same_and_a_missing_camera_says_nothing(encoded):
     torch.manual_seed(0)
     student = Student(STUDENT, BinSpec(prob_stride=4)).eval()
-    weights, cpu = LossWeights(cross=0.3), torch.device("cpu")
+    weights, cpu = LossSpec(cross=0.3), torch.device("cpu")
 
     def terms(encoding: str, **changes) -> torch.Tensor:
         frames = CachedFrames(CacheReader(encoded[encoding]), ["d/0", "d/1"])
         rigs = replace(collate([frames[0], frames[1]]), **changes)
-        t = loss_terms(student, rigs, rigs.image.float() / 255, weights, RANGE_M, cpu, "fp32")
+        t = loss_terms(Learner(student), rigs, rigs.image.float() / 255, weights, RANGE_M, cpu, "fp32")
         return torch.stack([t.kl, t.cross])
 
     with torch.no_grad():
@@ -186,7 +187,7 @@ def test_nothing_but_quarantined_frames_is_an_error(tmp_path, teacher_folder):
 
 
 def test_a_loss_that_is_not_finite_stops_naming_term_and_frames(cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(module.losses, "bin_kl", lambda *_: torch.tensor(math.nan, requires_grad=True))
+    monkeypatch.setattr("stages.losses.bin_kl", lambda *_: torch.tensor(math.nan, requires_grad=True))
     with pytest.raises(TrainingError, match=r"step 1: loss is not finite: .*'kl': nan.*frames d/\d, d/\d"):
         train(cache, tmp_path)
     assert not (tmp_path / "last.safetensors").exists()
@@ -214,8 +215,8 @@ def test_lidar_that_is_all_out_of_range_is_an_error_and_not_a_metric_student(cac
     student = Student(STUDENT, BinSpec(prob_stride=4))
     ids, spec, range_m = ("d/0", "d/3"), replace(SPEC, steps=1), (70.0, 80.0)
     with pytest.raises(TrainingError, match=r"no training frame has a LiDAR return between 70.0 and 80.0 m"):
-        train_student(CacheReader(cache), student, ids, (), tmp_path, spec, LossWeights(), range_m)
-    train_student(CacheReader(cache), student, ids, (), tmp_path, spec, LossWeights(supervised=0.0), range_m)
+        train_student(CacheReader(cache), student, ids, (), tmp_path, spec, LossSpec(), range_m)
+    train_student(CacheReader(cache), student, ids, (), tmp_path, spec, LossSpec(supervised=0.0), range_m)
 
 
 def test_a_state_without_its_student_writes_it_again(cache, tmp_path):

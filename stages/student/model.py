@@ -97,6 +97,11 @@ class Student(nn.Module):
         self.classify = nn.Conv2d(width, bins.count, 1)
         self.centers = MetricBinCenters(CHANNELS[-1], bins.count, spec.near_m, spec.far_m, spec.focal_px)
 
+    @property
+    def token_channels(self) -> int:
+        """C of its tokens."""
+        return CHANNELS[_token_level(self.spec.input_size)]
+
     def forward(
         self,
         image: Float[Tensor, "B V 3 H W"],
