@@ -157,6 +157,29 @@ def evaluate(
     _exit_quarantined(done.report.quarantined, "they were not measured")
 
 
+@main.command()
+@recipe_options
+@click.option("--jobs", type=click.IntRange(1), help="Students at a time; default: one per GPU, or per core.")
+@click.option("--part", default="1/1", metavar="I/N", show_default=True, help="Only every N-th student, from the I-th.")
+def ablate(
+    recipe: str, data: Path | None, run: Path | None, overrides: tuple[str, ...], jobs: int | None, part: str
+) -> None:
+    """Train the same student with other losses, several seeds each, and print one table.
+
+    [ablate] of the recipe names the rows. Needs the cache of stage 1. What is done is not done again; job arrays call
+    it with --part, and whoever comes last prints the whole table.
+    """
+    from pipeline.ablate import run_ablate
+
+    with _errors():
+        parsed, folder = _open_run(recipe, data, run, overrides)
+        command = ("surround", *sys.argv[1:])
+        done = run_ablate(parsed, folder, jobs=jobs or 0, part=_part(part), command=command, say=_say)
+    click.echo(done.table)
+    missing = f", {done.missing} still missing" if done.missing else ""
+    click.echo(f"ablate: {done.done} students trained, {done.done_before} already done{missing}; {done.path}")
+
+
 @main.group()
 def cache() -> None:
     """Look at a cache, or at what one would take.

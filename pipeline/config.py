@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tomli_w
 
+from pipeline.ablation import AblateSpec
 from pipeline.cluster import ClusterSpec
 from pipeline.errors import RecipeError
 from pipeline.weight_catalog import KNOWN
@@ -66,6 +67,7 @@ class Recipe:
     losses: LossSpec = field(default_factory=LossSpec)
     eval: EvaluateSpec = field(default_factory=EvaluateSpec)
     cluster: ClusterSpec = field(default_factory=ClusterSpec)
+    ablate: AblateSpec = field(default_factory=AblateSpec)
 
 
 def built_in_recipes() -> dict[str, Path]:
@@ -168,6 +170,10 @@ def _value(kind: Any, value: Any, where: str) -> Any:
         return parse(kind, value, where)  # type: ignore[arg-type]
     if get_origin(kind) is tuple:
         return _tuple(get_args(kind), value, where)
+    if get_origin(kind) is dict:
+        if not isinstance(value, dict):
+            raise RecipeError(f"{where}: expected a table, got {value!r}")
+        return {key: _value(get_args(kind)[1], item, f"{where}[{key}]") for key, item in value.items()}
     if kind is float and type(value) is int:
         return float(value)
     # bool is an int to Python, but `steps = true` is a mistake.

@@ -40,6 +40,11 @@ class RunFolder:
         """Stage three."""
         return self.root / "eval"
 
+    @property
+    def ablate(self) -> Path:
+        """Students of the ablation, and its table."""
+        return self.root / "ablate"
+
 
 def cache_location(recipe: "Recipe", folder: RunFolder) -> str:
     """Where the cache of a run lies: the recipe's own place for it, else RUN/cache."""

@@ -25,6 +25,8 @@ from pipeline.pictures import (
 )
 from stages.evaluate import EvaluateReport, Evaluation, FramePictures, Latency
 from stages.metrics import DepthErrors
+from stages.regions import EDGE_RADIUS_PX
+from stages.scores import Scores
 
 ERROR_COLUMNS = ("AbsRel", "SqRel", "RMSE", "RMSElog", "d1", "d2", "d3", "images", "pixels")
 COLUMN_GUIDE = "SqRel and RMSE in metres. AbsRel to RMSElog: lower is better; d1 to d3: higher is better."
@@ -217,6 +219,7 @@ def _details(report: EvaluateReport) -> list[Table]:
             "distance",
             {f"{band} m": errors for band, errors in metric.by_distance_m.items()},
         ),
+        *([_dense(report.dense_truth)] if report.dense_truth else []),
         Table(
             "Overlap consistency",
             "Student: relative difference of depth where two adjacent cameras see the same surface; lower is better.",
@@ -226,6 +229,19 @@ def _details(report: EvaluateReport) -> list[Table]:
         ),
         _latency_table(report.latency),
     ]
+
+
+def _dense(scores: Mapping[str, Scores]) -> Table:
+    names = {
+        "all": "all pixels",
+        "edges": f"within {EDGE_RADIUS_PX} px of a depth edge",
+        "above_lidar": "above the LiDAR's highest beam",
+        "at_lidar": "at LiDAR returns",
+    }
+    errors = {names[name]: entry.mean for name, entry in scores.items()}
+    return _error_table(
+        "Dense truth", "Student, metric, at its input size, where the source knows all.", "where", errors
+    )
 
 
 def _error_table(title: str, note: str, first: str, errors: Mapping[str, DepthErrors]) -> Table:

@@ -2,14 +2,10 @@
 
 import hashlib
 import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -30,6 +26,7 @@ from data_cache.writer import CachePlan
 from pipeline import cluster
 from pipeline.config import Recipe, load_recipe, recipe_toml
 from pipeline.folders import RunFolder, cache_location
+from pipeline.provenance import surroundings
 from pipeline.report import write_report
 from pipeline.signals import preemption
 from pipeline.stage_one import decided_identity, open_recipe_source, open_stage_one, open_teacher, refuse_leak
@@ -43,8 +40,6 @@ from stages.student.model import Student
 from stages.teacher_cache import TeacherCacheReport
 from stages.train_student import TrainStudentReport, train_student
 from stages.verify import Recomputed, content_faults, recompute
-
-VERSIONED = ("surround-distill", "torch", "transformers", "zarr", "numpy")
 
 
 @dataclass(frozen=True)
@@ -227,24 +222,31 @@ def _portable(recipe: Recipe) -> Recipe:
 
 def run_train_student(recipe: Recipe, folder: RunFolder, *, fresh: bool = False) -> TrainStudentReport:
     """Stage two: train RUN/student from RUN/cache, continuing what is there unless `fresh`."""
+    with preemption() as should_stop:
+        return train_recipe(recipe, folder, fresh=fresh, should_stop=should_stop)
+
+
+def train_recipe(
+    recipe: Recipe, folder: RunFolder, *, fresh: bool = False, should_stop: Callable[[], bool]
+) -> TrainStudentReport:
+    """`run_train_student` for a caller that minds the signals itself."""
     reader = CacheReader(cache_location(recipe, folder), expected=decided_identity(recipe))
     # The random parts of the student come from the recipe's seed, whatever ran in this process before.
     torch.manual_seed(recipe.train_student.seed)
     student = Student(recipe.student, recipe.bins, _encoder_weights(recipe))
-    with preemption() as should_stop:
-        return train_student(
-            reader,
-            student,
-            reader.frames.train,
-            reader.frames.selection,
-            folder.student,
-            recipe.train_student,
-            recipe.losses,
-            recipe.data.depth_range_m,
-            fresh=fresh,
-            on_accepted=lambda: _keep_recipe(recipe, folder),
-            should_stop=should_stop,
-        )
+    return train_student(
+        reader,
+        student,
+        reader.frames.train,
+        reader.frames.selection,
+        folder.student,
+        recipe.train_student,
+        recipe.losses,
+        recipe.data.depth_range_m,
+        fresh=fresh,
+        on_accepted=lambda: _keep_recipe(recipe, folder),
+        should_stop=should_stop,
+    )
 
 
 @dataclass(frozen=True)
@@ -316,36 +318,13 @@ def _keep_recipe(recipe: Recipe, folder: RunFolder) -> None:
 def _provenance(recipe: Recipe, loaded: LoadedStudent, checkpoint: Path) -> dict[str, object]:
     lineage = loaded.lineage
     return {
-        "versions": {name: metadata.version(name) for name in VERSIONED} | {"python": platform.python_version()},
         "recipe": recipe.name,
         "recipe_sha256": hashlib.sha256(recipe_toml(recipe).encode()).hexdigest(),
         "cache_id": lineage.cache_id,
         "checkpoint": checkpoint.name,
         "checkpoint_sha256": file_sha256(checkpoint),
         "steps": lineage.steps,
-        "git_commit": _git_commit(),
         "teacher": lineage.teacher,
         "teacher_licence": lineage.teacher_licence,
-        "machine": f"{_processor()}, {os.cpu_count()} cores"
-        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **surroundings(),
     }
-
-
-def _git_commit() -> str | None:
-    """Commit of this program's checkout, with a mark if it was changed; None when installed otherwise."""
-    here = Path(__file__).parent
-    try:
-        top = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        dirty = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return top.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

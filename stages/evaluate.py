@@ -1,8 +1,8 @@
 """Stage three: measure the student the way the field measures, and keep what a picture of it needs."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 
 from data_cache.errors import FrameError, SurroundError
 from data_cache.geometry import sparse_depth
-from data_cache.rig import Frame
+from data_cache.rig import Frame, Sweep
 from data_cache.sources import Source
 from data_cache.views import RigViews, load_images, rig_views
 from stages import metrics
@@ -20,6 +20,7 @@ from stages.devices import require_known
 from stages.latency import measure
 from stages.predict import forward_rig, predict_rig
 from stages.progress import Preempted, progress_bar
+from stages.regions import Regions, regions, truth_at
 from stages.resize import resize_rgb, resize_views
 from stages.scores import Scores, ScoreTable
 from stages.student.model import Student
@@ -121,7 +122,11 @@ class FramePictures:
 
 @dataclass(frozen=True)
 class EvaluateReport:
-    """The measured part of report.json."""
+    """The measured part of report.json.
+
+    `dense_truth` has the student's metric depth against dense truth at its input size, by region (stages/regions.py);
+    None for sources that know no dense truth.
+    """
 
     dataset: str
     split: str
@@ -136,6 +141,7 @@ class EvaluateReport:
     consistency: Consistency
     latency: Latency | None
     quarantined: dict[str, str]
+    dense_truth: dict[str, Scores] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,6 +177,7 @@ def evaluate(
     """
     range_m = RANGE_M.get(source.name, DEFAULT_RANGE_M)
     tables = {name: ScoreTable(range_m) for name in ("metric", "median_scaled", "affine_invariant", "teacher")}
+    dense = {region.name: ScoreTable(range_m) for region in fields(Regions)}
     overlaps: dict[str, list[Overlap]] = defaultdict(list)
     quarantined: dict[str, str] = {}
     pictures = []
@@ -217,6 +224,7 @@ def evaluate(
                     tables["teacher"].add(name, metrics.affine_depth_m(relative, fit, range_m), truth)
                     small = _resized(disparity[i], student.spec.input_size)
                     aligned_m[i] = metrics.affine_depth_m(small, fit, range_m)
+            _add_dense(dense, frame, rig, sweep, student_m, range_m)
             for name, overlap in _pair_overlaps(frame, rig, student_m).items():
                 overlaps[name].append(overlap)
             if index in drawn:
@@ -252,6 +260,7 @@ def evaluate(
         consistency=Consistency(float(np.mean(list(pairs.values()))) if pairs else None, pairs),
         latency=_latency(student, rig, teacher, device, precision) if spec.latency else None,
         quarantined=quarantined,
+        dense_truth={name: table.scores() for name, table in dense.items() if table.images} or None,
     )
     return Evaluation(report, tuple(pictures))
 
@@ -268,6 +277,26 @@ def require_full_count(source: Source, split: str, frame_count: int) -> None:
             f"{source.name} {split}: all {drives} drives are there, expected {frames} frames, found {frame_count};"
             " complete the data set, or name the drives you want in data.test"
         )
+
+
+def _add_dense(
+    tables: Mapping[str, ScoreTable],
+    frame: Frame,
+    rig: RigViews,
+    sweep: Sweep | None,
+    student_m: Float[np.ndarray, "V H W"],
+    range_m: tuple[float, float],
+) -> None:
+    """Measure a frame against dense truth, region by region, where its source knows it."""
+    if frame.load_truth_m is None:
+        return
+    for i, view in enumerate(frame.views):
+        if view is None:
+            continue
+        truth_m = truth_at(frame.load_truth_m[i](), (student_m.shape[1], student_m.shape[2]))
+        for name, mask in vars(regions(truth_m, rig, i, sweep, range_m)).items():
+            if mask.any():
+                tables[name].add(view.camera.name, student_m[i][mask].clip(*range_m), truth_m[mask])
 
 
 def _teacher_disparity(

@@ -1,0 +1,122 @@
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from commands import Command
+from test_cli import RECIPE, surround
+
+from pipeline.ablate import plan_cells
+from pipeline.config import load_recipe
+from pipeline.folders import RunFolder
+
+ABLATE = """
+[ablate]
+seeds = [4, 7]
+lidar_shares = [1.0, 0.5]
+[ablate.rows]
+supervised = []
+KL = ["losses.kl=0.3"]
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory, teacher_folder) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
+    path.write_text(RECIPE.format(teacher=teacher_folder) + ABLATE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(recipe) -> Path:
+    """A cache, and the ablation run on it in two processes."""
+    folder = recipe.parent / "run"
+    assert surround("teacher-cache", recipe, "--run", folder)[0] == 0
+    code, text = surround("ablate", recipe, "--run", folder, "--jobs", 2)
+    assert (code, "8 students trained, 0 already done" in text) == (0, True), text
+    return folder
+
+
+def test_the_table_has_every_row_and_density_and_says_where_it_comes_from(run):
+    table = json.loads((run / "ablate/table.json").read_text())
+    named = [(row["name"], row["lidar_share"], row["seeds"]) for row in table["rows"]]
+    assert named == [(name, share, [4, 7]) for share in (1.0, 0.5) for name in ("supervised", "KL")]
+    for row in table["rows"]:
+        assert {"abs_rel_mean", "abs_rel_std", "edges_mean", "above_lidar_mean", "at_lidar_mean", "overlap_mean"} <= {
+            *row
+        }
+        assert (row["gain_pct"] is None) == (row["name"] == "supervised")
+    assert len(table["students"]) == 8
+    assert {"command", "git_commit", "machine", "date", "cache_id"} <= table["provenance"].keys()
+    assert table["measured_on"] == {"source": "synthetic", "split": ["drive-01[:1]"], "frames": 1, "images": 6}
+    assert "| KL " in (run / "ablate/table.md").read_text()
+
+
+def test_rows_of_one_seed_differ_and_each_trained_what_it_says(run):
+    by_row = {}
+    for student in json.loads((run / "ablate/table.json").read_text())["students"]:
+        by_row.setdefault(student["seed"], []).append(student["metrics"]["abs_rel"])
+    assert all(len(set(values)) == 4 for values in by_row.values())
+    (folder,) = (run / "ablate").glob("kl-lidar0.5-seed7-*")
+    trained = load_recipe(str(folder / "recipe.toml"))
+    assert (trained.losses.kl, trained.losses.relation, trained.losses.supervised) == (0.3, 0.0, 1.0)
+    assert (trained.train_student.lidar_share, trained.train_student.seed) == (0.5, 7)
+    assert {"kl", "supervised"} < json.loads((folder / "student/log.jsonl").read_text().splitlines()[0]).keys()
+
+
+def test_a_second_run_trains_nothing_and_a_lost_row_is_done_again_to_the_same_numbers(run, recipe):
+    (lost,) = (run / "ablate").glob("kl-lidar1-seed4-*")
+    before = json.loads((lost / "test.json").read_text())["metrics"]
+    (lost / "test.json").unlink()
+    code, text = surround("ablate", recipe, "--run", run)
+    assert (code, "1 students trained, 7 already done" in text) == (0, True), text
+    after = json.loads((lost / "test.json").read_text())["metrics"]
+    assert after | {"minutes": None} == before | {"minutes": None}
+    assert "0 students trained, 8 already done" in surround("ablate", recipe, "--run", run)[1]
+
+
+def test_another_recipe_is_another_student_and_where_things_lie_is_not(recipe):
+    folders = {
+        name: [cell.folder.root.name for cell in plan_cells(load_recipe(str(recipe), overrides), RunFolder(Path("r")))]
+        for name, overrides in {
+            "same": (), "longer": ("train_student.steps=4",), "root": ("data.root=x",),
+            "test": ("data.test=[\"drive-02\"]",), "measure": ("ablate.measure=selection",),
+        }.items()
+    }  # fmt: skip
+    assert folders["root"] == folders["test"] == folders["measure"] == folders["same"]
+    assert not {*folders["longer"]} & {*folders["same"]}
+    assert len({*folders["same"]}) == 8
+
+
+def test_parts_share_the_students_and_the_last_one_has_them_all(run, recipe, tmp_path):
+    short = ("--set", "ablate.lidar_shares=[0.25]", "--run", run)
+    code, text = surround("ablate", recipe, *short, "--part", "2/2")
+    assert (code, "2 students trained, 0 already done, 2 still missing" in text) == (0, True), text
+    code, text = surround("ablate", recipe, *short, "--part", "1/2")
+    assert (code, "2 students trained, 0 already done; " in text) == (0, True), text
+
+
+def test_a_row_that_makes_no_recipe_is_named_before_anything_is_trained(run, recipe):
+    code, text = surround("ablate", recipe, "--run", run, "--set", 'ablate.rows.odd=["losses.crosss=1"]')
+    assert (code, "row 'odd'" in text, "did you mean 'cross'" in text) == (2, True, True), text
+
+
+def test_an_error_in_a_student_reaches_the_user_and_the_others_stay(run, recipe):
+    code, text = surround("ablate", recipe, "--run", run, "--set", 'ablate.rows.tokens=["losses.feature=1.0"]')
+    assert (code, "teacher_cache.tokens = true" in text) == (1, True), text
+    assert len(list((run / "ablate").glob("*/test.json"))) >= 8
+
+
+def test_a_stop_leaves_saved_students_and_the_same_command_goes_on(run, recipe, tmp_path):
+    arguments = ("ablate", recipe, "--run", run, "--set", "train_student.steps=4000", "--set", "ablate.seeds=[1]")
+    command = Command(tmp_path / "log", *arguments, "--jobs", "2")
+    deadline = time.monotonic() + 90
+    while len(list((run / "ablate").glob("*-seed1-*/student/log.jsonl"))) < 2:
+        assert time.monotonic() < deadline, command.output
+        assert command.process.poll() is None, command.output
+        time.sleep(0.1)
+    command.signal(signal.SIGTERM)
+    assert command.process.wait(60) == 75, command.output
+    assert "Run the same command to continue" in command.output
+    assert len(list((run / "ablate").glob("*-seed1-*/student/state.safetensors"))) == 2

@@ -1,0 +1,75 @@
+import math
+
+import pytest
+
+from pipeline.ablation import ROWS, AblateSpec, Outcome, markdown_table, slug, table_rows
+
+
+def outcome(row: str, seed: int, abs_rel: float, share: float = 1.0, **metrics: float | None) -> Outcome:
+    return Outcome(row, share, seed, {"abs_rel": abs_rel, **metrics})
+
+
+def test_gains_are_against_the_supervised_student_of_the_same_seed_and_density_by_hand():
+    """Seed 0: .20 to .15 is 25 %; seed 1: .10 to .09 is 10 %: mean 17.5, spread 7.5 sqrt 2. At 10 %: .40 to .50."""
+    rows = table_rows(
+        [
+            outcome("supervised", 0, 0.20),
+            outcome("KL", 0, 0.15),
+            outcome("supervised", 0, 0.40, 0.1),
+            outcome("KL", 0, 0.50, 0.1),
+            outcome("supervised", 1, 0.10),
+            outcome("KL", 1, 0.09),
+        ]
+    )
+    by_name = {(row["name"], row["lidar_share"]): row for row in rows}
+    full = by_name["KL", 1.0]
+    assert full["seeds"] == [0, 1]
+    assert full["abs_rel_mean"] == pytest.approx(0.12)
+    assert full["abs_rel_std"] == pytest.approx(0.03 * math.sqrt(2))
+    assert (full["gain_pct"], full["gain_std"]) == (pytest.approx(17.5), pytest.approx(7.5 * math.sqrt(2)))
+    sparse = by_name["KL", 0.1]
+    assert (sparse["gain_pct"], sparse["gain_std"], sparse["abs_rel_std"]) == (pytest.approx(-25), None, None)
+    assert by_name["supervised", 1.0]["gain_pct"] is None
+
+
+def test_a_higher_d1_is_a_gain_and_what_a_source_cannot_tell_is_left_out():
+    rows = table_rows(
+        [outcome("supervised", 0, 0.2, d1=0.8, overlap=None), outcome("KL", 0, 0.2, d1=0.88, overlap=None)]
+    )
+    assert rows[1]["d1_gain_pct"] == pytest.approx(10)
+    assert "overlap_mean" not in rows[1]
+
+
+def test_a_row_whose_supervised_student_is_not_done_has_no_gain_yet():
+    (row,) = table_rows([outcome("KL", 0, 0.2)])
+    assert (row["abs_rel_mean"], row["gain_pct"]) == (0.2, None)
+
+
+def test_the_printed_table_has_mean_spread_and_gain():
+    rows = table_rows([outcome(r, s, a) for s in (0, 1) for r, a in (("supervised", 0.2), ("KL", 0.15 + 0.01 * s))])
+    lines = markdown_table(rows).splitlines()
+    assert lines[0].split("|")[1:5] == [" row        ", " LiDAR ", " seeds ", " AbsRel                   "]
+    assert "| KL         | 100%  | 2     | 0.1550 ±0.0071 (+22.5 %) |" in lines
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_the_rows_of_the_issue_are_there_and_make_different_folders():
+    names = ("supervised", "KL", "KL literal", "CKD", "VRKD", "KL + VRKD", "CKD + VRKD", "output level", "logit KD")
+    assert tuple(ROWS) == names
+    assert slug("KL + VRKD") == "kl-vrkd"
+    assert len({slug(name) for name in ROWS}) == len(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rows": {"KL": ()}}, "expected one called 'supervised'"),
+        ({"rows": {"supervised": (), "KL": (), "kl ": ()}}, "names must differ"),
+        ({"rows": {"supervised": (), "++": ()}}, "names must differ"),
+        ({"seeds": ()}, "at least one each"),
+        ({"measure": "train"}, "measure: expected test or selection, got 'train'"),
+    ],
+)
+def test_an_impossible_ablation_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        AblateSpec(**changes)
