@@ -12,8 +12,11 @@ from stages.losses import (
     LossTerms,
     bin_kl,
     cross_interaction,
+    output_level,
     relation_kl,
     scale_invariant_log,
+    softened_kl,
+    token_distance,
     weighted_sum,
 )
 
@@ -238,3 +241,39 @@ def test_losses_without_any_weight_are_refused():
 def test_an_impossible_weight_is_named(name, value):
     with pytest.raises(ValueError, match=f"{name}: expected a weight >= 0, got {value}"):
         LossSpec(**{name: value})
+
+
+def test_output_level_by_hand():
+    """Half of the pixels e^0.2 too far, half e^0.4 too near: mean 0.3. The view without a fit is left out."""
+    depth = torch.full((1, 2, 2, 4), 5.0)
+    teacher = depth.clone()
+    teacher[0, 0, 0] *= math.exp(-0.2)
+    teacher[0, 0, 1] *= math.exp(0.4)
+    teacher[0, 1] *= 100
+    assert output_level(depth, teacher, torch.tensor([[True, False]])).item() == pytest.approx(0.3, rel=1e-5)
+    assert output_level(depth, teacher, torch.tensor([[False, False]])).item() == 0
+
+
+def test_softened_kl_by_hand():
+    """Odds of 16 become odds of 2 at T = 4: 16 KL((2/3, 1/3) || (1/2, 1/2))."""
+    teacher = pixel(16 / 17, 1 / 17)
+    loss = softened_kl(teacher, pixel(0.0, 0.0), torch.tensor([[True]]))
+    assert loss.item() == pytest.approx(16 * kl([2 / 3, 1 / 3], [0.5, 0.5]), rel=1e-4)
+    assert softened_kl(teacher, teacher.log() + 2, torch.tensor([[True]])).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_softened_kl_is_finite_where_the_teacher_is_certain():
+    logit = random(1, 2, 8, 3, 4).requires_grad_()
+    certain = torch.zeros(1, 2, 8, 3, 4)
+    certain[:, :, 3] = 1
+    softened_kl(certain, logit, ALL).backward()
+    assert logit.grad is not None
+    assert logit.grad.isfinite().all()
+
+
+def test_token_distance_by_hand():
+    """Distances 1 + 4 and 0 over two tokens: 2.5; the other view is missing."""
+    teacher, student = torch.zeros(1, 2, 2, 3), torch.zeros(1, 2, 2, 3)
+    student[0, 0, 1] = torch.tensor([1.0, 0.0, -2.0])
+    student[0, 1] = 50
+    assert token_distance(teacher, student, torch.tensor([[True, False]])).item() == pytest.approx(2.5)

@@ -1,7 +1,16 @@
 import pytest
 import torch
 
-from stages.relations import GRID, mirror_relations, neighbours_valid, pool_tokens, ring_relations
+from stages.relations import (
+    GRID,
+    all_relations,
+    mirror_relations,
+    mirror_tokens,
+    neighbours_valid,
+    pairs_valid,
+    pool_tokens,
+    ring_relations,
+)
 
 P = GRID[0] * GRID[1]
 
@@ -77,3 +86,24 @@ def test_a_mirrored_relation_by_hand():
     relation[5, 29, 41] = 0.7
     mirrored = mirror_relations(relation)
     assert mirrored.nonzero().tolist() == [[0, 48, 20]]
+
+
+def test_all_relations_hold_those_of_the_ring_at_their_place():
+    tokens = pool_tokens(random_features(4))[None]
+    found = all_relations(tokens)
+    assert found.shape == (1, 16, P, P)
+    for i in range(4):
+        torch.testing.assert_close(found[0, i * 4 + (i + 1) % 4], ring_relations(tokens)[0, i])
+    torch.testing.assert_close(found[0, 1 * 4 + 3, 7, 20], tokens[0, 1, 7] @ tokens[0, 3, 20])
+
+
+def test_pairs_are_valid_where_both_views_are_there():
+    assert pairs_valid(torch.tensor([[True, False, True]])).view(3, 3).tolist() == [
+        [True, False, True], [False, False, False], [True, False, True]
+    ]  # fmt: skip
+
+
+def test_mirrored_tokens_are_those_of_the_mirrored_features():
+    features = random_features(3)
+    mirrored = features[[0, 2, 1]].flip(-1)
+    torch.testing.assert_close(mirror_tokens(pool_tokens(features)), pool_tokens(mirrored))

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from data_cache.views import load_images, rig_views
 from data_cache.writer import CacheWriter
 from stages.bins import BinSpec, affine_invariant_map, closed_form_prob, decode
 from stages.progress import Preempted
-from stages.relations import GRID
+from stages.relations import GRID, ring_relations
 from stages.resize import resize_views
 from stages.teacher.transformers_depth import TransformersTeacher
 from stages.teacher_cache import TeacherCacheReport, TeacherCacheSpec, cache_identity, recipe_identity, teacher_cache
@@ -33,10 +34,11 @@ def run(
     *,
     part=(1, 1),
     retry_quarantined=False,
+    tokens=False,
     **options,
 ):
     """Plan and write, as the command does."""
-    writer, teacher = open_writer(root, source, folder, bin_spec)
+    writer, teacher = open_writer(root, source, folder, bin_spec, tokens=tokens)
     shards = writer.pending(part=part, retry_quarantined=retry_quarantined)
     return teacher_cache(
         source, teacher, writer, bin_spec, shards, batch_images=4, retry_quarantined=retry_quarantined, **options
@@ -44,11 +46,11 @@ def run(
 
 
 def open_writer(
-    root: Path, source: FakeSource, folder: Path, bin_spec: BinSpec = BINS
+    root: Path, source: FakeSource, folder: Path, bin_spec: BinSpec = BINS, *, tokens: bool = False
 ) -> tuple[CacheWriter, TransformersTeacher]:
     teacher = tiny_teacher(folder)
     frames = SplitFrames(select(source, ["d"]), ())
-    decided = recipe_identity("fake", ("d",), (), SPEC, bin_spec, STUDENT_SIZE)
+    decided = recipe_identity("fake", ("d",), (), dataclasses.replace(SPEC, tokens=tokens), bin_spec, STUDENT_SIZE)
     identity = cache_identity(decided, source.rig, frames, teacher)
     return CacheWriter(root, identity, Resolved("fp32", SPEC.batch_images, 1), frames), teacher
 
@@ -303,3 +305,25 @@ def test_a_covered_lens_is_noted(tmp_path, teacher_folder, monkeypatch):
     monkeypatch.setattr(bins, "affine_invariant_map", covered)
     run(tmp_path, FakeSource(1), teacher_folder)
     assert cache_status(tmp_path).notes == {"d/0": "front looks constant to the teacher"}
+
+
+def test_tokens_are_kept_where_they_are_asked_for_and_make_the_relations(tmp_path, teacher_folder):
+    run(tmp_path, FakeSource(2, missing={"d/1": (1,)}), teacher_folder, tokens=True)
+    reader = CacheReader(tmp_path)
+    assert reader.identity.token_channels == 16
+    frames = CachedFrames(reader, ["d/0", "d/1"])
+    for rig in (frames[0], frames[1]):
+        torch.testing.assert_close(ring_relations(rig.tokens), rig.relation, atol=2e-3, rtol=0)
+    assert frames[0].tokens[1].norm(dim=-1).sub(1).abs().max() < 1e-3
+    assert not frames[1].tokens[1].any()
+
+
+def test_a_cache_without_tokens_is_what_it_was_before_there_were_any(tmp_path, teacher_folder):
+    """Its identity and its files: caches that exist stay valid."""
+    run(tmp_path, FakeSource(1), teacher_folder)
+    identity = json.loads((tmp_path / "cache.json").read_text())["identity"]
+    assert "token_channels" not in identity
+    assert not (tmp_path / "arrays.zarr/tokens").exists()
+    assert CachedFrames(CacheReader(tmp_path), ["d/0"])[0].tokens.shape == (3, 60, 0)
+    with pytest.raises(StaleCacheError, match="token_channels: cache has 0, recipe says 16"):
+        run(tmp_path, FakeSource(1), teacher_folder, tokens=True)
