@@ -115,6 +115,19 @@ def test_tokens_come_from_before_the_attention(student):
     torch.testing.assert_close(silent.tokens[0], pool_tokens(maps[2]), rtol=1e-4, atol=1e-5)
 
 
+def test_without_attention_a_view_knows_nothing_of_the_others():
+    alone = make_student(spec=replace(SPEC, attention_width=0))
+    image, focal_px, valid = random(1, 3, 3, 96, 160).sigmoid(), torch.full((1, 3), 100.0), torch.ones(1, 3, dtype=bool)
+    other = image.clone()
+    other[:, 1:] = random(1, 2, 3, 96, 160, seed=8).sigmoid()
+    speaking = make_student()
+    opened(speaking.attention)
+    with torch.inference_mode():
+        for student, same in ((alone, True), (speaking, False)):
+            before, after = student(image, focal_px, valid).depth_m, student(other, focal_px, valid).depth_m
+            assert torch.allclose(before[:, 0], after[:, 0]) == same
+
+
 def test_tokens_of_a_large_input_come_from_the_deepest_map():
     large = make_student(spec=replace(SPEC, input_size=(192, 320)))
     assert see(large, views=1).tokens.shape == (1, 1, 60, 512)
@@ -282,8 +295,8 @@ def test_the_attention_knows_where_in_the_image_a_neighbour_speaks():
         ({"far_m": math.inf}, "need 0 < near_m < far_m, got near_m=1.0, far_m=inf"),
         ({"focal_px": -1.0}, "focal_px: expected a positive number of pixels, got -1.0"),
         ({"decoder_channels": 4}, "decoder_channels >= 8 .* got 4 and 16"),
-        ({"attention_width": 24}, "attention_width a positive multiple of 16, got 8 and 24"),
-        ({"attention_width": 0}, "attention_width a positive multiple of 16, got 8 and 0"),
+        ({"attention_width": 24}, "attention_width a multiple of 16, or 0 for no attention, got 8 and 24"),
+        ({"attention_width": -16}, "attention_width a multiple of 16, or 0 for no attention, got 8 and -16"),
     ],
 )
 def test_an_impossible_spec_says_what_is_wrong(wrong, message):

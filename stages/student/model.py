@@ -29,7 +29,7 @@ class StudentSpec:
         near_m, far_m: range of the canonical bin centres.
         focal_px: f0, the focal length in input pixels at which canonical centres are metres.
         decoder_channels: width of the decoder at probability resolution.
-        attention_width: channels of the attention between neighbouring views.
+        attention_width: channels of the attention between neighbouring views, 0 for views that know nothing of others.
     """
 
     encoder: str = "resnet-18"
@@ -50,9 +50,9 @@ class StudentSpec:
             raise ValueError(f"need 0 < near_m < far_m, got near_m={self.near_m}, far_m={self.far_m}")
         if not 0 < self.focal_px < float("inf"):
             raise ValueError(f"focal_px: expected a positive number of pixels, got {self.focal_px}")
-        if self.decoder_channels < 8 or self.attention_width < 16 or self.attention_width % 16:
+        if self.decoder_channels < 8 or self.attention_width < 0 or self.attention_width % 16:
             raise ValueError(
-                "expected decoder_channels >= 8 and attention_width a positive multiple of 16,"
+                "expected decoder_channels >= 8 and attention_width a multiple of 16, or 0 for no attention,"
                 f" got {self.decoder_channels} and {self.attention_width}"
             )
 
@@ -88,7 +88,7 @@ class Student(nn.Module):
         self.register_buffer("mean", torch.tensor(IMAGE_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGE_STD).view(3, 1, 1), persistent=False)
         self.encoder = build_encoder(spec.encoder, encoder_weights)
-        self.attention = RingAttention(CHANNELS[-1], spec.attention_width)
+        self.attention = RingAttention(CHANNELS[-1], spec.attention_width) if spec.attention_width else None
         self.lateral = nn.ModuleList([nn.Conv2d(channels, width, 1) for channels in CHANNELS])
         self.fuse = nn.ModuleList([_conv(width, width) for _ in CHANNELS])
         # Strides below 4 have no encoder map: fine detail comes from the image itself.
@@ -119,8 +119,9 @@ class Student(nn.Module):
         flat = ((image - self.mean) / self.std).flatten(0, 1).contiguous(memory_format=torch.channels_last)
         maps = list(self.encoder(flat).feature_maps)
         tokens = pool_tokens(maps[_token_level(self.spec.input_size)])
-        deepest = maps[-1].reshape(B, V, *maps[-1].shape[1:])
-        maps[-1] = self.attention(deepest, view_valid).flatten(0, 1)
+        if self.attention is not None:
+            deepest = maps[-1].reshape(B, V, *maps[-1].shape[1:])
+            maps[-1] = self.attention(deepest, view_valid).flatten(0, 1)
 
         x = self.fuse[-1](self.lateral[-1](maps[-1]))
         for level in (2, 1, 0):
