@@ -9,8 +9,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from operator import itemgetter
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from data_cache.dataset import CachedFrames, CachedRigs, batches, collate
+from data_cache.dataset import CachedFrames, CachedRigs, batches, collate, single
 from data_cache.errors import SurroundError
 from data_cache.files import write_atomically, write_error
 from data_cache.reader import CacheReader
@@ -270,7 +269,7 @@ def _step(
 ) -> LossTerms:
     generator = _generator(spec.seed, step, 1)
     if spec.flip:
-        singles = [_single(rigs, i) for i in range(len(rigs.frame_ids))]
+        singles = [single(rigs, i) for i in range(len(rigs.frame_ids))]
         turned = torch.rand(len(singles), generator=generator) < 0.5
         rigs = collate([mirror(rig) if turn else rig for rig, turn in zip(singles, turned.tolist(), strict=True)])
     image = rigs.image.float() / 255
@@ -344,11 +343,6 @@ def _run_identity(
         "losses": asdict(weights),
         "depth_range_m": list(depth_range_m),
     }
-
-
-def _single(rigs: CachedRigs, i: int) -> CachedRigs:
-    tensors = {f.name: getattr(rigs, f.name)[i] for f in fields(rigs) if f.name not in ("frame_ids", "bins")}
-    return replace(rigs, frame_ids=(rigs.frame_ids[i],), bins=map_arrays(itemgetter(i), rigs.bins), **tensors)
 
 
 def _generator(seed: int, index: int, purpose: int) -> torch.Generator:
