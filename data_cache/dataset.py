@@ -1,49 +1,78 @@
 """Cached frames as torch tensors: a frame joined with what the teacher said about it."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from operator import itemgetter
+from typing import Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Float64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data_cache.reader import CacheReader
-from data_cache.schema import StoredBins, map_arrays, unpack_depth_m
+from data_cache.schema import FrameRecord, StoredBins, map_arrays, unpack_depth_m
+
+MIN_MOVED_M, MAX_MOVED_M = 0.2, 15.0
+"""A rig that moved less shows no parallax; one that moved further sees other things or is on another drive."""
 
 
 @dataclass(frozen=True, eq=False)
-class CachedRigs:
-    """One frame (no leading axis) or a batch of frames (leading B).
+class CachedViews:
+    """What the cameras of a rig saw at one moment: one frame (no leading axis) or a batch of frames (leading B).
+
+    Attributes:
+        image: RGB bytes.
+        intrinsics: pixels of `image`, pixel centres at half-integers; the identity for missing cameras.
+        rig_from_cam: poses in a frame that all views of a rig share, near enough for float32; its axes are those of
+            the first camera that is there (x right, y down, z forward). The identity for missing cameras.
+        view_valid: False for missing cameras.
+    """
+
+    image: UInt8[Tensor, "*B V 3 H W"]
+    intrinsics: Float[Tensor, "*B V 3 3"]
+    rig_from_cam: Float[Tensor, "*B V 4 4"]
+    view_valid: Bool[Tensor, "*B V"]
+
+
+@dataclass(frozen=True, eq=False)
+class CachedRigs(CachedViews):
+    """Views joined with what LiDAR and teacher said about them.
 
     Attributes:
         frame_ids: one per frame.
-        image: RGB bytes.
         lidar_depth_m: metres, 0 = no return.
         bins: the teacher's probabilities as stored; stages/bins.py decodes them.
         relation: the teacher's view relations.
         tokens: the teacher's pooled features; C = 0 where the cache has none.
-        focal_px: fx of each view at the size of `image`.
-        view_valid: False for missing cameras.
+        neighbour: the same rigs a moment before or after, poses in the frame of `rig_from_cam`; a frame without such a
+            neighbour has no valid view there. None where it was not asked for.
     """
 
     frame_ids: tuple[str, ...]
-    image: UInt8[Tensor, "*B V 3 H W"]
     lidar_depth_m: Float[Tensor, "*B V H W"]
     bins: StoredBins[Tensor]
     relation: Float[Tensor, "*B V P P"]
     tokens: Float[Tensor, "*B V P C"]
-    focal_px: Float[Tensor, "*B V"]
-    view_valid: Bool[Tensor, "*B V"]
+    neighbour: CachedViews | None = None
+
+    @property
+    def focal_px(self) -> Float[Tensor, "*B V"]:
+        """Focal length fx of each view; 1 for missing cameras, which keeps their meaningless depths finite."""
+        return self.intrinsics[..., 0, 0]
 
 
 class CachedFrames(Dataset[CachedRigs]):
     """Frames of a cache by position in `frame_ids`."""
 
-    def __init__(self, reader: CacheReader, frame_ids: Sequence[str]):
-        """Serve these frames of `reader`."""
-        self.reader, self.frame_ids = reader, tuple(frame_ids)
+    def __init__(self, reader: CacheReader, frame_ids: Sequence[str], *, neighbours: bool = False):
+        """Serve these frames of `reader`, each with its neighbour in time if asked for.
+
+        A neighbour is one of these frames, too: those of another split must not teach.
+        """
+        self.reader, self.frame_ids, self.neighbours = reader, tuple(frame_ids), neighbours
 
     def __len__(self) -> int:
         return len(self.frame_ids)
@@ -51,35 +80,87 @@ class CachedFrames(Dataset[CachedRigs]):
     def __getitem__(self, position: int) -> CachedRigs:
         frame_id = self.frame_ids[position]
         record = self.reader.read(frame_id)
-        # A missing camera has no focal length and no image; 1 keeps its meaningless depths finite, and the picture of
-        # another camera keeps black frames out of batch statistics. Its `view_valid` keeps it out of every loss.
-        focal_px = np.where(record.view_valid, record.intrinsics[:, 0, 0], 1.0)
-        shown = np.where(record.view_valid, np.arange(len(focal_px)), np.argmax(record.view_valid))
+        world_from_rig = record.world_from_cam[np.argmax(record.view_valid)]
         tokens = record.tokens if record.tokens is not None else np.zeros((*record.relation.shape[:2], 0), np.float16)
         return CachedRigs(
+            **vars(_views(record, world_from_rig)),
             frame_ids=(frame_id,),
-            image=torch.from_numpy(record.image[shown]).permute(0, 3, 1, 2),
             lidar_depth_m=torch.from_numpy(unpack_depth_m(record.lidar_depth)),
             bins=map_arrays(_tensor, record.bins),
             relation=torch.from_numpy(record.relation).float(),
             tokens=torch.from_numpy(tokens).float(),
-            focal_px=torch.from_numpy(focal_px).float(),
-            view_valid=torch.from_numpy(record.view_valid),
+            neighbour=self._neighbour(position, record, world_from_rig) if self.neighbours else None,
         )
+
+    def _neighbour(self, position: int, record: FrameRecord, world_from_rig: Float64[np.ndarray, "4 4"]) -> CachedViews:
+        """The frame before, or else the one after: what a rig sees ahead it mostly saw from further back, too."""
+        for other in (position - 1, position + 1):
+            if 0 <= other < len(self) and same_drive(self.frame_ids[position], self.frame_ids[other]):
+                candidate = self.reader.read(self.frame_ids[other])
+                if MIN_MOVED_M < moved_m(record, candidate) < MAX_MOVED_M:
+                    return _views(candidate, world_from_rig)
+        nothing = _views(record, world_from_rig)
+        return replace(nothing, view_valid=torch.zeros_like(nothing.view_valid))
+
+
+def same_drive(frame_id: str, other_id: str) -> bool:
+    """Whether two frames may be of one drive, by their ids: the part before the last slash, where there is one.
+
+    The cache stores no drives, and poses alone cannot tell: drives of PandaSet or the synthetic source all begin near
+    the origin of a world of their own.
+    """
+    return frame_id.rpartition("/")[0] == other_id.rpartition("/")[0]
+
+
+def moved_m(record: FrameRecord, other: FrameRecord) -> float:
+    """Distance in metres between the places of the first camera that both frames have; infinite if there is none."""
+    both = record.view_valid & other.view_valid
+    if not both.any():
+        return math.inf
+    view = np.argmax(both)
+    return float(np.linalg.norm(record.world_from_cam[view, :3, 3] - other.world_from_cam[view, :3, 3]))
+
+
+def _views(record: FrameRecord, world_from_rig: Float64[np.ndarray, "4 4"]) -> CachedViews:
+    valid = record.view_valid
+    # The picture of another camera keeps the black frames of missing ones out of batch statistics; `view_valid` keeps
+    # them out of every loss.
+    shown = np.where(valid, np.arange(len(valid)), np.argmax(valid))
+    # Subtracted in float64: world coordinates are kilometres, and float32 would lose centimetres of them.
+    rig_from_cam = np.linalg.solve(world_from_rig, record.world_from_cam)
+    there = valid[:, None, None]
+    return CachedViews(
+        image=torch.from_numpy(record.image[shown]).permute(0, 3, 1, 2),
+        intrinsics=torch.from_numpy(np.where(there, record.intrinsics, np.eye(3, dtype=np.float32))),
+        rig_from_cam=torch.from_numpy(np.where(there, rig_from_cam, np.eye(4)).astype(np.float32)),
+        view_valid=torch.from_numpy(valid),
+    )
+
+
+def map_rigs(function: Callable[..., Tensor], *rigs: CachedRigs) -> CachedRigs:
+    """Apply `function` to the tensors of one or several rigs, as `map` does to lists; their frame ids are joined."""
+    return cast("CachedRigs", _map(function, *rigs))
+
+
+def _map(function: Callable[..., Tensor], *parts: Any) -> Any:
+    first = parts[0]
+    if first is None:
+        return None
+    if isinstance(first, Tensor):
+        return function(*parts)
+    if isinstance(first, tuple):
+        return tuple(frame_id for part in parts for frame_id in part)
+    return type(first)(**{f.name: _map(function, *(getattr(p, f.name) for p in parts)) for f in fields(first)})
 
 
 def collate(rigs: Sequence[CachedRigs]) -> CachedRigs:
     """Stack frames into a batch."""
-    tensors = {
-        field.name: torch.stack([getattr(rig, field.name) for rig in rigs])
-        for field in fields(CachedRigs)
-        if field.name not in ("frame_ids", "bins")
-    }
-    return CachedRigs(
-        frame_ids=tuple(frame_id for rig in rigs for frame_id in rig.frame_ids),
-        bins=map_arrays(lambda *arrays: torch.stack(arrays), *(rig.bins for rig in rigs)),
-        **tensors,
-    )
+    return map_rigs(lambda *tensors: torch.stack(tensors), *rigs)
+
+
+def single(rigs: CachedRigs, i: int) -> CachedRigs:
+    """Frame `i` of a batch."""
+    return replace(map_rigs(itemgetter(i), rigs), frame_ids=(rigs.frame_ids[i],))
 
 
 def _tensor(array: np.ndarray) -> Tensor:

@@ -2,35 +2,60 @@
 
 import hashlib
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
-from data_cache.dataset import CachedRigs
+from data_cache.dataset import CachedRigs, CachedViews
 from data_cache.schema import map_arrays
 from stages.relations import mirror_relations, mirror_tokens
 
 BRIGHTNESS = CONTRAST = 0.2
 
+Views = TypeVar("Views", bound=CachedViews)
+
 
 def mirror(rig: CachedRigs) -> CachedRigs:
-    """The rig as a mirror shows it: images, maps, token grids and the ring order turn together. Twice is once.
+    """The rig as a mirror shows it: images, maps, token grids, cameras and the ring order turn together. Twice is once.
 
     View j of the mirrored ring is view -j mod V of the old one, so that front stays first and left becomes right.
     """
-    V = rig.view_valid.shape[0]
-    order = torch.tensor([-j % V for j in range(V)])
+    order = _mirrored_ring(rig)
     return replace(
-        rig,
-        image=rig.image[order].flip(-1),
+        _mirror_views(rig),
         lidar_depth_m=rig.lidar_depth_m[order].flip(-1),
         bins=map_arrays(lambda array: array[order].flip(2), rig.bins),  # axes V h w, then those of the encoding
         relation=mirror_relations(rig.relation),
         tokens=mirror_tokens(rig.tokens),
-        focal_px=rig.focal_px[order],
-        view_valid=rig.view_valid[order],
+        neighbour=_mirror_views(rig.neighbour) if rig.neighbour is not None else None,
     )
+
+
+def _mirror_views(views: Views) -> Views:
+    """Images, cameras and ring order of a mirrored rig.
+
+    With M = diag(-1, 1, 1) in a camera and W - u for u in its image, K becomes F K M, F = [[-1, 0, W], [0, 1, 0],
+    [0, 0, 1]]: cx becomes W - cx and the skew turns its sign. A pose becomes S T M, S the same reflection of the rig's
+    x: two reflections make a rigid transform again, and relative poses do not depend on the choice of S.
+    """
+    order = _mirrored_ring(views)
+    intrinsics = views.intrinsics[order] * torch.tensor([[1.0, -1, -1], [1, 1, 1], [1, 1, 1]])
+    intrinsics[:, 0, 2] += views.image.shape[-1]
+    reflection = torch.tensor([-1.0, 1, 1, 1])
+    return replace(
+        views,
+        image=views.image[order].flip(-1),
+        intrinsics=intrinsics,
+        rig_from_cam=views.rig_from_cam[order] * torch.outer(reflection, reflection),
+        view_valid=views.view_valid[order],
+    )
+
+
+def _mirrored_ring(views: CachedViews) -> Int64[Tensor, " V"]:
+    V = views.view_valid.shape[0]
+    return torch.tensor([-j % V for j in range(V)])
 
 
 def thin_lidar(rig: CachedRigs, share: float) -> CachedRigs:

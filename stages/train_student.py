@@ -9,19 +9,17 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from operator import itemgetter
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from data_cache.dataset import CachedFrames, CachedRigs, batches, collate
+from data_cache.dataset import CachedFrames, CachedRigs, batches, collate, single
 from data_cache.errors import SurroundError
 from data_cache.files import write_atomically, write_error
 from data_cache.reader import CacheReader
-from data_cache.schema import map_arrays
 from stages.augment import jitter_colours, mirror, thin_lidar
 from stages.checkpoint import Lineage, load_state, save_state, save_student
 from stages.devices import autocast, place, require_known, resolve_device, resolve_precision
@@ -257,7 +255,7 @@ def _step(
 ) -> LossTerms:
     generator = _generator(spec.seed, step, 1)
     if spec.flip or spec.lidar_share < 1:
-        singles = [thin_lidar(_single(rigs, i), spec.lidar_share) for i in range(len(rigs.frame_ids))]
+        singles = [thin_lidar(single(rigs, i), spec.lidar_share) for i in range(len(rigs.frame_ids))]
         turned = (torch.rand(len(singles), generator=generator) < (0.5 if spec.flip else 0)).tolist()
         rigs = collate([mirror(rig) if turn else rig for rig, turn in zip(singles, turned, strict=True)])
     image = rigs.image.float() / 255
@@ -330,11 +328,6 @@ def _run_identity(
         "losses": asdict(loss_spec),
         "depth_range_m": list(depth_range_m),
     }
-
-
-def _single(rigs: CachedRigs, i: int) -> CachedRigs:
-    tensors = {f.name: getattr(rigs, f.name)[i] for f in fields(rigs) if f.name not in ("frame_ids", "bins")}
-    return replace(rigs, frame_ids=(rigs.frame_ids[i],), bins=map_arrays(itemgetter(i), rigs.bins), **tensors)
 
 
 def _generator(seed: int, index: int, purpose: int) -> torch.Generator:

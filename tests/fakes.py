@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, DepthAnythingForDepthEstimation
 
+from data_cache.dataset import CachedRigs, map_rigs
 from data_cache.errors import FrameError
 from data_cache.files import file_sha256
 from data_cache.rig import Camera, Frame, Rig, Sweep, View, make_sweep
@@ -165,3 +166,15 @@ def random_record(identity: CacheIdentity, seed: int) -> FrameRecord:
         for name, spec in array_table(identity).items()
     }
     return record_from_arrays(identity.encoding, values)
+
+
+def rig_tensors(rigs: CachedRigs) -> list[torch.Tensor]:
+    """Every tensor of a rig, of its bins and of its neighbour, in one order."""
+    found: list[torch.Tensor] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_rigs(keep, rigs)
+    return found

@@ -1,0 +1,153 @@
+"""Photometric consistency: a surface looks the same to two cameras, and to one camera at two moments."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import grid_sample, max_pool2d, pad
+
+from data_cache.dataset import CachedRigs, CachedViews
+
+SSIM_SHARE = 0.85
+SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
+MIN_DEPTH_M = 0.1
+MAX_GAIN = 2.0
+
+
+def warp(
+    source_image: Float[Tensor, "N 3 H W"],
+    depth_m: Float[Tensor, "N H W"],
+    K_target: Float[Tensor, "N 3 3"],
+    K_source: Float[Tensor, "N 3 3"],
+    source_from_target: Float[Tensor, "N 4 4"],
+) -> tuple[Float[Tensor, "N 3 H W"], Bool[Tensor, "N H W"]]:
+    """Source images as the targets would see them, were their depths right (bilinear; Jaderberg et al. 2015).
+
+    Args:
+        source_image: where colours are taken from.
+        depth_m: z of the target's pixels in metres.
+        K_target, K_source: intrinsics in pixels of these images, pixel centres at half-integers.
+        source_from_target: poses of the target cameras in the source cameras.
+
+    Returns:
+        The warped images and which of their pixels are true: the point lies ahead of the source camera and inside its
+        image. The others have colours from its border.
+    """
+    height, width = depth_m.shape[-2:]
+    v, u = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    pixels = torch.stack([u, v, torch.ones_like(u)]).flatten(1).to(depth_m)
+    rays = K_source @ source_from_target[:, :3, :3] @ torch.linalg.inv(K_target) @ pixels
+    points = rays * depth_m.flatten(1)[:, None] + K_source @ source_from_target[:, :3, 3:]
+    x, y, z = points.unflatten(-1, (height, width)).unbind(1)
+    ahead = z > MIN_DEPTH_M
+    z = torch.where(ahead, z, 1.0)
+    u, v = x / z, y / z
+    seen = ahead & (u >= 0) & (u <= width) & (v >= 0) & (v <= height)
+    # -1 and 1 are the outer edges of the border pixels: what half-integer pixel centres make of 0 and W.
+    grid = torch.stack([2 * u / width - 1, 2 * v / height - 1], dim=-1)
+    return grid_sample(source_image, grid, padding_mode="border", align_corners=False), seen
+
+
+def photometric_error(target: Float[Tensor, "N 3 H W"], warped: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N H W"]:
+    """0.85 (1 - SSIM) / 2 + 0.15 |difference|, mean over colours, RGB in [0, 1] (Godard et al. 2017, 2019).
+
+    SSIM (Wang et al. 2004) over windows of 3 x 3 pixels, reflected at the border as in Monodepth2.
+    """
+    a, b = (pad(image, (1, 1, 1, 1), mode="reflect") for image in (target, warped))
+    mean_a, mean_b = _mean_3x3(a), _mean_3x3(b)
+    var_a, var_b = _mean_3x3(a**2) - mean_a**2, _mean_3x3(b**2) - mean_b**2
+    cov = _mean_3x3(a * b) - mean_a * mean_b
+    alike = (2 * mean_a * mean_b + SSIM_C1) * (2 * cov + SSIM_C2)
+    ssim = alike / ((mean_a**2 + mean_b**2 + SSIM_C1) * (var_a + var_b + SSIM_C2))
+    dissimilar = ((1 - ssim) / 2).clamp(0, 1)
+    return (SSIM_SHARE * dissimilar + (1 - SSIM_SHARE) * (target - warped).abs()).mean(1)
+
+
+def _mean_3x3(image: Float[Tensor, "N 3 _ _"]) -> Float[Tensor, "N 3 _ _"]:
+    # Four sums of shifted images: on a CPU five times as fast as avg_pool2d, which took most of the time of the loss.
+    rows = image[..., :-2, :] + image[..., 1:-1, :] + image[..., 2:, :]
+    return (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]) / 9
+
+
+def match_exposure(
+    warped: Float[Tensor, "N 3 H W"], target: Float[Tensor, "N 3 H W"], seen: Bool[Tensor, "N H W"]
+) -> Float[Tensor, "N 3 H W"]:
+    """Give `warped` the mean and the standard deviation that each colour of `target` has where both are seen.
+
+    Cameras of one rig differ in exposure and white balance; over the overlap a gain and an offset per colour make up
+    for it (as VFDepth does, Kim et al. 2022). Statistics of whole images would not: they see different things. No
+    gradient flows through them, so that no depth is learnt that suits the exposure.
+    """
+    with torch.no_grad():
+        mask = seen[:, None]
+        count = mask.sum((-2, -1), keepdim=True).clamp(min=1)
+        mean, sd = [], []
+        for image in (warped, target):
+            mean.append(torch.where(mask, image, 0.0).sum((-2, -1), keepdim=True) / count)
+            sd.append((torch.where(mask, image - mean[-1], 0.0) ** 2).sum((-2, -1), keepdim=True).div(count).sqrt())
+        gain = (sd[1] / sd[0].clamp(min=1e-3)).clamp(1 / MAX_GAIN, MAX_GAIN)
+    return (warped - mean[0]) * gain + mean[1]
+
+
+def photometric_loss(depth_m: Float[Tensor, "B V H W"], rigs: CachedRigs) -> Float[Tensor, ""]:
+    """Mean over all pixels that any other image sees of the lowest error among these images, SSIM and L1 as above.
+
+    A view is compared with its two neighbours in the ring and, where `rigs` has them, with the same camera a moment
+    before or after. The lowest error per pixel copes with surfaces that one of several images does not see, and pixels
+    that look more alike without warping are left out in time, since what moves with the rig, or a rig that stands
+    still, says nothing (both from Monodepth2, Godard et al. 2019). The images are those of the cache, without colour
+    jitter. Missing views are in no pair. Zero, with a zero gradient, if no image sees what another one does.
+
+    Args:
+        depth_m: predictions in metres, > 0; the gradient flows to them alone.
+        rigs: on any device; images, cameras and neighbours are used.
+    """
+    depths_m, view_count = depth_m.flatten(0, 1), depth_m.shape[1]
+    target = _images(rigs, depth_m)
+    found = []
+    for step in (1, -1)[: view_count - 1]:  # with two views both neighbours are the same
+        warped, seen = _reproject(depths_m, target, _images(rigs, depth_m, step))
+        error = photometric_error(target.rgb, match_exposure(warped, target.rgb, seen))
+        found.append((error, _whole_windows(seen)))
+    if rigs.neighbour is not None:
+        source = _images(rigs.neighbour, depth_m)
+        warped, seen = _reproject(depths_m, target, source)
+        error = photometric_error(target.rgb, warped)
+        found.append((error, _whole_windows(seen) & (error < photometric_error(target.rgb, source.rgb))))
+    if not found:
+        return depth_m.sum() * 0
+    lowest = torch.stack([torch.where(seen, error, torch.inf) for error, seen in found]).amin(0)
+    used = lowest < torch.inf
+    return torch.where(used, lowest, 0.0).sum() / used.sum().clamp(min=1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Images:
+    """Views of all rigs in one row, on the device and of the type of the predictions."""
+
+    rgb: Float[Tensor, "N 3 H W"]
+    K_px: Float[Tensor, "N 3 3"]
+    rig_from_cam: Float[Tensor, "N 4 4"]
+    valid: Bool[Tensor, " N"]
+
+
+def _images(views: CachedViews, like: Tensor, step: int = 0) -> _Images:
+    """In each place the view that is `step` places further in the ring."""
+    rgb, K_px, rig_from_cam = (
+        tensor.roll(-step, 1).flatten(0, 1).to(like) for tensor in (views.image, views.intrinsics, views.rig_from_cam)
+    )
+    return _Images(rgb / 255, K_px, rig_from_cam, views.view_valid.roll(-step, 1).flatten().to(like.device))
+
+
+def _reproject(
+    depth_m: Float[Tensor, "N H W"], target: _Images, source: _Images
+) -> tuple[Float[Tensor, "N 3 H W"], Bool[Tensor, "N H W"]]:
+    source_from_target = torch.linalg.solve(source.rig_from_cam, target.rig_from_cam)
+    warped, seen = warp(source.rgb, depth_m, target.K_px, source.K_px, source_from_target)
+    return warped, seen & (target.valid & source.valid)[:, None, None]
+
+
+def _whole_windows(seen: Bool[Tensor, "N H W"]) -> Bool[Tensor, "N H W"]:
+    """Pixels whose SSIM window is seen as a whole."""
+    return max_pool2d((~seen)[:, None].float(), 3, 1, 1)[:, 0] == 0
