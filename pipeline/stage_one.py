@@ -15,6 +15,7 @@ from data_cache.writer import CacheWriter
 from pipeline.config import Recipe
 from pipeline.errors import RecipeError
 from pipeline.weights import KNOWN, WeightFolder, fetch_weights
+from stages.binning import AffineBinning, Binning, resolve_binning
 from stages.devices import resolve_device, resolve_precision
 from stages.teacher.transformers_depth import TransformersTeacher
 from stages.teacher_cache import (
@@ -37,6 +38,8 @@ class StageOne:
         frames: of the splits that the cache holds.
         batch_images: images per forward pass, resolved.
         lanes: batches side by side, see `stages.teacher_cache.teacher_lanes`.
+        binning: where the teacher's bins lie.
+        knots: what was fitted for it, None where nothing is.
     """
 
     recipe: Recipe
@@ -45,11 +48,14 @@ class StageOne:
     teacher: TransformersTeacher
     batch_images: int
     lanes: int
+    binning: Binning
+    knots: tuple[float, ...] | None
 
     @property
     def identity(self) -> CacheIdentity:
         """Of the cache that this recipe fills."""
-        return cache_identity(decided_identity(self.recipe), self.source.rig, self.frames, self.teacher)
+        decided = decided_identity(self.recipe)
+        return cache_identity(decided, self.source.rig, self.frames, self.teacher, self.knots)
 
     def writer(self, location: str) -> CacheWriter:
         """The cache at a path or URL, created or taken up; see `CacheWriter`."""
@@ -72,6 +78,7 @@ class StageOne:
             self.teacher,
             writer,
             self.recipe.bins,
+            self.binning,
             shards,
             batch_images=self.batch_images,
             lanes=self.lanes,
@@ -81,8 +88,12 @@ class StageOne:
         )
 
 
-def open_stage_one(recipe: Recipe) -> StageOne:
+def open_stage_one(recipe: Recipe, knots: tuple[float, ...] | None = None) -> StageOne:
     """Open the data set and load the teacher.
+
+    Args:
+        recipe: of the run.
+        knots: what fit-bins has fitted for it; not looked at where its strategy needs none.
 
     Raises:
         SourceError, SettingError, RecipeError: if one of them is not to be had, or training and test frames overlap.
@@ -93,7 +104,9 @@ def open_stage_one(recipe: Recipe) -> StageOne:
         refuse_leak(frames, select(source, recipe.data.test))
     teacher = open_teacher(recipe)
     batch_images = recipe.teacher_cache.batch_images or BATCH_IMAGES[teacher.device.type]
-    return StageOne(recipe, source, frames, teacher, batch_images, teacher_lanes(teacher.device))
+    knots = knots if recipe.bins.strategy == "fitted" else None
+    binning = resolve_binning(recipe.bins, teacher.space, knots)
+    return StageOne(recipe, source, frames, teacher, batch_images, teacher_lanes(teacher.device), binning, knots)
 
 
 def open_recipe_source(recipe: Recipe) -> Source:
@@ -107,6 +120,21 @@ def decided_identity(recipe: Recipe) -> dict[str, object]:
     return recipe_identity(
         data.source, data.train, data.selection, recipe.teacher_cache, recipe.bins, recipe.student.input_size
     )
+
+
+def fit_settings(stage: StageOne) -> dict[str, object]:
+    """What a fitted map depends on besides the frames' content; recorded beside it and compared before use."""
+    recipe, identity = stage.recipe, stage.identity
+    names = (
+        *("source", "train", "image_size", "image_definition", "prob_size", "teacher_name"),
+        *("teacher_weights_sha256", "teacher_preprocessing", "teacher_input_size"),
+    )
+    return {
+        **{name: getattr(identity, name) for name in names},
+        "closed_form": AffineBinning().definition,
+        "depth_range_m": recipe.data.depth_range_m,
+        "fit_frames": recipe.bins.fit_frames,
+    }
 
 
 def refuse_leak(frames: SplitFrames, test: tuple[str, ...]) -> None:
