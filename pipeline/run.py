@@ -32,6 +32,7 @@ from data_cache.writer import CachePlan
 from pipeline import cluster
 from pipeline.config import Recipe, load_recipe, recipe_toml
 from pipeline.folders import RunFolder, cache_location
+from pipeline.hub import PREFIX
 from pipeline.report import write_report
 from pipeline.signals import preemption
 from pipeline.stage_one import (
@@ -286,7 +287,7 @@ def _announcement(plan: CachePlan, store: CacheStore) -> str:
 def _portable(recipe: Recipe) -> Recipe:
     """The recipe as a worker with another working folder understands it."""
     spec = recipe.teacher_cache
-    if spec.weights in KNOWN:
+    if spec.weights in KNOWN or spec.weights.startswith(PREFIX):
         return recipe
     return replace(recipe, teacher_cache=replace(spec, weights=str(Path(spec.weights).absolute())))
 

@@ -8,16 +8,17 @@ from pathlib import Path
 import torch
 
 from data_cache.errors import SourceError
-from data_cache.files import file_sha256
 from data_cache.schema import CacheIdentity, Resolved, SplitFrames
 from data_cache.sources import Source, open_source, select
 from data_cache.writer import CacheWriter
 from pipeline.config import Recipe
 from pipeline.errors import RecipeError
+from pipeline.hub import MODELS, PREFIX, hub_weights, weights_sha256
+from pipeline.weight_catalog import UNKNOWN_LICENCE
 from pipeline.weights import KNOWN, WeightFolder, fetch_weights
 from stages.binning import AffineBinning, Binning, resolve_binning
 from stages.devices import resolve_device, resolve_precision
-from stages.teacher.transformers_depth import TransformersTeacher
+from stages.teacher.load import LoadedTeacher, load_teacher
 from stages.teacher_cache import (
     BATCH_IMAGES,
     TeacherCacheReport,
@@ -26,8 +27,6 @@ from stages.teacher_cache import (
     teacher_cache,
     teacher_lanes,
 )
-
-UNKNOWN_LICENCE = "unknown: see the model card"
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +44,7 @@ class StageOne:
     recipe: Recipe
     source: Source
     frames: SplitFrames
-    teacher: TransformersTeacher
+    teacher: LoadedTeacher
     batch_images: int
     lanes: int
     binning: Binning
@@ -147,12 +146,12 @@ def refuse_leak(frames: SplitFrames, test: tuple[str, ...]) -> None:
         )
 
 
-def open_teacher(recipe: Recipe) -> TransformersTeacher:
+def open_teacher(recipe: Recipe) -> LoadedTeacher:
     """The teacher of a recipe, on its device."""
     spec = recipe.teacher_cache
     weights = _weights(spec.weights)
     device = resolve_device(spec.device)
-    return TransformersTeacher(
+    return load_teacher(
         weights.path,
         name=Path(spec.weights).name,
         licence=weights.licence,
@@ -164,11 +163,15 @@ def open_teacher(recipe: Recipe) -> TransformersTeacher:
 
 
 def _weights(name: str) -> WeightFolder:
-    """Known weights by name, else a folder of the user's."""
+    """Known weights by name, some of the model hub, else a folder of the user's."""
     if name in KNOWN:
         return fetch_weights(name)
+    if name.startswith(PREFIX):
+        return hub_weights(name)
     folder = Path(name)
-    file = folder / "model.safetensors"
-    if not file.is_file():
-        raise RecipeError(f"weights {name!r}: neither one of {', '.join(KNOWN)} nor a folder with model.safetensors")
-    return WeightFolder(folder, file_sha256(file), UNKNOWN_LICENCE, "folder in the recipe")
+    if not any((folder / file).is_file() for file in MODELS):
+        raise RecipeError(
+            f"weights {name!r}: neither one of {', '.join(KNOWN)}, nor {PREFIX}owner/name@<40-digit commit>,"
+            f" nor a folder with {' or '.join(MODELS)}"
+        )
+    return WeightFolder(folder, weights_sha256(folder), UNKNOWN_LICENCE, "folder in the recipe")

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,7 @@ from stages.bins import BinSpec
 from stages.teacher.base import METRIC_SPACES, Space
 
 
+@runtime_checkable
 class Binning(Protocol):
     """A strategy: u in [0, 1] for every pixel where probabilities live, 0 farthest."""
 

@@ -229,7 +229,8 @@ def fit_knots(images: Sequence[ImagePoints]) -> tuple[float, ...]:
     over quantiles of u. Every image counts the same, however many returns it has.
 
     Returns:
-        values of f at KNOT_COUNT even positions, with a slope of at least LEAST_SLOPE.
+        values of f at KNOT_COUNT even positions, with a slope of at least LEAST_SLOPE; the identity where that is no
+        worse.
     """
     u = np.concatenate([image.u for image in images])
     weight = np.concatenate([np.full(len(image.u), 1 / len(image.u)) for image in images])
@@ -252,7 +253,8 @@ def fit_knots(images: Sequence[ImagePoints]) -> tuple[float, ...]:
         f = np.interp(u, center, value)
     even = np.linspace(0, 1, KNOT_COUNT)
     fitted = np.interp(even, np.concatenate([[0.0], center, [1.0]]), np.concatenate([[0.0], value, [1.0]]))
-    return tuple(np.round((1 - LEAST_SLOPE) * fitted + LEAST_SLOPE * even, 6).tolist())
+    knots = tuple(np.round((1 - LEAST_SLOPE) * fitted + LEAST_SLOPE * even, 6).tolist())
+    return knots if residual(images, knots) < residual(images, None) else tuple(np.round(even, 6).tolist())
 
 
 def isotonic(value: Float64[np.ndarray, " N"], weight: Float64[np.ndarray, " N"]) -> Float64[np.ndarray, " N"]:
