@@ -24,9 +24,10 @@ def hub(monkeypatch, teacher_folder, tmp_path):
     """A hub that has one snapshot; the calls that it got. `cached` names the folder that its client has already."""
 
     class Hub:
-        calls: list[dict] = []
-        cached: Path | None = None
-        error: Exception | None = None
+        def __init__(self) -> None:
+            self.calls: list[dict] = []
+            self.cached: Path | None = None
+            self.error: Exception | None = None
 
         def snapshot_download(self, hub_id, **options):
             if options.get("local_files_only"):
@@ -40,7 +41,6 @@ def hub(monkeypatch, teacher_folder, tmp_path):
             return str(self.cached)
 
     there = Hub()
-    there.calls = []
     monkeypatch.setattr(huggingface_hub, "snapshot_download", there.snapshot_download)
     return there
 

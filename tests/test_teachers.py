@@ -51,8 +51,9 @@ FAMILIES = {
     "dpt of beit": Expected((64, 96), "disparity", (64, 96), (16, 4, 6)),
     "dpt of swinv2": Expected((64, 96), "disparity", (64, 96), (64, 2, 3)),
     "marigold": Expected((32, 64), "affine_depth", (32, 64), (16, 8, 16), STEPS),
+    "marigold lcm": Expected((32, 64), "affine_depth", (32, 64), (16, 8, 16), STEPS.replace("DDIM", "LCM")),
 }
-KINDS = [pytest.param(kind, marks=needs_diffusers if kind == "marigold" else ()) for kind in FAMILIES]
+KINDS = [pytest.param(kind, marks=needs_diffusers if kind.startswith("marigold") else ()) for kind in FAMILIES]
 
 
 @pytest.fixture(scope="module")

@@ -89,9 +89,9 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def save_tiny(folder: Path, kind: str) -> Path:
-    """Save a randomly initialised teacher: a key of CONFIGS, "depth anything", its metric variant, or "marigold"."""
-    if kind == "marigold":
-        return save_tiny_marigold(folder)
+    """Save a randomly initialised teacher: a key of CONFIGS, "depth anything" or "marigold", or a variant of one."""
+    if kind.startswith("marigold"):
+        return save_tiny_marigold(folder, "LCMScheduler" if kind == "marigold lcm" else "DDIMScheduler")
     if kind.startswith("depth anything"):
         save_tiny_teacher(folder)
         if kind == "depth anything metric":
