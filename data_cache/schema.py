@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 
@@ -107,22 +107,23 @@ class DamagedCacheError(CacheError):
     """Stored bytes are not what the receipt says."""
 
 
-OPTIONAL_FIELDS: Mapping[str, object] = {"token_channels": 0}
-"""Fields of an identity that came after format version 2, with the value that means "as it was then"."""
+OPTIONAL = "optional"
+"""Mark of identity fields that came later: at their default they are left out, and older caches keep their identity."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheIdentity:
     """What a cache holds and how it was made. Sizes are (height, width) in pixels.
 
-    All fields but the first three and the teacher's licence, hash and preprocessing are decided by the recipe alone, so
-    stage two can insist on them without the data set or the teacher.
+    All fields but the first three, the teacher's licence, hash and preprocessing, and the fitted knots are decided by
+    the recipe alone, so stage two can insist on them without the data set or the teacher.
 
     Attributes:
         frames_sha256: over the ordered frame ids.
         train, selection: selectors of the two splits that the cache holds, as the recipe has them.
         encoding: key of ENCODINGS.
         window_width, bin_count, bin_sigma: None where they are not among the encoding's `settings`.
+        bin_knots: the fitted map of the binning strategy `fitted` (stages/binning.py), None for the others.
         token_channels: C of the stored teacher tokens, 0 where they are not stored.
     """
 
@@ -149,7 +150,8 @@ class CacheIdentity:
     teacher_weights_sha256: str
     teacher_preprocessing: str
     teacher_input_size: tuple[int, int]
-    token_channels: int = 0
+    bin_knots: tuple[float, ...] | None = field(default=None, metadata={OPTIONAL: True})
+    token_channels: int = field(default=0, metadata={OPTIONAL: True})
 
     def __post_init__(self) -> None:
         if self.encoding not in ENCODINGS:
@@ -173,14 +175,18 @@ class CacheIdentity:
         """Frame numbers of one shard."""
         return range(shard * self.shard_frames, min((shard + 1) * self.shard_frames, self.frame_count))
 
-    def table(self) -> dict[str, Any]:
-        """The fields as cache.json has them: one that is optional and not used is left out, as before there was one."""
-        return {k: v for k, v in asdict(self).items() if (k, v) not in OPTIONAL_FIELDS.items()}
+    def stored(self) -> dict[str, object]:
+        """What cache.json holds: every field but the optional ones that have their default."""
+        return {
+            f.name: value
+            for f in fields(self)
+            if (value := getattr(self, f.name)) != f.default or OPTIONAL not in f.metadata
+        }
 
     @cached_property
     def sha256(self) -> str:
         """Short name of this identity in receipts and reports."""
-        return hashlib.sha256(json.dumps(self.table(), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.stored(), sort_keys=True).encode()).hexdigest()
 
     def differences(self, expected: Mapping[str, object]) -> dict[str, tuple[object, object]]:
         """Fields named in `expected` that differ, as (ours, expected)."""

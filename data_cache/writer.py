@@ -101,7 +101,7 @@ class CacheWriter:
         for name, data in (metadata | {FRAME_LIST: frame_list}).items():
             self._write_if_different(name, data)
         if not there:
-            description = {"identity": self.identity.table(), "resolved": asdict(resolved)}
+            description = {"identity": self.identity.stored(), "resolved": asdict(resolved)}
             self.store.write(DESCRIPTION, (json.dumps(description, indent=1, sort_keys=True) + "\n").encode())
 
     def _check_description(self, resolved: Resolved) -> bool:

@@ -49,6 +49,26 @@ def recipe_options(command: F) -> F:
     return command
 
 
+@main.command("fit-bins")
+@recipe_options
+def fit_bins(recipe: str, data: Path | None, run: Path | None, overrides: tuple[str, ...]) -> None:
+    """Before stage 1, for bins.strategy = "fitted": fit where the teacher's bins lie to LiDAR of training frames."""
+    from pipeline.run import run_fit_bins
+
+    with _errors():
+        parsed, folder = _open_run(recipe, data, run, overrides)
+        done = run_fit_bins(parsed, folder)
+    fitted = done.fitted
+    click.echo(
+        f"fit-bins: {len(fitted.frames)} frames, {fitted.images} images, {fitted.points} LiDAR points"
+        f"{', already done' if done.already_done else ''}; log depth after scale and shift per image is off by"
+        f" {fitted.residual_before:.3f} before and {fitted.residual_after:.3f} after; {done.path}"
+    )
+    _list("Left out", fitted.skipped)
+    if parsed.bins.strategy != "fitted":
+        click.echo('Note: teacher-cache takes it where bins.strategy = "fitted"', err=True)
+
+
 @main.command("teacher-cache")
 @recipe_options
 @click.option(

@@ -72,12 +72,14 @@ class ShardJob:
         recipe_toml: the resolved recipe, its folders absolute.
         location: of the cache, absolute path or URL.
         retry_quarantined: whether finished shards with quarantined frames are written again.
+        knots: what fit-bins has fitted, None where the recipe's strategy needs none.
         run_id: differs from run to run: a worker that outlives a run opens data, teacher and cache anew for the next.
     """
 
     recipe_toml: str
     location: str
     retry_quarantined: bool
+    knots: tuple[float, ...] | None = None
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
@@ -177,7 +179,7 @@ def _opened(job: ShardJob) -> "tuple[StageOne, CacheWriter]":
     from pipeline.stage_one import open_stage_one
 
     _choose_gpu()
-    stage = open_stage_one(parse_recipe(job.recipe_toml, "recipe"))
+    stage = open_stage_one(parse_recipe(job.recipe_toml, "recipe"), job.knots)
     return stage, stage.writer(job.location)
 
 

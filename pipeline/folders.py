@@ -26,6 +26,16 @@ class RunFolder:
         return self.root / "cache"
 
     @property
+    def bins(self) -> Path:
+        """What fit-bins has fitted."""
+        return self.root / "bins.json"
+
+    @property
+    def fit_partials(self) -> Path:
+        """Frames that an unfinished fit-bins has looked at."""
+        return self.root / "fit-bins"
+
+    @property
     def slurm_logs(self) -> Path:
         """Output of the SLURM jobs of stage one."""
         return self.root / "slurm"

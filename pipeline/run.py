@@ -1,7 +1,9 @@
 """Runs of the stages: a recipe and a run folder in, files and a report out. No click here."""
 
 import hashlib
+import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,26 +22,90 @@ from data_cache.schema import (
     SplitFrames,
     load_description,
 )
-from data_cache.sources import Source, select
+from data_cache.sources import Source, select, spread
 from data_cache.store import CacheStore, open_store
 from data_cache.writer import CachePlan
 from pipeline import cluster
 from pipeline.config import Recipe, load_recipe, recipe_toml
 from pipeline.folders import RunFolder, cache_location
+from pipeline.hub import PREFIX
 from pipeline.provenance import surroundings
 from pipeline.report import write_report
 from pipeline.signals import preemption
-from pipeline.stage_one import decided_identity, open_recipe_source, open_stage_one, open_teacher, refuse_leak
+from pipeline.stage_one import (
+    StageOne,
+    decided_identity,
+    fit_settings,
+    open_recipe_source,
+    open_stage_one,
+    open_teacher,
+    refuse_leak,
+)
 from pipeline.weights import KNOWN, fetch_weights
 from stages.cache_size import PredictedSize, SampledFrame, predict_size, sample_frames
 from stages.checkpoint import LoadedStudent, load_student
 from stages.devices import place, resolve_device, resolve_precision
 from stages.evaluate import EvaluateReport, evaluate, require_full_count
+from stages.fit_bins import FittedBins, fit_bins, load_fitted, require_made_with, save_fitted
 from stages.progress import progress_bar
 from stages.student.model import Student
 from stages.teacher_cache import TeacherCacheReport
 from stages.train_student import TrainStudentReport, train_student
 from stages.verify import Recomputed, content_faults, recompute
+
+
+@dataclass(frozen=True)
+class FitBinsRun:
+    """What fit-bins has fitted, now or before, and where it is."""
+
+    fitted: FittedBins
+    path: Path
+    already_done: bool
+
+
+def run_fit_bins(recipe: Recipe, folder: RunFolder) -> FitBinsRun:
+    """Fit the map of the binning strategy `fitted` to LiDAR of training frames and write RUN/bins.json.
+
+    Raises:
+        FitError: if the one there belongs to another teacher or recipe, or there is nothing to fit to.
+    """
+    stage = open_stage_one(replace(recipe, bins=replace(recipe.bins, strategy="affine")))
+    made_with = fit_settings(stage)
+    if folder.bins.is_file():
+        fitted = load_fitted(folder.bins)
+        require_made_with(folder.bins, fitted, made_with)
+        return FitBinsRun(fitted, folder.bins, already_done=True)
+    frame_ids = spread(stage.frames.train, recipe.bins.fit_frames)
+    # Frames looked at under another recipe are not these: each recipe has a folder of its own.
+    key = hashlib.sha256(json.dumps([made_with, stage.teacher.precision, frame_ids]).encode()).hexdigest()[:16]
+    identity = stage.identity
+    with preemption() as should_stop, progress_bar(len(frame_ids), 0, "fit-bins", "frame") as bar:
+        fitted = fit_bins(
+            stage.source,
+            stage.teacher,
+            frame_ids,
+            made_with,
+            folder.fit_partials / key,
+            image_size=identity.image_size,
+            prob_size=identity.prob_size,
+            depth_range_m=recipe.data.depth_range_m,
+            batch_images=stage.batch_images,
+            on_frame=bar.update,
+            should_stop=should_stop,
+        )
+    save_fitted(folder.bins, fitted)
+    shutil.rmtree(folder.fit_partials)
+    return FitBinsRun(fitted, folder.bins, already_done=False)
+
+
+def _open_fitted_stage_one(recipe: Recipe, folder: RunFolder) -> StageOne:
+    """Stage one with what fit-bins has left in the run folder, where the recipe's strategy needs it."""
+    if recipe.bins.strategy != "fitted":
+        return open_stage_one(recipe)
+    fitted = load_fitted(folder.bins)
+    stage = open_stage_one(recipe, fitted.knots)
+    require_made_with(folder.bins, fitted, fit_settings(stage))
+    return stage
 
 
 @dataclass(frozen=True)
@@ -72,7 +138,7 @@ def run_teacher_cache(
         say: tells the user the plan, and why nothing is happening.
     """
     cluster.require_scheduler(scheduler)
-    stage = open_stage_one(recipe)
+    stage = _open_fitted_stage_one(recipe, folder)
     location = cache_location(recipe, folder)
     writer = stage.writer(location)
     _keep_recipe(recipe, folder)
@@ -94,7 +160,7 @@ def run_teacher_cache(
             report = cluster.write_on_cluster(
                 scheduler,
                 recipe.cluster,
-                cluster.ShardJob(recipe_toml(_portable(recipe)), location, retry_quarantined),
+                cluster.ShardJob(recipe_toml(_portable(recipe)), location, retry_quarantined, stage.knots),
                 plan.pending,
                 logs=folder.slurm_logs.absolute(),
                 on_shard=lambda shard: bar.update(frames[shard]),
@@ -118,17 +184,16 @@ class PredictedSizes:
 
 def run_cache_size(recipe: Recipe, folder: RunFolder, sample_count: int) -> PredictedSizes:
     """Predict the size of the cache of a recipe from a few frames, spread evenly; nothing is written."""
-    stage = open_stage_one(recipe)
+    stage = _open_fitted_stage_one(recipe, folder)
     frame_ids = stage.frames.ordered
-    step = len(frame_ids) / min(sample_count, len(frame_ids))
-    chosen = [frame_ids[int((i + 0.5) * step)] for i in range(min(sample_count, len(frame_ids)))]
+    chosen = spread(frame_ids, sample_count)
     identity = stage.identity
     with progress_bar(len(chosen), 0, "cache size", "frame") as bar:
         samples: list[SampledFrame] = []
         for frame_id in chosen:
             with suppress(FrameError):  # teacher-cache will quarantine it
                 samples += sample_frames(
-                    stage.source, stage.teacher, [frame_id], identity.image_size, identity.prob_size
+                    stage.source, stage.teacher, stage.binning, [frame_id], identity.image_size, identity.prob_size
                 )
             bar.update()
     if not samples:
@@ -189,12 +254,14 @@ def run_recompute(
     folders = (run or Path(target), Path(target).parent)
     recorded = next((path for folder in folders if (path := RunFolder(folder).recipe).is_file()), None)
     recipe = load_recipe(str(recorded) if recorded is not None else target, data=data)
-    stage = open_stage_one(recipe)
+    # What was fitted comes from the cache itself, which may have been copied without its run folder.
+    knots = CacheReader(location, expected=decided_identity(recipe)).identity.bin_knots
+    stage = open_stage_one(recipe, knots)
     reader = CacheReader(location, expected=asdict(stage.identity))
     seed = int.from_bytes(os.urandom(4))
     with progress_bar(frame_count, 0, "recompute", "frame") as bar:
         done = []
-        for frame in recompute(reader, stage.source, stage.teacher, frame_count, seed):
+        for frame in recompute(reader, stage.source, stage.teacher, stage.binning, frame_count, seed):
             done.append(frame)
             bar.update()
     return tuple(done)
@@ -215,7 +282,7 @@ def _announcement(plan: CachePlan, store: CacheStore) -> str:
 def _portable(recipe: Recipe) -> Recipe:
     """The recipe as a worker with another working folder understands it."""
     spec = recipe.teacher_cache
-    if spec.weights in KNOWN:
+    if spec.weights in KNOWN or spec.weights.startswith(PREFIX):
         return recipe
     return replace(recipe, teacher_cache=replace(spec, weights=str(Path(spec.weights).absolute())))
 

@@ -9,15 +9,17 @@ from pathlib import Path
 import torch
 
 from data_cache.errors import SourceError
-from data_cache.files import file_sha256
 from data_cache.schema import CacheIdentity, Resolved, SplitFrames
 from data_cache.sources import Source, open_source, select
 from data_cache.writer import CacheWriter
 from pipeline.config import Recipe
 from pipeline.errors import RecipeError
+from pipeline.hub import MODELS, PREFIX, hub_weights, weights_sha256
+from pipeline.weight_catalog import UNKNOWN_LICENCE
 from pipeline.weights import KNOWN, WeightFolder, fetch_weights
+from stages.binning import AffineBinning, Binning, resolve_binning
 from stages.devices import resolve_device, resolve_precision
-from stages.teacher.transformers_depth import TransformersTeacher
+from stages.teacher.load import LoadedTeacher, load_teacher
 from stages.teacher_cache import (
     BATCH_IMAGES,
     TeacherCacheReport,
@@ -26,8 +28,6 @@ from stages.teacher_cache import (
     teacher_cache,
     teacher_lanes,
 )
-
-UNKNOWN_LICENCE = "unknown: see the model card"
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,19 +38,24 @@ class StageOne:
         frames: of the splits that the cache holds.
         batch_images: images per forward pass, resolved.
         lanes: batches side by side, see `stages.teacher_cache.teacher_lanes`.
+        binning: where the teacher's bins lie.
+        knots: what was fitted for it, None where nothing is.
     """
 
     recipe: Recipe
     source: Source
     frames: SplitFrames
-    teacher: TransformersTeacher
+    teacher: LoadedTeacher
     batch_images: int
     lanes: int
+    binning: Binning
+    knots: tuple[float, ...] | None
 
     @cached_property
     def identity(self) -> CacheIdentity:
         """Of the cache that this recipe fills."""
-        return cache_identity(decided_identity(self.recipe), self.source.rig, self.frames, self.teacher)
+        decided = decided_identity(self.recipe)
+        return cache_identity(decided, self.source.rig, self.frames, self.teacher, self.knots)
 
     def writer(self, location: str) -> CacheWriter:
         """The cache at a path or URL, created or taken up; see `CacheWriter`."""
@@ -73,6 +78,7 @@ class StageOne:
             self.teacher,
             writer,
             self.recipe.bins,
+            self.binning,
             shards,
             batch_images=self.batch_images,
             lanes=self.lanes,
@@ -82,8 +88,12 @@ class StageOne:
         )
 
 
-def open_stage_one(recipe: Recipe) -> StageOne:
+def open_stage_one(recipe: Recipe, knots: tuple[float, ...] | None = None) -> StageOne:
     """Open the data set and load the teacher.
+
+    Args:
+        recipe: of the run.
+        knots: what fit-bins has fitted for it; not looked at where its strategy needs none.
 
     Raises:
         SourceError, SettingError, RecipeError: if one of them is not to be had, or training and test frames overlap.
@@ -94,7 +104,9 @@ def open_stage_one(recipe: Recipe) -> StageOne:
         refuse_leak(frames, select(source, recipe.data.test))
     teacher = open_teacher(recipe)
     batch_images = recipe.teacher_cache.batch_images or BATCH_IMAGES[teacher.device.type]
-    return StageOne(recipe, source, frames, teacher, batch_images, teacher_lanes(teacher.device))
+    knots = knots if recipe.bins.strategy == "fitted" else None
+    binning = resolve_binning(recipe.bins, teacher.space, knots)
+    return StageOne(recipe, source, frames, teacher, batch_images, teacher_lanes(teacher.device), binning, knots)
 
 
 def open_recipe_source(recipe: Recipe) -> Source:
@@ -110,6 +122,21 @@ def decided_identity(recipe: Recipe) -> dict[str, object]:
     )
 
 
+def fit_settings(stage: StageOne) -> dict[str, object]:
+    """What a fitted map depends on besides the frames' content; recorded beside it and compared before use."""
+    recipe, identity = stage.recipe, stage.identity
+    names = (
+        *("source", "train", "image_size", "image_definition", "prob_size", "teacher_name"),
+        *("teacher_weights_sha256", "teacher_preprocessing", "teacher_input_size"),
+    )
+    return {
+        **{name: getattr(identity, name) for name in names},
+        "closed_form": AffineBinning().definition,
+        "depth_range_m": recipe.data.depth_range_m,
+        "fit_frames": recipe.bins.fit_frames,
+    }
+
+
 def refuse_leak(frames: SplitFrames, test: tuple[str, ...]) -> None:
     """Raise RecipeError if a test frame is also learnt from."""
     shared = set(frames.ordered) & set(test)
@@ -120,12 +147,12 @@ def refuse_leak(frames: SplitFrames, test: tuple[str, ...]) -> None:
         )
 
 
-def open_teacher(recipe: Recipe) -> TransformersTeacher:
+def open_teacher(recipe: Recipe) -> LoadedTeacher:
     """The teacher of a recipe, on its device."""
     spec = recipe.teacher_cache
     weights = _weights(spec.weights)
     device = resolve_device(spec.device)
-    return TransformersTeacher(
+    return load_teacher(
         weights.path,
         name=Path(spec.weights).name,
         licence=weights.licence,
@@ -137,11 +164,15 @@ def open_teacher(recipe: Recipe) -> TransformersTeacher:
 
 
 def _weights(name: str) -> WeightFolder:
-    """Known weights by name, else a folder of the user's."""
+    """Known weights by name, some of the model hub, else a folder of the user's."""
     if name in KNOWN:
         return fetch_weights(name)
+    if name.startswith(PREFIX):
+        return hub_weights(name)
     folder = Path(name)
-    file = folder / "model.safetensors"
-    if not file.is_file():
-        raise RecipeError(f"weights {name!r}: neither one of {', '.join(KNOWN)} nor a folder with model.safetensors")
-    return WeightFolder(folder, file_sha256(file), UNKNOWN_LICENCE, "folder in the recipe")
+    if not any((folder / file).is_file() for file in MODELS):
+        raise RecipeError(
+            f"weights {name!r}: neither one of {', '.join(KNOWN)}, nor {PREFIX}owner/name@<40-digit commit>,"
+            f" nor a folder with {' or '.join(MODELS)}"
+        )
+    return WeightFolder(folder, weights_sha256(folder), UNKNOWN_LICENCE, "folder in the recipe")

@@ -56,6 +56,20 @@ class WeightSpec:
     side_files: Mapping[str, Json]
 
 
+UNKNOWN_LICENCE = "unknown: see the model card"
+HUB_LICENCES: Mapping[str, str] = {
+    "depth-anything/Depth-Anything-V2-Small-hf": "Apache-2.0",
+    "depth-anything/Depth-Anything-V2-Base-hf": "CC-BY-NC-4.0",
+    "depth-anything/Depth-Anything-V2-Large-hf": "CC-BY-NC-4.0",
+    "Intel/zoedepth-nyu": "MIT",
+    "Intel/zoedepth-kitti": "MIT",
+    "Intel/zoedepth-nyu-kitti": "MIT",
+    "apple/DepthPro-hf": "apple-amlr",
+    "prs-eth/marigold-depth-v1-0": "Apache-2.0",
+    "prs-eth/marigold-depth-lcm-v1-0": "Apache-2.0",
+}
+"""Licences by model id, as the model cards state them; apple-amlr is Apple's licence for research models."""
+
 _DEPTH_ANYTHING_CONFIG: Json = {
     "architectures": ["DepthAnythingForDepthEstimation"],
     "model_type": "depth_anything",

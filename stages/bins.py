@@ -22,15 +22,18 @@ MAP_LEVELS = 65535
 """The closed_form encoding stores u in this many steps: at most 5e-4 of a bin off for K = 64."""
 TAIL_SIGMAS = 5.3
 """Decoding leaves out bins farther than this from K u - 1/2: less than 1e-6 of the mass of a normal distribution."""
-STORAGE_FIELDS = ("encoding", "window")
-"""Fields of BinSpec that say how probabilities are stored; a student does not depend on them."""
+STRATEGIES = ("affine", "fitted", "metric")
+"""How a teacher's map becomes u: stages/binning.py has a class for each."""
+TEACHER_FIELDS = ("encoding", "window", "strategy", "fit_frames", "metric_range_m")
+"""Fields of BinSpec that say what is stored and how the teacher's map was cut; a student does not depend on them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BinSpec:
     """How the scene's depth order is cut into bins, and how that is stored.
 
-    Changing any of these makes a cache stale, but for count, sigma and window where the encoding is closed_form.
+    Changing any of these makes a cache stale, but for count, sigma and window where the encoding is closed_form, and
+    the settings of a strategy that is not in use.
 
     Attributes:
         count: K.
@@ -38,6 +41,10 @@ class BinSpec:
         encoding: what the cache stores: window, closed_form or dense (data_cache/FORMAT.md has the price of each).
         window: neighbouring probabilities stored per pixel in the window encoding.
         prob_stride: the student's input size over the size at which probabilities live.
+        strategy: where the teacher's bins lie: affine (in its own range, image by image), fitted (the same, bent by a
+            map that `surround fit-bins` fits to LiDAR), or metric (in the metres that a metric teacher predicts).
+        fit_frames: training frames that fit-bins looks at.
+        metric_range_m: depth of the nearest and of the farthest bin's outer edge, for metric.
     """
 
     count: int = 64
@@ -45,6 +52,9 @@ class BinSpec:
     encoding: str = "window"
     window: int = 7
     prob_stride: int = 4
+    strategy: str = "affine"
+    fit_frames: int = 32
+    metric_range_m: tuple[float, float] = (1.0, 100.0)
 
     def __post_init__(self) -> None:
         if not 2 <= self.count <= 256:
@@ -57,6 +67,13 @@ class BinSpec:
             raise ValueError(f"window: expected 1 to count = {self.count}, got {self.window}")
         if self.prob_stride not in (2, 4):
             raise ValueError(f"prob_stride: expected 2 or 4, got {self.prob_stride}")
+        if self.strategy not in STRATEGIES:
+            raise ValueError(f"strategy: expected one of {', '.join(STRATEGIES)}, got {self.strategy!r}")
+        if self.fit_frames < 1:
+            raise ValueError(f"fit_frames: expected at least 1, got {self.fit_frames}")
+        near_m, far_m = self.metric_range_m
+        if not 0 < near_m < far_m < math.inf:
+            raise ValueError(f"metric_range_m: need 0 < near < far, got [{near_m}, {far_m}]")
 
 
 def affine_invariant_map(disparity: Float[Tensor, "*batch H W"], size: tuple[int, int]) -> Float[Tensor, "*batch h w"]:

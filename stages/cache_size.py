@@ -8,6 +8,7 @@ import numpy as np
 from data_cache.schema import CacheIdentity, array_table, record_arrays
 from data_cache.sources import Source
 from data_cache.writer import encode_shard
+from stages.binning import Binning
 from stages.bins import BinSpec
 from stages.look import SeenView, frame_record, look
 from stages.prepare import PreparedFrame, prepare_frame
@@ -41,11 +42,16 @@ class SampledFrame:
 
 
 def sample_frames(
-    source: Source, teacher: Teacher, frame_ids: Sequence[str], image_size: tuple[int, int], prob_size: tuple[int, int]
+    source: Source,
+    teacher: Teacher,
+    binning: Binning,
+    frame_ids: Sequence[str],
+    image_size: tuple[int, int],
+    prob_size: tuple[int, int],
 ) -> list[SampledFrame]:
     """Read frames and ask the teacher about them, as stage one does. Raises FrameError."""
     frames = [prepare_frame(source, frame_id, teacher.input_size, image_size) for frame_id in frame_ids]
-    return [SampledFrame(frame, look(teacher, frame.teacher_images, prob_size)) for frame in frames]
+    return [SampledFrame(frame, look(teacher, frame.teacher_images, prob_size, binning)) for frame in frames]
 
 
 def predict_size(samples: Sequence[SampledFrame], identity: CacheIdentity, spec: BinSpec) -> PredictedSize:

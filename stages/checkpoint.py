@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from data_cache.errors import SurroundError
 from data_cache.files import WriteError, replace_atomically
-from stages.bins import STORAGE_FIELDS, BinSpec
+from stages.bins import TEACHER_FIELDS, BinSpec
 from stages.student.model import Student, StudentSpec
 
 FORMAT = "surround-student/1"
@@ -76,8 +76,8 @@ def load_student(
 
     Args:
         path: file written by `save_student`.
-        expected, expected_bins: architecture that the recipe asks for, None to take what is there; how bins are stored
-            does not matter.
+        expected, expected_bins: architecture that the recipe asks for, None to take what is there; what only
+            the teacher's side of the bins depends on does not matter.
 
     Raises:
         CheckpointError: if it is missing, damaged, not a student, or of another architecture (each difference named).
@@ -85,7 +85,7 @@ def load_student(
     tensors, header = _load(path, FORMAT)
     try:
         spec = StudentSpec(**_tuples(json.loads(header["student"])))
-        bins = BinSpec(**json.loads(header["bins"]))
+        bins = BinSpec(**_tuples(json.loads(header["bins"])))
         lineage = Lineage(**_tuples(json.loads(header["lineage"])))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: header cannot be read ({error}); it was written by another version") from error
@@ -183,7 +183,7 @@ def difference_lines(found: Mapping[str, Any], expected: Mapping[str, Any], hold
 
 
 def _architecture(spec: StudentSpec | BinSpec) -> dict[str, Any]:
-    return {key: value for key, value in asdict(spec).items() if key not in STORAGE_FIELDS}
+    return {key: value for key, value in asdict(spec).items() if key not in TEACHER_FIELDS}
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str]) -> None:

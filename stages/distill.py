@@ -11,8 +11,10 @@ from data_cache.dataset import CachedRigs
 from data_cache.schema import map_arrays
 from stages import losses
 from stages.bins import align_frame, decode, expected_position, map_disparity
+from stages.completion import densify
 from stages.devices import autocast
 from stages.losses import LossSpec, LossTerms
+from stages.photometric import photometric_loss
 from stages.relations import all_relations, neighbours_valid, pairs_valid, ring_relations
 from stages.student.model import Student
 
@@ -60,7 +62,7 @@ def loss_terms(
         return value() if weight else None
 
     teacher_prob = target = torch.empty(0)
-    if spec.kl or spec.cross or spec.logit or spec.output:
+    if spec.kl or spec.cross or spec.logit or spec.output or spec.completion:
         teacher_prob = decode(map_arrays(lambda array: array.to(device), rigs.bins), student.bins)
         target = align_frame(teacher_prob, out.logit.softmax(2)) if spec.frame == "aligned" else teacher_prob
     teacher_tokens = rigs.tokens.to(device)
@@ -72,6 +74,11 @@ def loss_terms(
     def feature() -> Float[Tensor, ""]:
         assert learner.adapter is not None
         return losses.token_distance(teacher_tokens, learner.adapter(out.tokens), view_valid)
+
+    def completion() -> Float[Tensor, ""]:
+        guide = expected_position(teacher_prob).flatten(0, 1)
+        dense_m = densify(lidar_depth_m.flatten(0, 1), guide, spec.completion_radius_px).view_as(lidar_depth_m)
+        return losses.scale_invariant_log(out.depth_m, dense_m)
 
     return LossTerms(
         supervised=term(spec.supervised, lambda: losses.scale_invariant_log(out.depth_m, lidar_depth_m)),
@@ -92,6 +99,8 @@ def loss_terms(
                 all_relations(teacher_tokens), all_relations(out.tokens), pairs_valid(view_valid)
             ),
         ),
+        completion=term(spec.completion, completion),
+        photometric=term(spec.photometric, lambda: photometric_loss(out.depth_m, rigs)),
     )
 
 

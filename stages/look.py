@@ -11,6 +11,7 @@ from torch import Tensor
 from data_cache.errors import FrameError, SettingError
 from data_cache.schema import ENCODINGS, CacheIdentity, FrameRecord, bin_table
 from stages import bins, relations
+from stages.binning import Binning
 from stages.bins import BinSpec
 from stages.prepare import PreparedFrame
 from stages.teacher.base import Teacher, to_disparity
@@ -23,7 +24,7 @@ class SeenView:
     """What the teacher said about one view.
 
     Attributes:
-        u: affine-invariant map, see stages/bins.py.
+        u: position among the bins in [0, 1], larger is nearer, see stages/binning.py.
         tokens: pooled features of unit length.
         finite: whether everything it said was finite.
         constant: whether it saw no order at all, as with a covered lens.
@@ -35,7 +36,9 @@ class SeenView:
     constant: bool
 
 
-def look(teacher: Teacher, images: Sequence[UInt8[np.ndarray, "H W 3"]], prob_size: tuple[int, int]) -> list[SeenView]:
+def look(
+    teacher: Teacher, images: Sequence[UInt8[np.ndarray, "H W 3"]], prob_size: tuple[int, int], binning: Binning
+) -> list[SeenView]:
     """Run the teacher over a batch of images of its input size.
 
     Raises:
@@ -49,7 +52,7 @@ def look(teacher: Teacher, images: Sequence[UInt8[np.ndarray, "H W 3"]], prob_si
             " set teacher_cache.batch_images lower"
         ) from error
     disparity = to_disparity(output.prediction, teacher.space)
-    u = bins.affine_invariant_map(disparity, prob_size).cpu()
+    u = binning(disparity, prob_size).cpu()
     tokens = relations.pool_tokens(output.features).cpu()
     finite = torch.isfinite(disparity).flatten(1).all(1).cpu() & torch.isfinite(tokens).flatten(1).all(1)
     constant = (u == u[:, :1, :1]).flatten(1).all(1)

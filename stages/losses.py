@@ -24,6 +24,8 @@ class LossTerms:
     logit: Float[Tensor, ""] | None = None
     feature: Float[Tensor, ""] | None = None
     all_relation: Float[Tensor, ""] | None = None
+    completion: Float[Tensor, ""] | None = None
+    photometric: Float[Tensor, ""] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,9 @@ class LossSpec:
         logit: baseline, softened bin probabilities against the teacher's.
         feature: baseline, tokens against the teacher's (`teacher_cache.tokens`).
         all_relation: baseline, relations of all pairs of views, each with itself, too (`teacher_cache.tokens`).
+        completion: depth against LiDAR that the teacher's map has spread to its neighbourhood (stages/completion.py).
+        photometric: colours of neighbouring views and of the same camera a moment before (stages/photometric.py).
+        completion_radius_px: as far as LiDAR is spread; take the distance between its rings.
         frame: how `kl` and `cross` read the teacher's bins: aligned (stages/bins.py, align_frame) or literal.
     """
 
@@ -50,6 +55,9 @@ class LossSpec:
     logit: float = 0.0
     feature: float = 0.0
     all_relation: float = 0.0
+    completion: float = 0.0
+    photometric: float = 0.0
+    completion_radius_px: int = 3
     frame: str = "aligned"
 
     def __post_init__(self) -> None:
@@ -58,6 +66,8 @@ class LossSpec:
                 raise ValueError(f"{field.name}: expected a weight >= 0, got {getattr(self, field.name)}")
         if not any(getattr(self, field.name) for field in fields(LossTerms)):
             raise ValueError("every weight is 0; give at least one loss a weight")
+        if self.completion_radius_px < 1:
+            raise ValueError(f"completion_radius_px: expected at least 1, got {self.completion_radius_px}")
         if self.frame not in FRAMES:
             raise ValueError(f"frame: expected one of {', '.join(FRAMES)}, got {self.frame!r}")
 

@@ -19,7 +19,8 @@ from data_cache.rig import Rig
 from data_cache.schema import ENCODINGS, FORMAT_VERSION, CacheIdentity, FrameRecord, SplitFrames
 from data_cache.sources import Source
 from data_cache.writer import CacheWriter
-from stages import bins, relations
+from stages import relations
+from stages.binning import Binning, binning_definition
 from stages.bins import BinSpec
 from stages.devices import require_known
 from stages.look import CONSTANT_NOTE, SeenView, frame_record, look
@@ -38,7 +39,8 @@ class TeacherCacheSpec:
     """How stage one runs.
 
     Attributes:
-        weights: a name that `surround weights` knows, or a folder with a transformers depth model.
+        weights: a name that `surround weights` knows, a folder with a depth model of transformers or a Marigold
+            pipeline of diffusers, or one on the model hub, pinned: "hub:owner/name@<40-digit commit>".
         input_size: (H, W) that the teacher sees, multiples of its patch.
         precision, device: auto, or as named in stages/devices.py.
         batch_images: images per forward pass, over views and frames; 0 takes what suits the device.
@@ -116,7 +118,7 @@ def recipe_identity(
         "prob_size": (image_size[0] // stride, image_size[1] // stride),
         "encoding": bin_spec.encoding,
         **{name: value if name in needed else None for name, value in settings.items()},
-        "bin_definition": bins.DEFINITION,
+        "bin_definition": binning_definition(bin_spec),
         "relation_grid": relations.GRID,
         "relation_definition": relations.DEFINITION,
         "shard_frames": spec.shard_frames,
@@ -127,8 +129,10 @@ def recipe_identity(
     }
 
 
-def cache_identity(decided: Mapping[str, Any], rig: Rig, frames: SplitFrames, teacher: Teacher) -> CacheIdentity:
-    """The whole identity: what the recipe decides, the frames found, and the teacher's weights.
+def cache_identity(
+    decided: Mapping[str, Any], rig: Rig, frames: SplitFrames, teacher: Teacher, knots: tuple[float, ...] | None = None
+) -> CacheIdentity:
+    """The whole identity: what the recipe decides, the frames found, the teacher's weights, and what was fitted.
 
     Where tokens are kept, the teacher looks at a black image to tell how many channels they have.
     """
@@ -144,6 +148,7 @@ def cache_identity(decided: Mapping[str, Any], rig: Rig, frames: SplitFrames, te
         teacher_licence=teacher.licence,
         teacher_weights_sha256=teacher.weights_sha256,
         teacher_preprocessing=teacher.preprocessing,
+        bin_knots=knots,
     )
 
 
@@ -161,6 +166,7 @@ def teacher_cache(
     teacher: Teacher,
     writer: CacheWriter,
     bin_spec: BinSpec,
+    binning: Binning,
     shards: Sequence[int],
     *,
     batch_images: int,
@@ -177,6 +183,7 @@ def teacher_cache(
 
     Args:
         source, teacher, writer, bin_spec: what to read, ask, fill and how to store it.
+        binning: where the teacher's bins lie.
         shards: numbers, as from `CacheWriter.pending`.
         batch_images: images per forward pass; batches never cross shards.
         lanes: batches that the teacher looks at side by side, see `teacher_lanes`.
@@ -204,7 +211,7 @@ def teacher_cache(
         def hand_over(images: list[UInt8[np.ndarray, "H W 3"]]) -> Future[list[SeenView]]:
             while len(looking) > lanes:  # what waits for the teacher is bounded
                 looking.popleft().result()
-            looking.append(lookers.submit(look, teacher, images, writer.identity.prob_size))
+            looking.append(lookers.submit(look, teacher, images, writer.identity.prob_size, binning))
             return looking[-1]
 
         for shard, reads in groupby(_read_ahead(readers, source, teacher, writer, claims), key=lambda read: read.shard):

@@ -153,7 +153,7 @@ def train_student(
         raise TrainingError(
             f"{reader.store.location}: all {len(train_ids)} training frames are quarantined; see teacher-cache"
         )
-    dataset = CachedFrames(reader, usable)
+    dataset = CachedFrames(reader, usable, neighbours=loss_spec.photometric > 0)
     if loss_spec.supervised and not _any_lidar(dataset, depth_range_m):
         raise TrainingError(
             f"{reader.store.location}: no training frame has a LiDAR return between {depth_range_m[0]} and"

@@ -11,6 +11,7 @@ from data_cache.reader import CacheReader
 from data_cache.schema import CacheIdentity, DamagedCacheError, FrameRecord, WindowBins, map_arrays, record_arrays
 from data_cache.sources import Source
 from stages import bins
+from stages.binning import Binning
 from stages.bins import BinSpec
 from stages.look import CONSTANT_NOTE, frame_record, look
 from stages.prepare import prepare_frame
@@ -87,13 +88,13 @@ def content_faults(reader: CacheReader, frame_id: str, note: str) -> list[str]:
 
 
 def recompute(
-    reader: CacheReader, source: Source, teacher: Teacher, frame_count: int, seed: int
+    reader: CacheReader, source: Source, teacher: Teacher, binning: Binning, frame_count: int, seed: int
 ) -> Iterator[Recomputed]:
     """Ask the teacher again about random frames of a cache and compare.
 
     Args:
         reader: of the cache.
-        source, teacher: what it was made with.
+        source, teacher, binning: what it was made with.
         frame_count: how many frames, at most all usable ones.
         seed: chooses them.
 
@@ -104,7 +105,8 @@ def recompute(
     usable = reader.usable(reader.frames.ordered)
     for frame_id in random.Random(seed).sample(usable, min(frame_count, len(usable))):
         frame = prepare_frame(source, frame_id, teacher.input_size, identity.image_size)
-        now = frame_record(frame, look(teacher, frame.teacher_images, identity.prob_size), identity, spec)
+        seen = look(teacher, frame.teacher_images, identity.prob_size, binning)
+        now = frame_record(frame, seen, identity, spec)
         then = reader.read(frame_id)
         there = torch.from_numpy(then.view_valid)
         new, old = (_probabilities(record, spec)[there] for record in (now, then))

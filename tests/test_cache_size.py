@@ -6,6 +6,7 @@ from test_teacher_cache import BINS, open_writer, run
 
 from data_cache.reader import cache_status
 from data_cache.schema import ENCODINGS
+from stages.binning import AffineBinning
 from stages.cache_size import predict_size, sample_frames
 
 
@@ -13,7 +14,9 @@ from stages.cache_size import predict_size, sample_frames
 def test_the_prediction_from_a_few_frames_is_within_a_tenth_of_the_cache(tmp_path, teacher_folder, encoding):
     source, spec = FakeSource(12), dataclasses.replace(BINS, encoding=encoding)
     identity = open_writer(tmp_path / "plan", source, teacher_folder, spec)[0].identity
-    samples = sample_frames(source, tiny_teacher(teacher_folder), ["d/2", "d/9"], STUDENT_SIZE, identity.prob_size)
+    samples = sample_frames(
+        source, tiny_teacher(teacher_folder), AffineBinning(), ["d/2", "d/9"], STUDENT_SIZE, identity.prob_size
+    )
     predicted = predict_size(samples, identity, spec)
     run(tmp_path / "cache", source, teacher_folder, spec)
     assert predicted.total_bytes == pytest.approx(cache_status(tmp_path / "cache").bytes, rel=0.1)
@@ -29,6 +32,8 @@ def test_encodings_are_compared_on_the_same_look(tmp_path, teacher_folder):
     for encoding in ENCODINGS:
         spec = dataclasses.replace(BINS, encoding=encoding)
         identity = open_writer(tmp_path / encoding, source, teacher_folder, spec)[0].identity
-        samples = sample_frames(source, tiny_teacher(teacher_folder), ["d/0"], STUDENT_SIZE, identity.prob_size)
+        samples = sample_frames(
+            source, tiny_teacher(teacher_folder), AffineBinning(), ["d/0"], STUDENT_SIZE, identity.prob_size
+        )
         sizes[encoding] = predict_size(samples, identity, spec).bins_bytes
     assert sizes["closed_form"] < sizes["window"] < sizes["dense"]

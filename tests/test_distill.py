@@ -59,7 +59,9 @@ def test_what_a_missing_view_holds_matters_to_no_term():
     relation[:, 1:] = torch.randn(relation[:, 1:].shape, generator=noise)
     lidar = batch.lidar_depth_m.clone()
     lidar[:, 2] = 0  # as the cache has it
-    spec = LossSpec(kl=1.0, cross=1.0, relation=1.0, output=1.0, logit=1.0, feature=1.0, all_relation=1.0)
+    spec = LossSpec(
+        kl=1.0, cross=1.0, relation=1.0, output=1.0, logit=1.0, feature=1.0, all_relation=1.0, completion=1.0
+    )
     model = learner().eval()
     plain = replace(batch, lidar_depth_m=lidar)
     expected, found = terms(spec, plain, model), terms(spec, replace(plain, tokens=tokens, relation=relation), model)
@@ -118,3 +120,24 @@ def test_thinned_lidar_is_a_share_that_depends_on_the_frame_alone():
     assert torch.equal(thin_lidar(rig, 0.1).lidar_depth_m, thin)
     assert not torch.equal(thin_lidar(replace(rig, frame_ids=("d/1",)), 0.1).lidar_depth_m, thin)
     assert torch.equal(thin_lidar(rig, 1.0).lidar_depth_m, lidar)
+
+
+def test_the_photometric_term_reaches_the_student_through_the_neighbour_in_time():
+    """Random rigs see each other nowhere; a camera that stood where it stands now sees the same."""
+    model, batch = learner(), rigs()
+    assert batch.neighbour is not None
+    still = replace(batch, neighbour=replace(batch.neighbour, **{
+        name: getattr(batch, name) for name in ("intrinsics", "rig_from_cam", "view_valid")
+    }))  # fmt: skip
+    shifted = replace(still, neighbour=replace(still.neighbour, rig_from_cam=still.rig_from_cam + 0.2 * _sideways()))
+    found = terms(LossSpec(**(NOTHING | {"photometric": 1.0})), shifted, model)
+    assert found.photometric is not None
+    assert found.photometric > 0
+    found.photometric.backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.student.parameters())
+
+
+def _sideways() -> torch.Tensor:
+    step = torch.zeros(4, 4)
+    step[0, 3] = 1
+    return step

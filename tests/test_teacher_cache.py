@@ -15,6 +15,7 @@ from data_cache.schema import ENCODINGS, Resolved, SplitFrames, StaleCacheError,
 from data_cache.sources import select
 from data_cache.views import load_images, rig_views
 from data_cache.writer import CacheWriter
+from stages.binning import AffineBinning, resolve_binning
 from stages.bins import BinSpec, affine_invariant_map, closed_form_prob, decode
 from stages.progress import Preempted
 from stages.relations import GRID, ring_relations
@@ -39,9 +40,18 @@ def run(
 ):
     """Plan and write, as the command does."""
     writer, teacher = open_writer(root, source, folder, bin_spec, tokens=tokens)
+    binning = resolve_binning(bin_spec, teacher.space, None)
     shards = writer.pending(part=part, retry_quarantined=retry_quarantined)
     return teacher_cache(
-        source, teacher, writer, bin_spec, shards, batch_images=4, retry_quarantined=retry_quarantined, **options
+        source,
+        teacher,
+        writer,
+        bin_spec,
+        binning,
+        shards,
+        batch_images=4,
+        retry_quarantined=retry_quarantined,
+        **options,
     )
 
 
@@ -262,7 +272,7 @@ def test_a_shard_finished_elsewhere_since_the_plan_is_not_written_again(tmp_path
     writer, teacher = open_writer(tmp_path, source, teacher_folder)
     planned = writer.pending()
     run(tmp_path, source, teacher_folder, part=(1, 3))
-    report = teacher_cache(source, teacher, writer, BINS, planned, batch_images=4)
+    report = teacher_cache(source, teacher, writer, BINS, AffineBinning(), planned, batch_images=4)
     assert report == TeacherCacheReport(shards_written=2, shards_found_done=1, frames_written=3)
 
 

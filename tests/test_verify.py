@@ -9,6 +9,7 @@ from data_cache.reader import CacheReader, cache_status
 from data_cache.schema import ENCODINGS, record_from_arrays
 from data_cache.writer import CacheWriter
 from stages import verify
+from stages.binning import AffineBinning
 from stages.verify import content_faults, recompute, stored_spec
 
 FRAMES = 3
@@ -99,7 +100,7 @@ def test_the_bins_of_a_cache_are_read_from_its_identity(cache):
 
 def test_the_teacher_asked_again_says_the_same(cache, teacher_folder):
     reader = CacheReader(cache)
-    frames = list(recompute(reader, FakeSource(FRAMES), tiny_teacher(teacher_folder), 2, seed=5))
+    frames = list(recompute(reader, FakeSource(FRAMES), tiny_teacher(teacher_folder), AffineBinning(), 2, seed=5))
     assert len({frame.frame_id for frame in frames}) == 2
     for frame in frames:
         assert frame.prob_max < 0.02
@@ -119,7 +120,7 @@ def test_another_answer_of_the_teacher_is_measured(cache, teacher_folder, monkey
 
     monkeypatch.setattr(verify, "look", moved)
     other = FakeSource(FRAMES, no_lidar=("d/1",))
-    frames = list(recompute(CacheReader(cache), other, tiny_teacher(teacher_folder), 10, seed=0))
+    frames = list(recompute(CacheReader(cache), other, tiny_teacher(teacher_folder), AffineBinning(), 10, seed=0))
     assert sorted(frame.frame_id for frame in frames) == ["d/0", "d/1", "d/2"]
     for frame in frames:
         assert frame.top_bin_changed == pytest.approx(0.5, abs=0.01)
@@ -130,5 +131,7 @@ def test_another_answer_of_the_teacher_is_measured(cache, teacher_folder, monkey
 def test_a_quarantined_frame_is_not_asked_about(tmp_path, teacher_folder):
     run(tmp_path, FakeSource(FRAMES, broken={"d/1": "x"}), teacher_folder)
     assert cache_status(tmp_path).quarantined == {"d/1": "x"}
-    asked = recompute(CacheReader(tmp_path), FakeSource(FRAMES), tiny_teacher(teacher_folder), 9, seed=0)
+    asked = recompute(
+        CacheReader(tmp_path), FakeSource(FRAMES), tiny_teacher(teacher_folder), AffineBinning(), 9, seed=0
+    )
     assert sorted(frame.frame_id for frame in asked) == ["d/0", "d/2"]

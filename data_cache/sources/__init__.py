@@ -1,7 +1,7 @@
 """Data sets as frames. One file per data set; `open_source` is the only door."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -109,6 +109,12 @@ def select(source: Source, selectors: Iterable[str]) -> tuple[str, ...]:
             raise SourceError(f"{source.name}: selector {selector!r} selects no frame")
         chosen.update(dict.fromkeys(ids))
     return tuple(chosen)
+
+
+def spread(frame_ids: Sequence[str], count: int) -> tuple[str, ...]:
+    """At most `count` of some frames, spread evenly over them."""
+    step = len(frame_ids) / min(count, len(frame_ids))
+    return tuple(frame_ids[int((i + 0.5) * step)] for i in range(min(count, len(frame_ids))))
 
 
 def _some(names: Iterable[str]) -> str:

@@ -7,7 +7,11 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-Space = Literal["disparity", "depth", "log_depth"]
+from stages.bins import LOG_CURVATURE
+
+Space = Literal["disparity", "depth", "log_depth", "affine_depth"]
+METRIC_SPACES = ("depth", "log_depth")
+"""Spaces whose predictions are metres or their logarithm; the others are known up to scale and shift."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +47,11 @@ class Teacher(Protocol):
 
     @property
     def space(self) -> Space:
-        """What the prediction means: disparity (larger is nearer), depth, or log depth."""
+        """What the prediction means.
+
+        disparity: relative inverse depth, larger is nearer; depth, log_depth: of metres; affine_depth: depth up to
+        scale and shift, 0 the nearest and 1 the farthest of the image.
+        """
         ...
 
     @property
@@ -72,7 +80,7 @@ class Teacher(Protocol):
 
 
 def to_disparity(prediction: Float[Tensor, "*shape"], space: Space) -> Float[Tensor, "*shape"]:
-    """A teacher's map as (relative) disparity; the one place where a depth teacher is inverted."""
+    """A teacher's map as disparity, in 1/m for a metric space; the one place where a depth teacher is inverted."""
     match space:
         case "disparity":
             return prediction
@@ -80,3 +88,6 @@ def to_disparity(prediction: Float[Tensor, "*shape"], space: Space) -> Float[Ten
             return 1 / prediction.clamp(min=1e-3)
         case "log_depth":
             return torch.exp(-prediction)
+        case "affine_depth":
+            # How far the farthest is compared with the nearest is left open: take what the log map of the bins takes.
+            return 1 / (prediction.clamp(0, 1) + 1 / LOG_CURVATURE)

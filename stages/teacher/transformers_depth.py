@@ -1,9 +1,11 @@
-"""Teachers from transformers: any AutoModelForDepthEstimation with a ViT backbone whose tokens form a grid."""
+"""Teachers from transformers: Depth Anything, relative and metric, DPT, ZoeDepth and Depth Pro."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForDepthEstimation
@@ -14,9 +16,15 @@ from stages.quiet import quiet_transformers
 from stages.teacher.attention import use_blocked_attention
 from stages.teacher.base import Space, TeacherOutput
 
-IMAGE_MEAN = (0.485, 0.456, 0.406)
-IMAGE_STD = (0.229, 0.224, 0.225)
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+NORMALISED = {"zoedepth": HALF, "depth_pro": HALF, "dpt": HALF}
+"""Image mean and std of families whose folder does not say (preprocessor_config.json); ImageNet's for the others."""
 PREPROCESSING = "RGB stretched bicubic antialiased, ImageNet mean and std"
+SPECIAL_TOKENS = 8
+"""A grid of tokens may come after as many that belong to no place: class and registers."""
+COARSEST = 4
+"""A backbone with stages halves its grid at most as often."""
 
 
 class TransformersTeacher:
@@ -36,10 +44,10 @@ class TransformersTeacher:
         """Load config.json and model.safetensors from `folder`; no network is asked.
 
         Raises:
-            SettingError: if the folder holds no such model, or the input size does not fit its patches.
+            SettingError: if the folder holds no such model, or the input size does not suit it.
         """
         self.name, self.licence, self.weights_sha256 = name, licence, weights_sha256
-        self.preprocessing, self.input_size, self.precision = PREPROCESSING, input_size, precision
+        self.input_size, self.precision = input_size, precision
         self.device = device
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         try:
@@ -54,16 +62,24 @@ class TransformersTeacher:
             raise SettingError(f"{folder}: the weights lack {len(missing)} tensors, first {missing[0]}")
         self._model = model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
         self.attention = use_blocked_attention(self._model, device)
-        config = model.config
-        self.space: Space = "depth" if getattr(config, "depth_estimation_type", "relative") == "metric" else "disparity"
-        patch_sizes = (getattr(part, "patch_size", None) for part in (getattr(config, "backbone_config", None), config))
-        self._patch = next((size for size in patch_sizes if isinstance(size, int)), 0)
+        self._config = model.config
+        self._family = model.config.model_type
+        self._patch = _patch(model.config)
         if not self._patch:
-            raise SettingError(f"{folder}: expected a ViT, found {config.model_type}, whose backbone has no patches")
-        if any(side % self._patch for side in input_size):
-            raise SettingError(f"teacher_cache.input_size {list(input_size)}: {name} takes multiples of {self._patch}")
-        self._mean = torch.tensor(IMAGE_MEAN, device=device).view(3, 1, 1)
-        self._std = torch.tensor(IMAGE_STD, device=device).view(3, 1, 1)
+            raise SettingError(f"{folder}: expected a ViT, found {self._family}, whose backbone has no patches")
+        _require_size(name, model.config, self._patch, input_size)
+        self.space: Space = _space(model.config)
+        # Its bin heads weigh logarithms of binomials of 64 in which bf16 would leave nothing.
+        if self._family == "zoedepth" and precision == "bf16":
+            model.metric_head.float().register_forward_pre_hook(_to_float, with_kwargs=True)
+        # Of several heads ZoeDepth takes the one that the images of a batch vote for.
+        self._one_by_one = self._family == "zoedepth" and len(model.config.bin_configurations) > 1
+        mean, std = _normalisation(folder, self._family)
+        self.preprocessing = PREPROCESSING
+        if (mean, std) != IMAGENET:
+            self.preprocessing = PREPROCESSING.replace("ImageNet mean and std", f"mean {mean} and std {std}")
+        self._mean = torch.tensor(mean, device=device).view(3, 1, 1)
+        self._std = torch.tensor(std, device=device).view(3, 1, 1)
 
     @torch.inference_mode()
     def __call__(self, images: UInt8[Tensor, "N H W 3"]) -> TeacherOutput:
@@ -76,9 +92,101 @@ class TransformersTeacher:
             raise ValueError(f"{self.name} takes {list(self.input_size)} images, got {list(images.shape[1:3])}")
         pixels = (images.to(self.device).permute(0, 3, 1, 2).float() / 255 - self._mean) / self._std
         pixels = pixels.to(self._model.dtype, memory_format=torch.channels_last)
-        output = self._model(pixel_values=pixels, output_hidden_states=True)
+        seen = [self._look(batch) for batch in (torch.split(pixels, 1) if self._one_by_one else [pixels])]
         synchronize(self.device)
-        grid = tuple(side // self._patch for side in self.input_size)
-        tokens = output.hidden_states[-1][:, -grid[0] * grid[1] :]  # without class and register tokens
-        features = tokens.transpose(1, 2).unflatten(2, grid)
-        return TeacherOutput(output.predicted_depth.float(), features.float())
+        return TeacherOutput(torch.cat([s.prediction for s in seen]), torch.cat([s.features for s in seen]))
+
+    def _look(self, pixels: Float[Tensor, "N 3 H W"]) -> TeacherOutput:
+        output = self._model(pixel_values=pixels, output_hidden_states=True)
+        prediction = output.predicted_depth.float()
+        if self._family == "depth_pro" and self.space == "depth":
+            prediction = depth_pro_depth_m(prediction, output.field_of_view.float())
+        size = self.input_size
+        if self._family == "depth_pro":  # its image encoder sees the whole image, made as small as one of its patches
+            size = (self._config.patch_size, self._config.patch_size)
+        return TeacherOutput(prediction, token_grid(output.hidden_states[-1], size, self._patch).float())
+
+
+def depth_pro_depth_m(canonical: Float[Tensor, "N h w"], fov_deg: Float[Tensor, " N"]) -> Float[Tensor, "N h w"]:
+    """Depth in metres from what Depth Pro predicts: inverse depth for a focal length of the image's width.
+
+    1 / D = C w / f with w / f = 2 tan(fov / 2) and the horizontal field of view that it predicts besides; the clamp is
+    that of its own post-processing (Bochkovskii et al. 2024, section 3).
+    """
+    width_per_focal = 2 * torch.tan(torch.deg2rad(fov_deg) / 2)
+    return 1 / (canonical * width_per_focal[:, None, None]).clamp(1e-4, 1e4)
+
+
+def token_grid(tokens: Float[Tensor, "N L C"], size: tuple[int, int], patch: int) -> Float[Tensor, "N C gh gw"]:
+    """The last tokens of a backbone as the grid over the image that they are, without those that belong to no place.
+
+    Args:
+        tokens: special ones first, then row by row.
+        size: (H, W) of the image.
+        patch: side of the patches; a backbone with stages has halved their grid some times.
+
+    Raises:
+        SettingError: if no such grid has as many tokens.
+    """
+    for halvings in range(COARSEST + 1):
+        rows, columns = (side // (patch << halvings) for side in size)
+        if rows * columns and 0 <= tokens.shape[1] - rows * columns <= SPECIAL_TOKENS:
+            grid: Tensor = tokens[:, -rows * columns :].transpose(1, 2)
+            return grid.reshape(*grid.shape[:2], rows, columns)
+    raise SettingError(f"expected tokens on a grid over {list(size)} with patches of {patch}, found {tokens.shape[1]}")
+
+
+def _patch(config: Any) -> int:
+    """Side of the backbone's patches, 0 where there are none."""
+    parts = [getattr(config, "image_model_config", None), getattr(config, "backbone_config", None), config]
+    return next((size for part in parts if isinstance(size := getattr(part, "patch_size", None), int)), 0)
+
+
+def _require_size(name: str, config: Any, patch: int, input_size: tuple[int, int]) -> None:
+    """Raise SettingError if a model cannot take images of this size."""
+    found = f"teacher_cache.input_size {list(input_size)}: {name} takes"
+    if config.model_type == "depth_pro":
+        side = round(config.patch_size / min(config.scaled_images_ratios))
+        if input_size != (side, side):
+            raise SettingError(f"{found} images of one size, [{side}, {side}]")
+        return
+    own_vit = config.model_type == "dpt" and (config.backbone_config is None or config.is_hybrid)
+    if own_vit and input_size[0] != input_size[1]:
+        raise SettingError(f"{found} square images")
+    multiple = patch
+    if config.model_type != "depth_anything":
+        # A grid that cannot be halved as often as the model does comes out larger than it went in.
+        multiple *= 2 ** max(1, len(getattr(config.backbone_config, "depths", ())) - 1)
+    if any(side % multiple for side in input_size):
+        raise SettingError(f"{found} multiples of {multiple}")
+
+
+def _space(config: Any) -> Space:
+    if config.model_type == "zoedepth":
+        return "depth"
+    if config.model_type == "depth_pro":
+        # Without the field of view the scale is open.
+        return "depth" if config.use_fov_model else "disparity"
+    return "depth" if getattr(config, "depth_estimation_type", "relative") == "metric" else "disparity"
+
+
+def _normalisation(folder: Path, family: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return NORMALISED.get(family, IMAGENET)
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        return tuple(map(float, table["image_mean"])), tuple(map(float, table["image_std"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SettingError(f"{path}: expected image_mean and image_std ({error!r}); restore it or remove it") from error
+
+
+def _to_float(
+    _: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def cast(value: Any) -> Any:
+        if isinstance(value, list):
+            return [cast(item) for item in value]
+        return value.float() if isinstance(value, Tensor) else value
+
+    return tuple(map(cast, args)), {key: cast(value) for key, value in kwargs.items()}

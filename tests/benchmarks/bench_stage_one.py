@@ -205,7 +205,7 @@ def test_bench_stage_one_parts(capsys):
     prepared = prepare_frame(stage.source, frame_id, teacher_size, image_size)
     images = prepared.teacher_images
     with one_thread():
-        seen = look(stage.teacher, images[:2], identity.prob_size) * 3
+        seen = look(stage.teacher, images[:2], identity.prob_size, stage.binning) * 3
         output = stage.teacher(torch.from_numpy(np.stack(images[:2])))
         record = frame_record(prepared, seen, identity, recipe.bins)
         arrays = record_arrays(record)
