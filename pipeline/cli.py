@@ -157,6 +157,40 @@ def evaluate(
     _exit_quarantined(done.report.quarantined, "they were not measured")
 
 
+@main.command("zero-shot")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option(
+    "--on",
+    "targets",
+    multiple=True,
+    required=True,
+    metavar="RECIPE[=DATA]",
+    help="Measure on the test split of this recipe, its data set in folder DATA; repeatable.",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="RECIPE.SECTION.KEY=VALUE",
+    help='Override a value of one target, e.g. nuscenes.data.test=["scene-0061"]; repeatable.',
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the table; default RUN/zero_shot.")
+def zero_shot(checkpoint: Path, targets: tuple[str, ...], overrides: tuple[str, ...], out: Path | None) -> None:
+    """Measure a student on data sets that it has not learnt from: a sanity check, not a benchmark.
+
+    CHECKPOINT is RUN/student/last.safetensors. Input size and bins are its own; of a recipe only data, and device and
+    precision of eval, count. A target of the data set that the student was trained on is refused.
+    """
+    from pipeline.report import zero_shot_quarantined, zero_shot_table
+    from pipeline.zero_shot import run_zero_shot
+
+    with _errors():
+        done = run_zero_shot(checkpoint, targets, overrides, out)
+    click.echo(zero_shot_table(done.trained_on, done.reports))
+    click.echo(f"table: {done.page}")
+    _exit_quarantined(zero_shot_quarantined(done.reports), "they were not measured")
+
+
 @main.group()
 def cache() -> None:
     """Look at a cache, or at what one would take.

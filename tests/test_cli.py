@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from data_cache.schema import ENCODINGS
 from pipeline.cli import main
 
-VERBS = [[], ["teacher-cache"], ["train-student"], ["eval"], ["cache"], ["cache", "size"], ["cache", "status"], ["cache", "verify"], ["weights"]]  # fmt: skip # noqa: E501
+VERBS = [[], ["teacher-cache"], ["train-student"], ["eval"], ["zero-shot"], ["cache"], ["cache", "size"], ["cache", "status"], ["cache", "verify"], ["weights"]]  # fmt: skip # noqa: E501
 RECIPE = """
 [data]
 source = "synthetic"
