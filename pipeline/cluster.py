@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -117,13 +117,15 @@ def write_on_cluster(
     Raises:
         Preempted: if `should_stop` says so. Finished shards are kept; workers that are not ours finish their shard.
         SettingError: if the scheduler does not answer or is not installed.
-        ClusterError: if a shard brought down several workers.
+        ClusterError: if a shard brought down several workers, or the connection to the scheduler was lost.
         SurroundError: the first error that a worker met; the other shards are then cancelled.
     """
-    from distributed import KilledWorker, as_completed
+    from distributed import CancelledError, KilledWorker, as_completed
+    from distributed.comm import CommClosedError
 
     from stages.teacher_cache import TeacherCacheReport
 
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # a lost connection is ours to report
     report = TeacherCacheReport()
     with _workers(scheduler, spec, logs) as workers:
         client = workers.client
@@ -149,8 +151,17 @@ def write_on_cluster(
                 f"a shard brought down {ALLOWED_DEATHS} workers in a row, the last one {error.last_worker.address};"
                 " look at the workers' logs, most often they had too little memory. Finished shards are kept"
             ) from error
+        except (CancelledError, OSError) as error:
+            lost = isinstance(error, (CancelledError, CommClosedError)) or client.status != "running"
+            if not lost:  # an error of a shard
+                raise
+            raise ClusterError(
+                f"the connection to the scheduler was lost ({scheduler}); finished shards are kept, workers may still"
+                " finish theirs; run the same command again"
+            ) from error
         finally:
-            client.cancel(list(numbers))
+            with suppress(OSError):  # a scheduler that is gone has nothing to cancel
+                client.cancel(list(numbers))
     return report
 
 

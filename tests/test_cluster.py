@@ -46,12 +46,20 @@ def address(tmp_path_factory):
     """A scheduler on loopback with one worker, as somebody who runs a cluster starts them."""
     log = tmp_path_factory.mktemp("dask") / "log"
     url = f"tcp://127.0.0.1:{free_port()}"
-    with dask_process("scheduler", "--host", url.rsplit(":", 1)[0], "--port", url.split(":")[-1], "--no-dashboard",
-                      "--no-jupyter", log=log) as scheduler:  # fmt: skip
-        wait_until(lambda: "Scheduler at" in log.read_text(), "the scheduler")
-        with dask_process("worker", url, "--nthreads", 1, "--no-dashboard", "--death-timeout", 60, log=log):
+    with dask_scheduler(url, log) as scheduler:
+        with dask_worker(url, log):
             yield url
         assert scheduler.poll() is None
+
+
+def dask_scheduler(url: str, log: Path):
+    host, port = url.removeprefix("tcp://").split(":")
+    return dask_process("scheduler", "--host", host, "--port", port, "--no-dashboard", "--no-jupyter", log=log)
+
+
+def dask_worker(url: str, log: Path):
+    """A worker; it waits for the scheduler."""
+    return dask_process("worker", url, "--nthreads", 1, "--no-dashboard", "--death-timeout", 60, log=log)
 
 
 def free_port() -> int:
@@ -118,6 +126,22 @@ def test_a_worker_of_a_foreign_scheduler_killed_in_the_middle_of_a_shard_has_it_
         killer.join()
     assert (code, "6 of 6 shards" in text, "Traceback" in text) == (0, True, False), text
     assert contents(tmp_path / "cache") == straight
+
+
+def test_a_scheduler_that_is_lost_is_one_clear_error_and_the_same_command_goes_on(drive, recipe, straight, tmp_path):
+    log, url = tmp_path / "dask", f"tcp://127.0.0.1:{free_port()}"
+    options = ("teacher-cache", recipe, "--data", drive, "--run", tmp_path / "run")
+    with HeldFrame(sweep(drive, 3)) as held, dask_scheduler(url, log) as scheduler, dask_worker(url, log):
+        command = Command(tmp_path / "log", *options, "--scheduler", url)
+        held.wait_for_reader()
+        scheduler.kill()
+        assert command.end() == 1, command.output
+    assert "Error: the connection to the scheduler was lost" in command.output
+    for noise in ("Traceback", "distributed.", "Warning"):
+        assert noise not in command.output, command.output
+    assert cache_status(tmp_path / "run/cache").shards_done >= 1
+    assert surround(*options)[0] == 0
+    assert contents(tmp_path / "run/cache") == straight
 
 
 def test_two_parts_at_once_fill_one_cache(drive, recipe, straight, tmp_path):
