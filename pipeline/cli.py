@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pipeline.folders import RunFolder
 
 EXIT_FAILED, EXIT_USAGE, EXIT_QUARANTINED, EXIT_PREEMPTED = 1, 2, 3, 75
+RETRY = "fix the files and run teacher-cache --retry"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -246,7 +247,7 @@ def cache_status(target: str, run: Path | None) -> None:
     _notes(status.notes)
     if status.damages:
         sys.exit(EXIT_FAILED)
-    _exit_quarantined(status.quarantined, "fix the files and run teacher-cache --retry")
+    _exit_quarantined(status.quarantined, RETRY)
 
 
 @cache.command("verify")
@@ -255,7 +256,7 @@ def cache_status(target: str, run: Path | None) -> None:
 @click.option("--data", type=click.Path(path_type=Path), help="Data set folder, for --recompute.")
 @click.option("--run", type=click.Path(path_type=Path), help="Run folder of a recipe; default runs/<recipe>.")
 def cache_verify(target: str, recompute: int, data: Path | None, run: Path | None) -> None:
-    """Check every receipt, checksum and value of a cache."""
+    """Check every receipt, checksum and value of a cache; one that is not finished has not passed (exit 1)."""
     from pipeline.folders import find_cache
     from pipeline.run import run_cache_verify, run_recompute
 
@@ -267,9 +268,13 @@ def cache_verify(target: str, recompute: int, data: Path | None, run: Path | Non
     if verified.faults:
         sys.exit(EXIT_FAILED)
     click.echo(
-        f"verified: {verified.shards_done} of {verified.shard_count} shards, every file is what its receipt says;"
-        f" {verified.frames_checked} frames: finite, probabilities sum to one, not constant"
+        f"{'verified' if verified.complete else 'INCOMPLETE'}: {verified.shards_done} of {verified.shard_count} shards,"
+        f" every file is what its receipt says; {verified.frames_checked} frames: finite, probabilities sum to one, not"
+        " constant"
     )
+    if not verified.complete:
+        click.echo("Error: the cache is not finished; run teacher-cache again, it continues where it stopped", err=True)
+        sys.exit(EXIT_FAILED)
     if recompute:
         with _errors():
             frames = run_recompute(target, location, recompute, data, run)
@@ -280,6 +285,7 @@ def cache_verify(target: str, recompute: int, data: Path | None, run: Path | Non
                 f" relations by {frame.relation_max:.1e} at most, inputs"
                 f" {'equal' if frame.inputs_equal else 'DIFFER'}"
             )
+    _exit_quarantined(verified.quarantined, RETRY)
 
 
 @main.command()

@@ -149,12 +149,18 @@ def run_cache_size(recipe: Recipe, folder: RunFolder, sample_count: int) -> Pred
 
 @dataclass(frozen=True)
 class VerifiedCache:
-    """What verification looked at and what it found wrong, a line each."""
+    """What verification looked at, what it found wrong, a line each, and the reasons of quarantined frames."""
 
     shard_count: int
     shards_done: int
     frames_checked: int
     faults: tuple[str, ...]
+    quarantined: dict[str, str]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard is done."""
+        return self.shards_done == self.shard_count
 
 
 def run_cache_verify(location: str) -> VerifiedCache:
@@ -174,7 +180,7 @@ def run_cache_verify(location: str) -> VerifiedCache:
             for frame_id in reader.usable(tuple(reader.frames.ordered[i] for i in identity.shard_range(shard))):
                 faults += content_faults(reader, frame_id, status.notes.get(frame_id, ""))
                 frames_checked += 1
-    return VerifiedCache(identity.shard_count, status.shards_done, frames_checked, tuple(faults))
+    return VerifiedCache(identity.shard_count, status.shards_done, frames_checked, tuple(faults), status.quarantined)
 
 
 def run_recompute(

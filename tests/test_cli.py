@@ -141,7 +141,8 @@ def test_status_and_verify_of_an_unfinished_cache_say_how_far_it_is(run, recipe,
     (tmp_path / "cache/receipts/000000.json").unlink()
     assert "0 of 1 shards" in surround("cache", "status", tmp_path)[1]
     code, text = surround("cache", "verify", tmp_path)
-    assert (code, "verified: 0 of 1 shards" in text) == (0, True), text
+    assert (code, "INCOMPLETE: 0 of 1 shards" in text, "verified" in text) == (1, True, False), text
+    assert "Error: the cache is not finished; run teacher-cache again" in text
 
 
 def test_verify_names_damage_and_fails(run, tmp_path):
@@ -237,6 +238,9 @@ def test_a_broken_frame_is_quarantined_with_exit_3_and_retried(recipe, tmp_path,
     assert (code, "drive-00/1: image cannot be decoded: x.jpg" in text) == (3, True)
     assert surround("teacher-cache", recipe, *options)[0] == 3
     assert surround("cache", "status", tmp_path)[0] == 3
+    code, text = surround("cache", "verify", tmp_path)
+    assert (code, "verified: 2 of 2 shards" in text) == (3, True), text
+    assert "drive-00/1: image cannot be decoded: x.jpg" in text
     assert surround("train-student", recipe, *options)[0] == 0
     monkeypatch.undo()
     assert surround("teacher-cache", recipe, *options, "--retry")[0] == 0
