@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from stages.teacher_cache import TeacherCacheReport
 
 ANY_PORT = ":0"
+SCHEMES = ("tcp", "tls", "ws", "wss", "ucx")
+"""Of addresses at which a scheduler of another process can answer."""
 POLL_S = 0.2
 CONNECT_S = 15
 LOOK_S = 30
@@ -83,9 +85,11 @@ class ShardJob:
 
 def require_scheduler(name: str) -> None:
     """Check the word after --scheduler. Raises SettingError."""
-    if name not in ("threads", "local", "slurm") and "://" not in name:
+    scheme, colon, _ = name.partition("://")
+    if name not in ("threads", "local", "slurm") and not (colon and scheme in SCHEMES):
         raise SettingError(
-            f"--scheduler: expected threads, local, slurm or an address like tcp://host:8786, got {name!r}"
+            f"--scheduler: expected threads, local, slurm or an address like tcp://host:8786 ({', '.join(SCHEMES)}),"
+            f" got {name!r}"
         )
 
 

@@ -251,7 +251,9 @@ def test_a_worker_that_outlives_a_run_opens_the_cache_of_the_next_one_anew(drive
     [
         ("thread", "expected threads, local, slurm or an address"),
         ("tcp://127.0.0.1:9", "no dask scheduler answers there"),
-        ("nonsense://127.0.0.1:9", "no dask scheduler answers there"),
+        ("nonsense://127.0.0.1:9", "expected threads, local, slurm or an address"),
+        ("inproc://127.0.0.1/9/1", "expected threads, local, slurm or an address"),
+        ("://127.0.0.1:9", "expected threads, local, slurm or an address"),
     ],
 )
 def test_a_scheduler_that_is_not_there_is_one_clear_error(drive, recipe, tmp_path, monkeypatch, scheduler, message):
