@@ -1,5 +1,6 @@
 """Stage one on the workers of a dask scheduler, which hands out shard numbers and takes back a few bytes."""
 
+import asyncio
 import functools
 import logging
 import os
@@ -30,6 +31,7 @@ ANY_PORT = ":0"
 SCHEMES = ("tcp", "tls", "ws", "wss", "ucx")
 """Of addresses at which a scheduler of another process can answer."""
 POLL_S = 0.2
+PROBE_S = 5
 CONNECT_S = 15
 LOOK_S = 30
 ALLOWED_DEATHS = 10
@@ -84,13 +86,40 @@ class ShardJob:
 
 
 def require_scheduler(name: str) -> None:
-    """Check the word after --scheduler. Raises SettingError."""
+    """Check the word after --scheduler, and that a scheduler answers where it is an address. Raises SettingError."""
+    if name in ("threads", "local", "slurm"):
+        return
     scheme, colon, _ = name.partition("://")
-    if name not in ("threads", "local", "slurm") and not (colon and scheme in SCHEMES):
+    if not colon or scheme not in SCHEMES:
         raise SettingError(
             f"--scheduler: expected threads, local, slurm or an address like tcp://host:8786 ({', '.join(SCHEMES)}),"
             f" got {name!r}"
         )
+    try:
+        asyncio.run(_call(name))
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        ImportError,
+    ) as error:  # TypeError: ucx not installed, tls without its files
+        raise _no_answer(name, error) from error
+
+
+async def _call(address: str) -> None:
+    """Shake hands with a scheduler; a Client that fails to would leave threads and complaints behind."""
+    from distributed.comm import connect
+    from distributed.security import Security
+
+    comm = await connect(address, timeout=PROBE_S, **Security().get_connection_args("client"))
+    await comm.close()
+
+
+def _no_answer(address: str, error: Exception) -> SettingError:
+    return SettingError(
+        f"--scheduler {address}: no dask scheduler answers there ({error}); start one with `dask scheduler` and workers"
+        f" with `dask worker {address} --nthreads 1`"
+    )
 
 
 def write_on_cluster(
@@ -223,10 +252,7 @@ def _workers(scheduler: str, spec: ClusterSpec, logs: Path | None) -> Iterator[_
         try:
             client = Client(scheduler, timeout=CONNECT_S, set_as_default=False)
         except (OSError, TimeoutError, ValueError) as error:
-            raise SettingError(
-                f"--scheduler {scheduler}: no dask scheduler answers there ({error}); start one with `dask scheduler`"
-                f" and workers with `dask worker {scheduler} --nthreads 1`"
-            ) from error
+            raise _no_answer(scheduler, error) from error
         with client:
             yield _Workers(client)
         return

@@ -251,15 +251,21 @@ def test_a_worker_that_outlives_a_run_opens_the_cache_of_the_next_one_anew(drive
     [
         ("thread", "expected threads, local, slurm or an address"),
         ("tcp://127.0.0.1:9", "no dask scheduler answers there"),
+        ("tcp://127.0.0.1:x", "no dask scheduler answers there"),
+        ("tls://127.0.0.1:9", "no dask scheduler answers there"),  # no certificates are configured
         ("nonsense://127.0.0.1:9", "expected threads, local, slurm or an address"),
         ("inproc://127.0.0.1/9/1", "expected threads, local, slurm or an address"),
         ("://127.0.0.1:9", "expected threads, local, slurm or an address"),
     ],
 )
-def test_a_scheduler_that_is_not_there_is_one_clear_error(drive, recipe, tmp_path, monkeypatch, scheduler, message):
-    monkeypatch.setattr("pipeline.cluster.CONNECT_S", 2)
-    code, text = surround("teacher-cache", recipe, "--data", drive, "--run", tmp_path, "--scheduler", scheduler)
+def test_a_scheduler_that_is_not_there_is_one_clear_error_before_teacher_and_cache(
+    drive, recipe, tmp_path, monkeypatch, scheduler, message
+):
+    monkeypatch.setattr("pipeline.cluster.PROBE_S", 1)
+    options = ("--data", drive, "--run", tmp_path / "run", "--scheduler", scheduler)
+    code, text = surround("teacher-cache", recipe, *options, "--set", "teacher_cache.weights=/nowhere")
     assert (code, message in text, "Traceback" in text) == (2, True, False), text
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_scheduler_without_workers_is_waited_for_and_said(drive, recipe, tmp_path, monkeypatch):
