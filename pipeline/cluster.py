@@ -4,6 +4,7 @@ import asyncio
 import functools
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -48,7 +49,7 @@ class ClusterSpec:
 
     Attributes:
         workers: processes in all; for slurm, jobs. 0 is one per GPU or else per core, for slurm 1.
-        cores, memory, walltime: of one SLURM job; memory as in "16GB", walltime as in "04:00:00".
+        cores, memory, walltime: of one SLURM job; memory as in "16GB", walltime as in "04:00:00" or "1-12:00:00".
         partition, account: of SLURM; empty for its defaults.
         directives: further #SBATCH lines, such as "--gres=gpu:1".
         prologue: shell lines before the worker starts, such as "module load cuda".
@@ -66,6 +67,10 @@ class ClusterSpec:
     def __post_init__(self) -> None:
         if self.workers < 0 or self.cores < 1:
             raise ValueError(f"expected workers >= 0 and cores >= 1, got {self.workers} and {self.cores}")
+        if not re.fullmatch(r"(?=.*[1-9])\d+(\.\d+)? ?[KMGT](i?B)?", self.memory, re.IGNORECASE):
+            raise ValueError(f'memory: expected a size like "24GB", got {self.memory!r}')
+        if not re.fullmatch(r"(\d+-)?\d+:[0-5]\d:[0-5]\d", self.walltime):
+            raise ValueError(f"walltime: expected HH:MM:SS or D-HH:MM:SS, got {self.walltime!r}")
 
 
 @dataclass(frozen=True)

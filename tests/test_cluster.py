@@ -16,7 +16,6 @@ from test_writer import contents
 from data_cache.claims import Claims
 from data_cache.reader import cache_status
 from pipeline.cluster import ClusterSpec, job_script
-from pipeline.errors import RecipeError
 
 FRAMES = 6
 TWO_WORKERS = "[cluster]\nworkers = 2\n"
@@ -309,9 +308,29 @@ def test_the_batch_script_of_slurm_says_what_the_recipe_says(drive, recipe, teac
     assert "dask_worker" in job_script(ClusterSpec())
 
 
-def test_impossible_cluster_sections_are_refused(teacher_folder, tmp_path):
-    from pipeline.config import load_recipe
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("cores = 0", "cores >= 1"),
+        ('memory = "lots"', 'memory: expected a size like "24GB"'),
+        ('memory = "24"', "memory"),  # dask would take it for bytes
+        ('memory = "0GB"', "memory"),
+        ('memory = "-1GB"', "memory"),
+        ('memory = ""', "memory"),
+        ('walltime = "4h"', "walltime: expected HH:MM:SS or D-HH:MM:SS"),
+        ('walltime = "04:60:00"', "walltime"),
+        ('walltime = ""', "walltime"),
+    ],
+)
+def test_impossible_cluster_sections_are_refused_with_exit_2(teacher_folder, tmp_path, line, message):
+    written = write_recipe(tmp_path / "r.toml", teacher_folder, FRAMES, more=f"[cluster]\n{line}\n")
+    code, text = surround("teacher-cache", written, "--run", tmp_path / "run", "--scheduler", "slurm", "--dry-run")
+    assert (code, "[cluster]" in text, message in text, "Traceback" in text) == (2, True, True, False), text
 
-    written = write_recipe(tmp_path / "r.toml", teacher_folder, FRAMES, more="[cluster]\ncores = 0\n")
-    with pytest.raises(RecipeError, match="cores >= 1"):
-        load_recipe(str(written))
+
+@pytest.mark.parametrize(("memory", "slurm"), [("24GB", "23G"), ("1.5 TiB", "1536G"), ("500mb", "477M"), ("8G", "8G")])
+def test_sizes_and_times_that_slurm_understands_reach_its_script(memory, slurm):
+    for walltime in ("04:00:00", "1-12:30:59", "100:00:00"):
+        script = job_script(ClusterSpec(memory=memory, walltime=walltime))
+        assert f"#SBATCH --mem={slurm}\n" in script
+        assert f"#SBATCH -t {walltime}\n" in script
