@@ -202,7 +202,9 @@ def cache() -> None:
 
 @cache.command("size")
 @recipe_options
-@click.option("--frames", default=4, show_default=True, help="Frames that are really encoded.")
+@click.option(
+    "--frames", type=click.IntRange(min=1), default=4, show_default=True, help="Frames that are really encoded."
+)
 def cache_size(recipe: str, data: Path | None, run: Path | None, overrides: tuple[str, ...], frames: int) -> None:
     """Predict the size of a cache before it is written, per encoding."""
     from pipeline.run import run_cache_size
@@ -252,7 +254,13 @@ def cache_status(target: str, run: Path | None) -> None:
 
 @cache.command("verify")
 @click.argument("target")
-@click.option("--recompute", default=0, metavar="N", help="Also ask the teacher again about N random frames.")
+@click.option(
+    "--recompute",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Also ask the teacher again about N random frames.",
+)
 @click.option("--data", type=click.Path(path_type=Path), help="Data set folder, for --recompute.")
 @click.option("--run", type=click.Path(path_type=Path), help="Run folder of a recipe; default runs/<recipe>.")
 def cache_verify(target: str, recompute: int, data: Path | None, run: Path | None) -> None:

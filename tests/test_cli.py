@@ -211,6 +211,8 @@ def test_stages_out_of_order_say_what_to_run_first(recipe, tmp_path):
         (["teacher-cache", "demo", "--set", 'data.train=["drive-99"]'], "no drive or split 'drive-99'"),
         (["teacher-cache", "demo", "--set", 'data.test=["train[:1]"]'], "both learnt from and tested on"),
         (["teacher-cache", "demo", "--set", "teacher_cache.weights=/nowhere"], "nor a folder with model.safetensors"),
+        (["cache", "size", "demo", "--frames", "0"], "0 is not in the range x>=1"),
+        (["cache", "verify", "demo", "--recompute", "-1"], "-1 is not in the range x>=0"),
         (["eval", "demo", "--protocol", "mine"], "protocol: expected one of surrounddepth"),
     ],
 )
