@@ -301,6 +301,35 @@ def test_a_failed_replacement_leaves_the_old_file_and_no_litter(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
+def test_two_writers_of_one_file_never_share_a_partial_file(tmp_path):
+    """Processes in two containers may have the same id; here it is one process."""
+    path, seen = tmp_path / "recipe.toml", []
+
+    def outer(partial: Path) -> None:
+        seen.append(partial)
+        partial.write_text("first")
+        write_atomically(path, "second")
+        seen.extend(p for p in tmp_path.iterdir() if p != path)
+
+    replace_atomically(path, outer)
+    assert seen == [seen[0]] * 2
+    assert seen[0].suffix == ".partial"
+    assert path.read_text() == "first"
+
+
+def test_a_partial_file_left_by_a_killed_writer_is_cleared_away_whatever_it_is_called(tmp_path, monkeypatch):
+    fill(tmp_path)
+    monkeypatch.setattr("data_cache.files.Path.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("data_cache.files.Path.unlink", lambda *_, **__: None)
+    for name in (shard_name("image", array_table(IDENTITY)["image"], 1), receipt_name(0), DESCRIPTION):
+        with pytest.raises(KeyboardInterrupt):
+            write_atomically(tmp_path / name, "half")
+    monkeypatch.undo()
+    assert len(list(tmp_path.rglob("*.partial"))) == 3
+    writer(tmp_path).pending()
+    assert not list(tmp_path.rglob("*.partial"))
+
+
 def test_depth_is_stored_in_256ths_of_a_metre_and_too_far_is_no_return():
     depth_m = np.array([0, 0.1, 12.3456, 255.99, 256.0, 300], np.float32)
     assert pack_depth(depth_m).tolist() == [0, 26, 3160, 65533, 0, 0]
