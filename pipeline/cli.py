@@ -60,7 +60,11 @@ def recipe_options(command: F) -> F:
     help="threads (this process), local (a process per core or GPU), slurm, or the address of a dask scheduler.",
 )
 @click.option(
-    "--part", default="1/1", metavar="I/N", show_default=True, help="Do only every N-th shard, from the I-th."
+    "--part",
+    default="1/1",
+    metavar="I/N",
+    show_default=True,
+    help="Do only every N-th shard, from the I-th; where N is more than the shards, the last parts do nothing, exit 0.",
 )
 @click.option("--retry", is_flag=True, help="Try quarantined frames again.")
 @click.option("--dry-run", is_flag=True, help="With slurm: print the batch script of a worker and stop.")
@@ -93,6 +97,9 @@ def teacher_cache(
             parsed, folder, scheduler=scheduler, part=_part(part), retry_quarantined=retry, say=_say
         )
     report, status = done.report, done.status
+    if not done.plan.in_part:
+        click.echo(f"teacher-cache: nothing to do for part {part}, there are {status.identity.shard_count} shards only")
+        return
     rate = f", {report.frames_written / done.seconds:.2f} frames/s" if report.frames_written else ""
     frames = status.identity.frame_count
     per_frame = f", {status.bytes / frames / 1e3:.0f} kB per frame" if status.complete else ""

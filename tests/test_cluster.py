@@ -151,6 +151,16 @@ def test_two_parts_at_once_fill_one_cache(drive, recipe, straight, tmp_path):
     assert all("3 shards written" in part.output for part in parts)
 
 
+def test_a_job_array_may_have_more_parts_than_there_are_shards(drive, recipe, straight, tmp_path):
+    options = ("teacher-cache", recipe, "--data", drive, "--run", tmp_path)
+    for i in range(8, 0, -1):
+        code, text = surround(*options, "--part", f"{i}/8")
+        assert code == 0, text
+        nothing = f"nothing to do for part {i}/8, there are 6 shards only" in text
+        assert (nothing, "1 shards written" in text) == (i > 6, i <= 6), text
+    assert contents(tmp_path / "cache") == straight
+
+
 def test_the_same_part_started_twice_damages_nothing_and_the_loser_says_so(drive, recipe, straight, tmp_path):
     options = ("teacher-cache", recipe, "--data", drive, "--run", tmp_path)
     with HeldFrame(sweep(drive, 2)) as held:
