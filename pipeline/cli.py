@@ -113,8 +113,9 @@ def teacher_cache(
     _notes(status.notes)
     if report.shards_elsewhere and not status.complete:
         click.echo(
-            f"Error: {report.shards_elsewhere} shards were left to another process that is writing them now: was the"
-            " same part started twice? When it has ended, run the same command to see that nothing is missing",
+            f"Error: {report.shards_elsewhere} shards were left to another process that is writing them now: workers of"
+            " an earlier run may still be finishing them, or the same part was started twice. When it has ended, run"
+            " the same command to see that nothing is missing",
             err=True,
         )
         sys.exit(EXIT_FAILED)
