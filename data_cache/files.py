@@ -67,6 +67,11 @@ def write_error(error: OSError, path: Path) -> WriteError:
     return WriteError(f"cannot write {path}: {error.strerror or error}; check the folder and its permissions")
 
 
+def count_text(count: int, noun: str) -> str:
+    """A count as a person reads it: 1 shard, 2,000 shards."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def size_text(byte_count: int) -> str:
     """Bytes as a person reads them, in decimal units."""
     for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from data_cache.errors import SettingError, SourceError, SurroundError
+from data_cache.files import count_text
 from pipeline.errors import RecipeError
 from stages.progress import Preempted
 
@@ -98,24 +99,24 @@ def teacher_cache(
         )
     report, status = done.report, done.status
     if not done.plan.in_part:
-        click.echo(f"teacher-cache: nothing to do for part {part}, there are {status.identity.shard_count} shards only")
+        click.echo(f"teacher-cache: no shard to do in part {part}, there are only {status.identity.shard_count} in all")
         return
     rate = f", {report.frames_written / done.seconds:.2f} frames/s" if report.frames_written else ""
     frames = status.identity.frame_count
     per_frame = f", {status.bytes / frames / 1e3:.0f} kB per frame" if status.complete else ""
     already = done.plan.in_part - len(done.plan.pending) + report.shards_found_done
     click.echo(
-        f"teacher-cache: {report.shards_written} shards written ({report.frames_written} frames in"
-        f" {done.seconds:.0f} s{rate}), {already} already done;"
+        f"teacher-cache: {count_text(report.shards_written, 'shard')} written"
+        f" ({count_text(report.frames_written, 'frame')} in {done.seconds:.0f} s{rate}), {already} already done;"
         f" {status.shards_done} of {status.identity.shard_count} shards,"
         f" {status.bytes / 1e6:.1f} MB{per_frame} in {done.location}"
     )
     _notes(status.notes)
     if report.shards_elsewhere and not status.complete:
         click.echo(
-            f"Error: {report.shards_elsewhere} shards were left to another process that is writing them now: workers of"
-            " an earlier run may still be finishing them, or the same part was started twice. When it has ended, run"
-            " the same command to see that nothing is missing",
+            f"Error: {count_text(report.shards_elsewhere, 'shard')} left to another process that is writing now:"
+            " workers of an earlier run may still be finishing, or the same part was started twice. When it has ended,"
+            " run the same command to see that nothing is missing",
             err=True,
         )
         sys.exit(EXIT_FAILED)
@@ -133,10 +134,13 @@ def train_student(recipe: str, data: Path | None, run: Path | None, overrides: t
         parsed, folder = _open_run(recipe, data, run, overrides)
         report = run_train_student(parsed, folder, fresh=not resume)
     best = f", best selection AbsRel {report.best_abs_rel:.4f}" if report.best_abs_rel is not None else ""
-    left_out = f"; {report.quarantined_count} quarantined frames left out" if report.quarantined_count else ""
+    left_out = (
+        f"; {count_text(report.quarantined_count, 'quarantined frame')} left out" if report.quarantined_count else ""
+    )
     click.echo(
-        f"train-student: {report.steps_done} steps in {report.seconds:.0f} s ({report.frames_per_s:.1f} frames/s),"
-        f" {report.steps_skipped} already done{best}{left_out}; checkpoint in {folder.student}"
+        f"train-student: {count_text(report.steps_done, 'step')} in {report.seconds:.0f} s"
+        f" ({report.frames_per_s:.1f} frames/s), {report.steps_skipped} already done{best}{left_out};"
+        f" checkpoint in {folder.student}"
     )
 
 
@@ -220,7 +224,9 @@ def cache_size(recipe: str, data: Path | None, run: Path | None, overrides: tupl
     with _errors():
         parsed, folder = _open_run(recipe, data, run, overrides)
         predicted = run_cache_size(parsed, folder, frames)
-    click.echo(f"{predicted.frame_count} frames in shards of {parsed.teacher_cache.shard_frames},", nl=False)
+    click.echo(
+        f"{count_text(predicted.frame_count, 'frame')} in shards of {parsed.teacher_cache.shard_frames},", nl=False
+    )
     click.echo(f" judged by {predicted.sampled_count} of them")
     click.echo(f"{'encoding':<13}{'kB/frame':>9}{'bins, relations':>17}{'total GB':>10}{'files':>9}")
     for size in predicted.sizes:
@@ -246,10 +252,11 @@ def cache_status(target: str, run: Path | None) -> None:
         status = status_of(location)
     identity = status.identity
     writing = f", {status.shards_open} being written now" if status.shards_open else ""
-    litter = f", {status.partial_count} partial files of killed writers" if status.partial_count else ""
+    litter = f", {count_text(status.partial_count, 'partial file')} of killed writers" if status.partial_count else ""
     click.echo(
-        f"{status.shards_done} of {identity.shard_count} shards{writing}{litter}, {identity.frame_count} frames of"
-        f" {identity.source}, {status.bytes / 1e6:.1f} MB, encoding {identity.encoding}, teacher"
+        f"{status.shards_done} of {identity.shard_count} shards{writing}{litter},"
+        f" {count_text(identity.frame_count, 'frame')} of {identity.source}, {status.bytes / 1e6:.1f} MB,"
+        f" encoding {identity.encoding}, teacher"
         f" {identity.teacher_name} ({identity.teacher_licence}), {status.resolved.precision}; {location}"
     )
     for damage in status.damages:
@@ -285,8 +292,8 @@ def cache_verify(target: str, recompute: int, data: Path | None, run: Path | Non
         sys.exit(EXIT_FAILED)
     click.echo(
         f"{'verified' if verified.complete else 'INCOMPLETE'}: {verified.shards_done} of {verified.shard_count} shards,"
-        f" every file is what its receipt says; {verified.frames_checked} frames: finite, probabilities sum to one, not"
-        " constant"
+        f" every file is what its receipt says; {count_text(verified.frames_checked, 'frame')}: finite, probabilities"
+        " sum to one, not constant"
     )
     if not verified.complete:
         click.echo("Error: the cache is not finished; run teacher-cache again, it continues where it stopped", err=True)
@@ -354,7 +361,7 @@ def _part(text: str) -> tuple[int, int]:
 
 def _list(title: str, entries: Mapping[str, str]) -> None:
     if entries:
-        click.echo(f"{title} in {len(entries)} frames:", err=True)
+        click.echo(f"{title} in {count_text(len(entries), 'frame')}:", err=True)
         for frame_id, reason in entries.items():
             click.echo(f"  {frame_id}: {reason}", err=True)
 
@@ -365,7 +372,7 @@ def _notes(notes: Mapping[str, str]) -> None:
     for frame_id, note in notes.items():
         frames.setdefault(note, []).append(frame_id)
     for note, frame_ids in frames.items():
-        click.echo(f"Note: {note} in {len(frame_ids)} frames, first {frame_ids[0]}", err=True)
+        click.echo(f"Note: {note} in {count_text(len(frame_ids), 'frame')}, first {frame_ids[0]}", err=True)
 
 
 def _exit_quarantined(quarantined: Mapping[str, str], remedy: str) -> None:

@@ -11,7 +11,7 @@ import jinja2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from data_cache.files import write_atomically
+from data_cache.files import count_text, write_atomically
 from pipeline.pictures import (
     DepthScale,
     colour_depth,
@@ -148,8 +148,9 @@ def write_zero_shot(
     write_atomically(folder / "zero_shot.json", _json_text(content))
     near_m, far_m = lineage.depth_range_m
     intro = (
-        f"The student has learnt from {lineage.dataset} alone, {_count(lineage.steps, 'step')}, LiDAR from {near_m:g}"
-        f" to {far_m:g} m. It sees every target at the input size it was trained at, its depth scaled by focal length."
+        f"The student has learnt from {lineage.dataset} alone, {count_text(lineage.steps, 'step')}, LiDAR from"
+        f" {near_m:g} to {far_m:g} m. It sees every target at the input size it was trained at, its depth scaled by"
+        " focal length."
     )
     quarantined = _quarantined(zero_shot_quarantined(reports))
     tables = [_zero_shot(lineage.dataset, reports), quarantined, _provenance(provenance)]
@@ -205,13 +206,9 @@ def _summary(report: EvaluateReport) -> str:
     flip = ", with flip averaging" if report.flip else ""
     return (
         f"Protocol {report.protocol}{flip}, {near_m:g} to {far_m:g} m:"
-        f" {_count(report.frames, 'frame')}, {_count(report.images, 'image')},"
-        f" {_count(report.valid_pixels, 'valid pixel')}."
+        f" {count_text(report.frames, 'frame')}, {count_text(report.images, 'image')},"
+        f" {count_text(report.valid_pixels, 'valid pixel')}."
     )
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _headlines(report: EvaluateReport) -> list[Headline]:
@@ -223,7 +220,7 @@ def _headlines(report: EvaluateReport) -> list[Headline]:
         Headline("Overlap", _number(report.consistency.overlap_abs_rel), "difference of adjacent cameras"),
     ]
     if latency is not None:
-        detail = f"per rig of {_count(latency.images_per_rig, 'image')}, {latency.precision} on {latency.device}"
+        detail = f"per rig of {count_text(latency.images_per_rig, 'image')}, {latency.precision} on {latency.device}"
         headlines.append(Headline("Latency", f"{latency.student_ms_per_rig:.1f} ms", detail))
         if latency.speedup is not None:
             headlines.append(Headline("Speed-up", f"{latency.speedup:.1f}x", "faster than the teacher"))
@@ -288,7 +285,7 @@ def _latency_table(latency: Latency | None) -> Table:
     rows = [
         _latency_row("student", latency.student_ms_per_rig, latency.student_p95_ms_per_rig, latency.input),
     ]
-    note = f"One rig of {_count(latency.images_per_rig, 'image')}, {latency.precision} on {latency.device}."
+    note = f"One rig of {count_text(latency.images_per_rig, 'image')}, {latency.precision} on {latency.device}."
     if latency.teacher_ms_per_rig is not None:
         rows.append(
             _latency_row("teacher", latency.teacher_ms_per_rig, latency.teacher_p95_ms_per_rig, latency.teacher_input)

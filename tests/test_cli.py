@@ -59,7 +59,7 @@ def run(recipe) -> Path:
     """The three stages, run once through the command line."""
     folder = recipe.parent / "run"
     code, text = surround("teacher-cache", recipe, "--run", folder)
-    assert (code, "1 shards written" in text, "0 already done" in text) == (0, True, True), text
+    assert (code, "1 shard written" in text, "0 already done" in text) == (0, True, True), text
     code, text = surround("train-student", recipe, "--run", folder)
     assert (code, "3 steps" in text) == (0, True), text
     code, text = surround("eval", recipe, "--run", folder)
@@ -108,7 +108,7 @@ def test_status_and_verify_take_a_run_or_a_cache_folder(run):
 
 def test_verify_takes_the_recipe_too_and_asks_the_teacher_again(run, recipe):
     code, text = surround("cache", "verify", recipe, "--run", run, "--recompute", 1)
-    assert (code, "1 frames: finite, probabilities sum to one, not constant" in text) == (0, True), text
+    assert (code, "1 frame: finite, probabilities sum to one, not constant" in text) == (0, True), text
     assert "recomputed drive-00/0: probabilities differ by 0.0e+00 on average" in text
     assert "inputs equal" in text
     for target in (run, run / "cache"):
