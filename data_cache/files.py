@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +39,8 @@ def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         WriteError: if the system refuses; `path` is then as it was and no partial file stays.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    # Not the process id: containers and machines that share a folder share those, too.
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -63,6 +65,11 @@ def write_error(error: OSError, path: Path) -> WriteError:
             " free some space, or move the run folder to a larger disk, and run the same command again"
         )
     return WriteError(f"cannot write {path}: {error.strerror or error}; check the folder and its permissions")
+
+
+def count_text(count: int, noun: str) -> str:
+    """A count as a person reads it: 1 shard, 2,000 shards."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def size_text(byte_count: int) -> str:

@@ -426,7 +426,7 @@ def load_description(store: CacheStore) -> tuple[CacheIdentity, Resolved]:
             )
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table["identity"].items()}
         return CacheIdentity(**values), Resolved(**table["resolved"])
-    except (FileNotFoundError, NotADirectoryError) as error:
+    except FileNotFoundError as error:
         raise IncompleteCacheError(
             f"no cache at {store.location} (looked for {DESCRIPTION}); run teacher-cache first"
         ) from error

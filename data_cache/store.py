@@ -129,7 +129,7 @@ class FolderStore:
         """A whole file."""
         try:
             return (self.root / name).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             raise
         except OSError as error:
             raise StoreError(

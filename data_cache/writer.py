@@ -144,20 +144,16 @@ class CacheWriter:
         A shard is done when its receipt is readable, is ours, and its files have the sizes it says.
 
         Args:
-            part: (I, N) takes every N-th shard, I in 1..N; parts are disjoint and cover everything.
+            part: (I, N) takes every N-th shard, I in 1..N; parts are disjoint and cover everything; those beyond the
+                number of shards are empty.
             retry_quarantined: count finished shards that hold quarantined frames as pending.
 
         Raises:
-            CacheError: if there are fewer shards than parts.
+            CacheError: if there is no such part.
         """
         index, count = part
         if not 1 <= index <= count:
             raise CacheError(f"--part {index}/{count}: expected I/N with 1 <= I <= N")
-        if count > self.identity.shard_count:
-            raise CacheError(
-                f"--part {index}/{count}: the cache has only {self.identity.shard_count} shards of"
-                f" {self.identity.shard_frames} frames; use at most that many parts"
-            )
         sizes = self.store.sizes(ARRAYS)
         receipts = self.store.sizes(RECEIPTS)
         shards = range(index - 1, self.identity.shard_count, count)

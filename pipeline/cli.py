@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from data_cache.errors import SettingError, SourceError, SurroundError
+from data_cache.files import count_text
 from pipeline.errors import RecipeError
 from stages.progress import Preempted
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pipeline.folders import RunFolder
 
 EXIT_FAILED, EXIT_USAGE, EXIT_QUARANTINED, EXIT_PREEMPTED = 1, 2, 3, 75
+RETRY = "fix the files and run teacher-cache --retry"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -79,7 +81,11 @@ def fit_bins(recipe: str, data: Path | None, run: Path | None, overrides: tuple[
     help="threads (this process), local (a process per core or GPU), slurm, or the address of a dask scheduler.",
 )
 @click.option(
-    "--part", default="1/1", metavar="I/N", show_default=True, help="Do only every N-th shard, from the I-th."
+    "--part",
+    default="1/1",
+    metavar="I/N",
+    show_default=True,
+    help="Do only every N-th shard, from the I-th; where N is more than the shards, the last parts do nothing, exit 0.",
 )
 @click.option("--retry", is_flag=True, help="Try quarantined frames again.")
 @click.option("--dry-run", is_flag=True, help="With slurm: print the batch script of a worker and stop.")
@@ -112,21 +118,25 @@ def teacher_cache(
             parsed, folder, scheduler=scheduler, part=_part(part), retry_quarantined=retry, say=_say
         )
     report, status = done.report, done.status
+    if not done.plan.in_part:
+        click.echo(f"teacher-cache: no shard to do in part {part}, there are only {status.identity.shard_count} in all")
+        return
     rate = f", {report.frames_written / done.seconds:.2f} frames/s" if report.frames_written else ""
     frames = status.identity.frame_count
     per_frame = f", {status.bytes / frames / 1e3:.0f} kB per frame" if status.complete else ""
     already = done.plan.in_part - len(done.plan.pending) + report.shards_found_done
     click.echo(
-        f"teacher-cache: {report.shards_written} shards written ({report.frames_written} frames in"
-        f" {done.seconds:.0f} s{rate}), {already} already done;"
+        f"teacher-cache: {count_text(report.shards_written, 'shard')} written"
+        f" ({count_text(report.frames_written, 'frame')} in {done.seconds:.0f} s{rate}), {already} already done;"
         f" {status.shards_done} of {status.identity.shard_count} shards,"
         f" {status.bytes / 1e6:.1f} MB{per_frame} in {done.location}"
     )
     _notes(status.notes)
     if report.shards_elsewhere and not status.complete:
         click.echo(
-            f"Error: {report.shards_elsewhere} shards were left to another process that is writing them now: was the"
-            " same part started twice? When it has ended, run the same command to see that nothing is missing",
+            f"Error: {count_text(report.shards_elsewhere, 'shard')} left to another process that is writing now:"
+            " workers of an earlier run may still be finishing, or the same part was started twice. When it has ended,"
+            " run the same command to see that nothing is missing",
             err=True,
         )
         sys.exit(EXIT_FAILED)
@@ -144,10 +154,13 @@ def train_student(recipe: str, data: Path | None, run: Path | None, overrides: t
         parsed, folder = _open_run(recipe, data, run, overrides)
         report = run_train_student(parsed, folder, fresh=not resume)
     best = f", best selection AbsRel {report.best_abs_rel:.4f}" if report.best_abs_rel is not None else ""
-    left_out = f"; {report.quarantined_count} quarantined frames left out" if report.quarantined_count else ""
+    left_out = (
+        f"; {count_text(report.quarantined_count, 'quarantined frame')} left out" if report.quarantined_count else ""
+    )
     click.echo(
-        f"train-student: {report.steps_done} steps in {report.seconds:.0f} s ({report.frames_per_s:.1f} frames/s),"
-        f" {report.steps_skipped} already done{best}{left_out}; checkpoint in {folder.student}"
+        f"train-student: {count_text(report.steps_done, 'step')} in {report.seconds:.0f} s"
+        f" ({report.frames_per_s:.1f} frames/s), {report.steps_skipped} already done{best}{left_out};"
+        f" checkpoint in {folder.student}"
     )
 
 
@@ -197,7 +210,41 @@ def ablate(
         done = run_ablate(parsed, folder, jobs=jobs or 0, part=_part(part), command=command, say=_say)
     click.echo(done.table)
     missing = f", {done.missing} still missing" if done.missing else ""
-    click.echo(f"ablate: {done.done} students trained, {done.done_before} already done{missing}; {done.path}")
+    click.echo(f"ablate: {count_text(done.done, 'student')} trained, {done.done_before} already done{missing}; {done.path}")
+
+
+@main.command("zero-shot")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option(
+    "--on",
+    "targets",
+    multiple=True,
+    required=True,
+    metavar="RECIPE[=DATA]",
+    help="Measure on the test split of this recipe, its data set in folder DATA; repeatable.",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="RECIPE.SECTION.KEY=VALUE",
+    help='Override a value of one target, e.g. nuscenes.data.test=["scene-0061"]; repeatable.',
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the table; default RUN/zero_shot.")
+def zero_shot(checkpoint: Path, targets: tuple[str, ...], overrides: tuple[str, ...], out: Path | None) -> None:
+    """Measure a student on data sets that it has not learnt from: a sanity check, not a benchmark.
+
+    CHECKPOINT is RUN/student/last.safetensors. Input size and bins are its own; of a recipe only data, and device and
+    precision of eval, count. A target of the data set that the student was trained on is refused.
+    """
+    from pipeline.report import zero_shot_quarantined, zero_shot_table
+    from pipeline.zero_shot import run_zero_shot
+
+    with _errors():
+        done = run_zero_shot(checkpoint, targets, overrides, out)
+    click.echo(zero_shot_table(done.trained_on, done.reports))
+    click.echo(f"table: {done.page}")
+    _exit_quarantined(zero_shot_quarantined(done.reports), "they were not measured")
 
 
 @main.group()
@@ -210,7 +257,9 @@ def cache() -> None:
 
 @cache.command("size")
 @recipe_options
-@click.option("--frames", default=4, show_default=True, help="Frames that are really encoded.")
+@click.option(
+    "--frames", type=click.IntRange(min=1), default=4, show_default=True, help="Frames that are really encoded."
+)
 def cache_size(recipe: str, data: Path | None, run: Path | None, overrides: tuple[str, ...], frames: int) -> None:
     """Predict the size of a cache before it is written, per encoding."""
     from pipeline.run import run_cache_size
@@ -218,7 +267,9 @@ def cache_size(recipe: str, data: Path | None, run: Path | None, overrides: tupl
     with _errors():
         parsed, folder = _open_run(recipe, data, run, overrides)
         predicted = run_cache_size(parsed, folder, frames)
-    click.echo(f"{predicted.frame_count} frames in shards of {parsed.teacher_cache.shard_frames},", nl=False)
+    click.echo(
+        f"{count_text(predicted.frame_count, 'frame')} in shards of {parsed.teacher_cache.shard_frames},", nl=False
+    )
     click.echo(f" judged by {predicted.sampled_count} of them")
     click.echo(f"{'encoding':<13}{'kB/frame':>9}{'bins, relations':>17}{'total GB':>10}{'files':>9}")
     for size in predicted.sizes:
@@ -244,10 +295,11 @@ def cache_status(target: str, run: Path | None) -> None:
         status = status_of(location)
     identity = status.identity
     writing = f", {status.shards_open} being written now" if status.shards_open else ""
-    litter = f", {status.partial_count} partial files of killed writers" if status.partial_count else ""
+    litter = f", {count_text(status.partial_count, 'partial file')} of killed writers" if status.partial_count else ""
     click.echo(
-        f"{status.shards_done} of {identity.shard_count} shards{writing}{litter}, {identity.frame_count} frames of"
-        f" {identity.source}, {status.bytes / 1e6:.1f} MB, encoding {identity.encoding}, teacher"
+        f"{status.shards_done} of {identity.shard_count} shards{writing}{litter},"
+        f" {count_text(identity.frame_count, 'frame')} of {identity.source}, {status.bytes / 1e6:.1f} MB,"
+        f" encoding {identity.encoding}, teacher"
         f" {identity.teacher_name} ({identity.teacher_licence}), {status.resolved.precision}; {location}"
     )
     for damage in status.damages:
@@ -255,16 +307,22 @@ def cache_status(target: str, run: Path | None) -> None:
     _notes(status.notes)
     if status.damages:
         sys.exit(EXIT_FAILED)
-    _exit_quarantined(status.quarantined, "fix the files and run teacher-cache --retry")
+    _exit_quarantined(status.quarantined, RETRY)
 
 
 @cache.command("verify")
 @click.argument("target")
-@click.option("--recompute", default=0, metavar="N", help="Also ask the teacher again about N random frames.")
+@click.option(
+    "--recompute",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Also ask the teacher again about N random frames.",
+)
 @click.option("--data", type=click.Path(path_type=Path), help="Data set folder, for --recompute.")
 @click.option("--run", type=click.Path(path_type=Path), help="Run folder of a recipe; default runs/<recipe>.")
 def cache_verify(target: str, recompute: int, data: Path | None, run: Path | None) -> None:
-    """Check every receipt, checksum and value of a cache."""
+    """Check every receipt, checksum and value of a cache; one that is not finished has not passed (exit 1)."""
     from pipeline.folders import find_cache
     from pipeline.run import run_cache_verify, run_recompute
 
@@ -276,9 +334,13 @@ def cache_verify(target: str, recompute: int, data: Path | None, run: Path | Non
     if verified.faults:
         sys.exit(EXIT_FAILED)
     click.echo(
-        f"verified: {verified.shards_done} of {verified.shard_count} shards, every file is what its receipt says;"
-        f" {verified.frames_checked} frames: finite, probabilities sum to one, not constant"
+        f"{'verified' if verified.complete else 'INCOMPLETE'}: {verified.shards_done} of {verified.shard_count} shards,"
+        f" every file is what its receipt says; {count_text(verified.frames_checked, 'frame')}: finite, probabilities"
+        " sum to one, not constant"
     )
+    if not verified.complete:
+        click.echo("Error: the cache is not finished; run teacher-cache again, it continues where it stopped", err=True)
+        sys.exit(EXIT_FAILED)
     if recompute:
         with _errors():
             frames = run_recompute(target, location, recompute, data, run)
@@ -289,6 +351,7 @@ def cache_verify(target: str, recompute: int, data: Path | None, run: Path | Non
                 f" relations by {frame.relation_max:.1e} at most, inputs"
                 f" {'equal' if frame.inputs_equal else 'DIFFER'}"
             )
+    _exit_quarantined(verified.quarantined, RETRY)
 
 
 @main.command()
@@ -341,7 +404,7 @@ def _part(text: str) -> tuple[int, int]:
 
 def _list(title: str, entries: Mapping[str, str]) -> None:
     if entries:
-        click.echo(f"{title} in {len(entries)} frames:", err=True)
+        click.echo(f"{title} in {count_text(len(entries), 'frame')}:", err=True)
         for frame_id, reason in entries.items():
             click.echo(f"  {frame_id}: {reason}", err=True)
 
@@ -352,7 +415,7 @@ def _notes(notes: Mapping[str, str]) -> None:
     for frame_id, note in notes.items():
         frames.setdefault(note, []).append(frame_id)
     for note, frame_ids in frames.items():
-        click.echo(f"Note: {note} in {len(frame_ids)} frames, first {frame_ids[0]}", err=True)
+        click.echo(f"Note: {note} in {count_text(len(frame_ids), 'frame')}, first {frame_ids[0]}", err=True)
 
 
 def _exit_quarantined(quarantined: Mapping[str, str], remedy: str) -> None:

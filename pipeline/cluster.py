@@ -1,15 +1,17 @@
 """Stage one on the workers of a dask scheduler, which hands out shard numbers and takes back a few bytes."""
 
+import asyncio
 import functools
 import logging
 import os
+import re
 import signal
 import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -27,7 +29,10 @@ if TYPE_CHECKING:
     from stages.teacher_cache import TeacherCacheReport
 
 ANY_PORT = ":0"
+SCHEMES = ("tcp", "tls", "ws", "wss", "ucx")
+"""Of addresses at which a scheduler of another process can answer."""
 POLL_S = 0.2
+PROBE_S = 5
 CONNECT_S = 15
 LOOK_S = 30
 ALLOWED_DEATHS = 10
@@ -44,7 +49,7 @@ class ClusterSpec:
 
     Attributes:
         workers: processes in all; for slurm, jobs. 0 is one per GPU or else per core, for slurm 1.
-        cores, memory, walltime: of one SLURM job; memory as in "16GB", walltime as in "04:00:00".
+        cores, memory, walltime: of one SLURM job; memory as in "16GB", walltime as in "04:00:00" or "1-12:00:00".
         partition, account: of SLURM; empty for its defaults.
         directives: further #SBATCH lines, such as "--gres=gpu:1".
         prologue: shell lines before the worker starts, such as "module load cuda".
@@ -62,6 +67,10 @@ class ClusterSpec:
     def __post_init__(self) -> None:
         if self.workers < 0 or self.cores < 1:
             raise ValueError(f"expected workers >= 0 and cores >= 1, got {self.workers} and {self.cores}")
+        if not re.fullmatch(r"(?=.*[1-9])\d+(\.\d+)? ?[KMGT](i?B)?", self.memory, re.IGNORECASE):
+            raise ValueError(f'memory: expected a size like "24GB", got {self.memory!r}')
+        if not re.fullmatch(r"(\d+-)?\d+:[0-5]\d:[0-5]\d", self.walltime):
+            raise ValueError(f"walltime: expected HH:MM:SS or D-HH:MM:SS, got {self.walltime!r}")
 
 
 @dataclass(frozen=True)
@@ -84,11 +93,40 @@ class ShardJob:
 
 
 def require_scheduler(name: str) -> None:
-    """Check the word after --scheduler. Raises SettingError."""
-    if name not in ("threads", "local", "slurm") and "://" not in name:
+    """Check the word after --scheduler, and that a scheduler answers where it is an address. Raises SettingError."""
+    if name in ("threads", "local", "slurm"):
+        return
+    scheme, colon, _ = name.partition("://")
+    if not colon or scheme not in SCHEMES:
         raise SettingError(
-            f"--scheduler: expected threads, local, slurm or an address like tcp://host:8786, got {name!r}"
+            f"--scheduler: expected threads, local, slurm or an address like tcp://host:8786 ({', '.join(SCHEMES)}),"
+            f" got {name!r}"
         )
+    try:
+        asyncio.run(_call(name))
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        ImportError,
+    ) as error:  # TypeError: ucx not installed, tls without its files
+        raise _no_answer(name, error) from error
+
+
+async def _call(address: str) -> None:
+    """Shake hands with a scheduler; a Client that fails to would leave threads and complaints behind."""
+    from distributed.comm import connect
+    from distributed.security import Security
+
+    comm = await connect(address, timeout=PROBE_S, **Security().get_connection_args("client"))
+    await comm.close()
+
+
+def _no_answer(address: str, error: Exception) -> SettingError:
+    return SettingError(
+        f"--scheduler {address}: no dask scheduler answers there ({error}); start one with `dask scheduler` and workers"
+        f" with `dask worker {address} --nthreads 1`"
+    )
 
 
 def write_on_cluster(
@@ -119,13 +157,15 @@ def write_on_cluster(
     Raises:
         Preempted: if `should_stop` says so. Finished shards are kept; workers that are not ours finish their shard.
         SettingError: if the scheduler does not answer or is not installed.
-        ClusterError: if a shard brought down several workers.
+        ClusterError: if a shard brought down several workers, or the connection to the scheduler was lost.
         SurroundError: the first error that a worker met; the other shards are then cancelled.
     """
-    from distributed import KilledWorker, as_completed
+    from distributed import CancelledError, KilledWorker, as_completed
+    from distributed.comm import CommClosedError
 
     from stages.teacher_cache import TeacherCacheReport
 
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # a lost connection is ours to report
     report = TeacherCacheReport()
     with _workers(scheduler, spec, logs) as workers:
         client = workers.client
@@ -151,8 +191,17 @@ def write_on_cluster(
                 f"a shard brought down {ALLOWED_DEATHS} workers in a row, the last one {error.last_worker.address};"
                 " look at the workers' logs, most often they had too little memory. Finished shards are kept"
             ) from error
+        except (CancelledError, OSError) as error:
+            lost = isinstance(error, (CancelledError, CommClosedError)) or client.status != "running"
+            if not lost:  # an error of a shard
+                raise
+            raise ClusterError(
+                f"the connection to the scheduler was lost ({scheduler}); finished shards are kept, workers may still"
+                " finish theirs; run the same command again"
+            ) from error
         finally:
-            client.cancel(list(numbers))
+            with suppress(OSError):  # a scheduler that is gone has nothing to cancel
+                client.cancel(list(numbers))
     return report
 
 
@@ -210,10 +259,7 @@ def _workers(scheduler: str, spec: ClusterSpec, logs: Path | None) -> Iterator[_
         try:
             client = Client(scheduler, timeout=CONNECT_S, set_as_default=False)
         except (OSError, TimeoutError, ValueError) as error:
-            raise SettingError(
-                f"--scheduler {scheduler}: no dask scheduler answers there ({error}); start one with `dask scheduler`"
-                f" and workers with `dask worker {scheduler} --nthreads 1`"
-            ) from error
+            raise _no_answer(scheduler, error) from error
         with client:
             yield _Workers(client)
         return

@@ -55,6 +55,18 @@ class RunFolder:
         """Students of the ablation, and its table."""
         return self.root / "ablate"
 
+    @property
+    def zero_shot(self) -> Path:
+        """Stage three on other data sets."""
+        return self.root / "zero_shot"
+
+    @staticmethod
+    def of_checkpoint(checkpoint: Path) -> "RunFolder":
+        """The run whose student this is; the folder that holds it where it lies in no run."""
+        folder = checkpoint.absolute().parent
+        run = RunFolder(folder.parent)
+        return run if folder == run.student else RunFolder(folder)
+
 
 def cache_location(recipe: "Recipe", folder: RunFolder) -> str:
     """Where the cache of a run lies: the recipe's own place for it, else RUN/cache."""

@@ -11,7 +11,7 @@ import jinja2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from data_cache.files import write_atomically
+from data_cache.files import count_text, write_atomically
 from pipeline.pictures import (
     DepthScale,
     colour_depth,
@@ -23,6 +23,7 @@ from pipeline.pictures import (
     scale_ticks,
     webp_uri,
 )
+from stages.checkpoint import Lineage
 from stages.evaluate import EvaluateReport, Evaluation, FramePictures, Latency
 from stages.metrics import DepthErrors
 from stages.regions import EDGE_RADIUS_PX
@@ -32,6 +33,7 @@ ERROR_COLUMNS = ("AbsRel", "SqRel", "RMSE", "RMSElog", "d1", "d2", "d3", "images
 COLUMN_GUIDE = "SqRel and RMSE in metres. AbsRel to RMSElog: lower is better; d1 to d3: higher is better."
 TEACHER_NOTE = "aligned per image by least squares in disparity; not metric"
 NO_VALUE = "-"
+ZERO_SHOT_TITLE = "Zero-shot: a sanity check, not a benchmark"
 
 Picture = UInt8[np.ndarray, "h w 3"]
 
@@ -113,19 +115,61 @@ def write_report(folder: Path, evaluation: Evaluation, provenance: Mapping[str, 
         The path of report.html.
     """
     content = {**asdict(evaluation.report), "provenance": provenance}
-    write_atomically(folder / "report.json", json.dumps(_json_safe(content), indent=2, allow_nan=False) + "\n")
+    write_atomically(folder / "report.json", _json_text(content))
     write_atomically(folder / "report.md", markdown_report(evaluation.report, provenance))
     page = folder / "report.html"
     write_atomically(page, html_report(evaluation, provenance))
     return page
 
 
+def zero_shot_table(trained_on: str, reports: Sequence[EvaluateReport]) -> str:
+    """One row per target data set in Markdown, under a line that says what it is worth."""
+    return f"{ZERO_SHOT_TITLE}\n\n{_markdown(_zero_shot(trained_on, reports))}"
+
+
+def write_zero_shot(
+    folder: Path, lineage: Lineage, reports: Sequence[EvaluateReport], provenance: Mapping[str, object]
+) -> Path:
+    """Write zero_shot.json, with all that was measured, and zero_shot.md, one table.
+
+    Args:
+        folder: where to; created if it is missing.
+        lineage: what the student has learnt from.
+        reports: one per target.
+        provenance: see `write_report`.
+
+    Returns:
+        The path of zero_shot.md.
+    """
+    content = {
+        "title": ZERO_SHOT_TITLE,
+        "trained_on": asdict(lineage),
+        "targets": [asdict(report) for report in reports],
+        "provenance": provenance,
+    }
+    write_atomically(folder / "zero_shot.json", _json_text(content))
+    near_m, far_m = lineage.depth_range_m
+    intro = (
+        f"The student has learnt from {lineage.dataset} alone, {count_text(lineage.steps, 'step')}, LiDAR from"
+        f" {near_m:g} to {far_m:g} m. It sees every target at the input size it was trained at, its depth scaled by"
+        " focal length."
+    )
+    quarantined = _quarantined(zero_shot_quarantined(reports))
+    tables = [_zero_shot(lineage.dataset, reports), quarantined, _provenance(provenance)]
+    page = folder / "zero_shot.md"
+    write_atomically(page, _markdown_page(ZERO_SHOT_TITLE, intro, tables))
+    return page
+
+
+def zero_shot_quarantined(reports: Sequence[EvaluateReport]) -> dict[str, str]:
+    """Why frames were left out, by data set and frame."""
+    return {f"{r.dataset} {frame_id}": reason for r in reports for frame_id, reason in r.quarantined.items()}
+
+
 def markdown_report(report: EvaluateReport, provenance: Mapping[str, object]) -> str:
     """All tables of the report in Markdown."""
-    parts = [f"# Depth of {_markdown_text(_subject(report))}", _markdown_text(_summary(report))]
-    for table in [_results(report), *_details(report), _quarantined(report), _provenance(provenance)]:
-        parts += [f"## {table.title}", _markdown_text(table.note), _markdown(table) if table.rows else table.empty]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    tables = [_results(report), *_details(report), _quarantined(report.quarantined), _provenance(provenance)]
+    return _markdown_page(f"Depth of {_subject(report)}", _summary(report), tables)
 
 
 def html_report(evaluation: Evaluation, provenance: Mapping[str, object]) -> str:
@@ -150,7 +194,7 @@ def html_report(evaluation: Evaluation, provenance: Mapping[str, object]) -> str
         surrounds=[_surround(pictures, scale) for pictures in evaluation.pictures],
         bar_uri=webp_uri(colour_depth(bar_m, scale), lossless=True),
         ticks=scale_ticks(scale, report.range_m),
-        quarantined=_quarantined(report),
+        quarantined=_quarantined(report.quarantined),
         provenance=_provenance(provenance),
     )
 
@@ -164,13 +208,9 @@ def _summary(report: EvaluateReport) -> str:
     flip = ", with flip averaging" if report.flip else ""
     return (
         f"Protocol {report.protocol}{flip}, {near_m:g} to {far_m:g} m:"
-        f" {_count(report.frames, 'frame')}, {_count(report.images, 'image')},"
-        f" {_count(report.valid_pixels, 'valid pixel')}."
+        f" {count_text(report.frames, 'frame')}, {count_text(report.images, 'image')},"
+        f" {count_text(report.valid_pixels, 'valid pixel')}."
     )
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _headlines(report: EvaluateReport) -> list[Headline]:
@@ -182,7 +222,7 @@ def _headlines(report: EvaluateReport) -> list[Headline]:
         Headline("Overlap", _number(report.consistency.overlap_abs_rel), "difference of adjacent cameras"),
     ]
     if latency is not None:
-        detail = f"per rig of {_count(latency.images_per_rig, 'image')}, {latency.precision} on {latency.device}"
+        detail = f"per rig of {count_text(latency.images_per_rig, 'image')}, {latency.precision} on {latency.device}"
         headlines.append(Headline("Latency", f"{latency.student_ms_per_rig:.1f} ms", detail))
         if latency.speedup is not None:
             headlines.append(Headline("Speed-up", f"{latency.speedup:.1f}x", "faster than the teacher"))
@@ -261,7 +301,7 @@ def _latency_table(latency: Latency | None) -> Table:
     rows = [
         _latency_row("student", latency.student_ms_per_rig, latency.student_p95_ms_per_rig, latency.input),
     ]
-    note = f"One rig of {_count(latency.images_per_rig, 'image')}, {latency.precision} on {latency.device}."
+    note = f"One rig of {count_text(latency.images_per_rig, 'image')}, {latency.precision} on {latency.device}."
     if latency.teacher_ms_per_rig is not None:
         rows.append(
             _latency_row("teacher", latency.teacher_ms_per_rig, latency.teacher_p95_ms_per_rig, latency.teacher_input)
@@ -275,12 +315,29 @@ def _latency_row(name: str, p50_ms: float, p95_ms: float | None, size: tuple[int
     return (name, _number(p50_ms, 1), _number(p95_ms, 1), _number(1e3 / p50_ms, 1), pixels)
 
 
-def _quarantined(report: EvaluateReport) -> Table:
+def _zero_shot(trained_on: str, reports: Sequence[EvaluateReport]) -> Table:
+    rows = []
+    for report in reports:
+        metric, affine = report.student.metric.mean, report.student.affine_invariant.mean
+        near_m, far_m = report.range_m
+        counts = (f"{count:,}" for count in (report.frames, report.images, report.valid_pixels))
+        errors = (metric.abs_rel, metric.rmse, metric.d1, affine.abs_rel)
+        name = f"{trained_on} to {report.dataset} {report.split}"
+        rows.append((name, *counts, f"{near_m:g}-{far_m:g}", *map(_number, errors)))
+    note = (
+        "Mean of the cameras. AbsRel, RMSE (metres) and d1 of the student's metres as they are; affine-invariant:"
+        " aligned per image by least squares in disparity."
+    )
+    header = ("source to target", "frames", "images", "valid pixels", "range m", "AbsRel", "RMSE", "d1")
+    return Table("Results", note, (*header, "AbsRel affine-invariant"), tuple(rows))
+
+
+def _quarantined(quarantined: Mapping[str, str]) -> Table:
     return Table(
         "Quarantined frames",
-        "Frames that could not be read; they are in none of the numbers." if report.quarantined else "",
+        "Frames that could not be read; they are in none of the numbers." if quarantined else "",
         ("frame", "reason"),
-        tuple(report.quarantined.items()),
+        tuple(quarantined.items()),
         numeric=False,
     )
 
@@ -331,6 +388,13 @@ def _strip(
     return Strip(label, note, tuple(panel(i) for i in panorama_order(len(pictures.camera_names))))
 
 
+def _markdown_page(title: str, intro: str, tables: Iterable[Table]) -> str:
+    parts = [f"# {_markdown_text(title)}", _markdown_text(intro)]
+    for table in tables:
+        parts += [f"## {table.title}", _markdown_text(table.note), _markdown(table) if table.rows else table.empty]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
 def _markdown(table: Table) -> str:
     """A GitHub table whose columns also line up in a terminal; numbers to the right."""
     lines = [[_markdown_text(cell) for cell in row] for row in (table.header, *table.rows)]
@@ -368,6 +432,10 @@ def _plain_text(value: object) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(_plain_text, value))
     return str(value)
+
+
+def _json_text(content: Mapping[str, object]) -> str:
+    return json.dumps(_json_safe(content), indent=2, allow_nan=False) + "\n"
 
 
 def _json_safe(value: object) -> object:

@@ -27,6 +27,7 @@ from data_cache.store import CacheStore, open_store
 from data_cache.writer import CachePlan
 from pipeline import cluster
 from pipeline.config import Recipe, load_recipe, recipe_toml
+from pipeline.errors import RecipeError
 from pipeline.folders import RunFolder, cache_location
 from pipeline.hub import PREFIX
 from pipeline.provenance import surroundings
@@ -45,7 +46,7 @@ from pipeline.weights import KNOWN, fetch_weights
 from stages.cache_size import PredictedSize, SampledFrame, predict_size, sample_frames
 from stages.checkpoint import LoadedStudent, load_student
 from stages.devices import place, resolve_device, resolve_precision
-from stages.evaluate import EvaluateReport, evaluate, require_full_count
+from stages.evaluate import ZERO_SHOT, EvaluateReport, evaluate, require_full_count
 from stages.fit_bins import FittedBins, fit_bins, load_fitted, require_made_with, save_fitted
 from stages.progress import progress_bar
 from stages.student.model import Student
@@ -208,12 +209,18 @@ def run_cache_size(recipe: Recipe, folder: RunFolder, sample_count: int) -> Pred
 
 @dataclass(frozen=True)
 class VerifiedCache:
-    """What verification looked at and what it found wrong, a line each."""
+    """What verification looked at, what it found wrong, a line each, and the reasons of quarantined frames."""
 
     shard_count: int
     shards_done: int
     frames_checked: int
     faults: tuple[str, ...]
+    quarantined: dict[str, str]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard is done."""
+        return self.shards_done == self.shard_count
 
 
 def run_cache_verify(location: str) -> VerifiedCache:
@@ -233,7 +240,7 @@ def run_cache_verify(location: str) -> VerifiedCache:
             for frame_id in reader.usable(tuple(reader.frames.ordered[i] for i in identity.shard_range(shard))):
                 faults += content_faults(reader, frame_id, status.notes.get(frame_id, ""))
                 frames_checked += 1
-    return VerifiedCache(identity.shard_count, status.shards_done, frames_checked, tuple(faults))
+    return VerifiedCache(identity.shard_count, status.shards_done, frames_checked, tuple(faults), status.quarantined)
 
 
 def run_recompute(
@@ -326,13 +333,13 @@ class EvaluateRun:
 
 def run_evaluate(recipe: Recipe, folder: RunFolder, *, checkpoint: Path | None = None) -> EvaluateRun:
     """Stage three: measure the student on the test split and write RUN/eval."""
+    if recipe.eval.protocol == ZERO_SHOT:
+        raise RecipeError(f"protocol: {ZERO_SHOT} is for other data sets; see `surround zero-shot --help`")
     if checkpoint is None:
         checkpoint = folder.student / ("best.safetensors" if recipe.data.selection else "last.safetensors")
     loaded = load_student(checkpoint, expected=recipe.student, expected_bins=recipe.bins)
     source = open_recipe_source(recipe)
-    frame_ids = select(source, recipe.data.test)
-    if len(recipe.data.test) == 1:
-        require_full_count(source, recipe.data.test[0], len(frame_ids))
+    frame_ids = frames_to_test(recipe, source)
     refuse_leak(_learnt_from(recipe, folder, source), frame_ids)
     # What is measured here; written first, so that a folder that cannot be written is known before the hours are spent.
     write_atomically(folder.eval / "recipe.toml", recipe_toml(recipe))
@@ -356,6 +363,14 @@ def run_evaluate(recipe: Recipe, folder: RunFolder, *, checkpoint: Path | None =
         )
     html = write_report(folder.eval, evaluation, _provenance(recipe, loaded, checkpoint))
     return EvaluateRun(evaluation.report, html)
+
+
+def frames_to_test(recipe: Recipe, source: Source) -> tuple[str, ...]:
+    """Ids of the frames that a recipe tests on; a published split must be whole."""
+    frame_ids = select(source, recipe.data.test)
+    if len(recipe.data.test) == 1:
+        require_full_count(source, recipe.data.test[0], len(frame_ids))
+    return frame_ids
 
 
 def _learnt_from(recipe: Recipe, folder: RunFolder, source: Source) -> SplitFrames:
@@ -383,10 +398,14 @@ def _keep_recipe(recipe: Recipe, folder: RunFolder) -> None:
 
 
 def _provenance(recipe: Recipe, loaded: LoadedStudent, checkpoint: Path) -> dict[str, object]:
+    named = {"recipe": recipe.name, "recipe_sha256": hashlib.sha256(recipe_toml(recipe).encode()).hexdigest()}
+    return named | student_provenance(loaded, checkpoint)
+
+
+def student_provenance(loaded: LoadedStudent, checkpoint: Path) -> dict[str, object]:
+    """Where the numbers of a student come from: itself, this program, this machine, this moment."""
     lineage = loaded.lineage
     return {
-        "recipe": recipe.name,
-        "recipe_sha256": hashlib.sha256(recipe_toml(recipe).encode()).hexdigest(),
         "cache_id": lineage.cache_id,
         "checkpoint": checkpoint.name,
         "checkpoint_sha256": file_sha256(checkpoint),

@@ -200,7 +200,7 @@ def _save(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str]) -> 
 
 def _load(path: Path, expected_format: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}; run train-student first, or pass --checkpoint FILE")
+        raise CheckpointError(f"no checkpoint at {path}; run train-student first, or name the file of another")
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get(HEADER, "{}"))

@@ -26,7 +26,9 @@ from stages.scores import Scores, ScoreTable
 from stages.student.model import Student
 from stages.teacher.base import Teacher, to_disparity
 
-PROTOCOLS = ("surrounddepth",)
+ZERO_SHOT = "zero-shot"
+PROTOCOLS = ("surrounddepth", ZERO_SHOT)
+"""zero-shot measures as surrounddepth does, frames of a data set that the student has not learnt from."""
 RANGE_M = {"ddad": (0.1, 200.0)}
 DEFAULT_RANGE_M = (0.1, 80.0)
 FULL_SPLITS = {("ddad", "val"): (50, 3950), ("nuscenes", "val"): (150, 6019)}
@@ -165,7 +167,7 @@ def evaluate(
     decode_size: tuple[int, int] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
-    """Measure `student` (and `teacher`) on the frames of a split under the `surrounddepth` protocol.
+    """Measure `student` (and `teacher`) on the frames of a split.
 
     Predictions are resized (bilinear) to native size and clipped to the range; errors are per image, then a mean per
     camera, then a mean of cameras. Unreadable frames are left out and listed. Images are decoded as stage one decoded
@@ -243,7 +245,7 @@ def evaluate(
             bar.update()
     if rig is None or not tables["metric"].images:
         first = next(iter(quarantined.values()), "its frames have no LiDAR point in range")
-        raise EvaluationError(f"nothing to measure in {len(frame_ids)} frames of split {split}: {first}")
+        raise EvaluationError(f"nothing to measure in {len(frame_ids)} frames of {source.name} {split}: {first}")
     pairs = {name: _pooled(entries) for name, entries in overlaps.items()}
     metric = tables["metric"].scores()
     report = EvaluateReport(

@@ -1,5 +1,6 @@
 """One progress bar for every stage."""
 
+import os
 import sys
 
 from tqdm import tqdm
@@ -22,5 +23,5 @@ def progress_bar(total: int, done: int, description: str, unit: str) -> "tqdm[No
         mininterval=0.2 if terminal else 20,
         maxinterval=10 if terminal else 60,
         dynamic_ncols=terminal,
-        disable=done == total,
+        disable=done == total or os.environ.get("TQDM_DISABLE") == "1",  # tqdm itself reads it only when imported
     )

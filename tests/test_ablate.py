@@ -70,7 +70,7 @@ def test_a_second_run_trains_nothing_and_a_lost_row_is_done_again_to_the_same_nu
     before = json.loads((lost / "test.json").read_text())["metrics"]
     (lost / "test.json").unlink()
     code, text = surround("ablate", recipe, "--run", run)
-    assert (code, "1 students trained, 7 already done" in text) == (0, True), text
+    assert (code, "1 student trained, 7 already done" in text) == (0, True), text
     after = json.loads((lost / "test.json").read_text())["metrics"]
     assert after | {"minutes": None} == before | {"minutes": None}
     assert "0 students trained, 8 already done" in surround("ablate", recipe, "--run", run)[1]

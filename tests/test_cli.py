@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from data_cache.schema import ENCODINGS
 from pipeline.cli import main
 
-VERBS = [[], ["fit-bins"], ["teacher-cache"], ["train-student"], ["eval"], ["cache"], ["cache", "size"], ["cache", "status"], ["cache", "verify"], ["weights"]]  # fmt: skip # noqa: E501
+VERBS = [[], ["fit-bins"], ["teacher-cache"], ["train-student"], ["eval"], ["ablate"], ["zero-shot"], ["cache"], ["cache", "size"], ["cache", "status"], ["cache", "verify"], ["weights"]]  # fmt: skip # noqa: E501
 RECIPE = """
 [data]
 source = "synthetic"
@@ -59,7 +59,7 @@ def run(recipe) -> Path:
     """The three stages, run once through the command line."""
     folder = recipe.parent / "run"
     code, text = surround("teacher-cache", recipe, "--run", folder)
-    assert (code, "1 shards written" in text, "0 already done" in text) == (0, True, True), text
+    assert (code, "1 shard written" in text, "0 already done" in text) == (0, True, True), text
     code, text = surround("train-student", recipe, "--run", folder)
     assert (code, "3 steps" in text) == (0, True), text
     code, text = surround("eval", recipe, "--run", folder)
@@ -108,7 +108,7 @@ def test_status_and_verify_take_a_run_or_a_cache_folder(run):
 
 def test_verify_takes_the_recipe_too_and_asks_the_teacher_again(run, recipe):
     code, text = surround("cache", "verify", recipe, "--run", run, "--recompute", 1)
-    assert (code, "1 frames: finite, probabilities sum to one, not constant" in text) == (0, True), text
+    assert (code, "1 frame: finite, probabilities sum to one, not constant" in text) == (0, True), text
     assert "recomputed drive-00/0: probabilities differ by 0.0e+00 on average" in text
     assert "inputs equal" in text
     for target in (run, run / "cache"):
@@ -141,7 +141,8 @@ def test_status_and_verify_of_an_unfinished_cache_say_how_far_it_is(run, recipe,
     (tmp_path / "cache/receipts/000000.json").unlink()
     assert "0 of 1 shards" in surround("cache", "status", tmp_path)[1]
     code, text = surround("cache", "verify", tmp_path)
-    assert (code, "verified: 0 of 1 shards" in text) == (0, True), text
+    assert (code, "INCOMPLETE: 0 of 1 shards" in text, "verified" in text) == (1, True, False), text
+    assert "Error: the cache is not finished; run teacher-cache again" in text
 
 
 def test_verify_names_damage_and_fails(run, tmp_path):
@@ -210,6 +211,8 @@ def test_stages_out_of_order_say_what_to_run_first(recipe, tmp_path):
         (["teacher-cache", "demo", "--set", 'data.train=["drive-99"]'], "no drive or split 'drive-99'"),
         (["teacher-cache", "demo", "--set", 'data.test=["train[:1]"]'], "both learnt from and tested on"),
         (["teacher-cache", "demo", "--set", "teacher_cache.weights=/nowhere"], "nor a folder with model.safetensors"),
+        (["cache", "size", "demo", "--frames", "0"], "0 is not in the range x>=1"),
+        (["cache", "verify", "demo", "--recompute", "-1"], "-1 is not in the range x>=0"),
         (["eval", "demo", "--protocol", "mine"], "protocol: expected one of surrounddepth"),
     ],
 )
@@ -237,6 +240,9 @@ def test_a_broken_frame_is_quarantined_with_exit_3_and_retried(recipe, tmp_path,
     assert (code, "drive-00/1: image cannot be decoded: x.jpg" in text) == (3, True)
     assert surround("teacher-cache", recipe, *options)[0] == 3
     assert surround("cache", "status", tmp_path)[0] == 3
+    code, text = surround("cache", "verify", tmp_path)
+    assert (code, "verified: 2 of 2 shards" in text) == (3, True), text
+    assert "drive-00/1: image cannot be decoded: x.jpg" in text
     assert surround("train-student", recipe, *options)[0] == 0
     monkeypatch.undo()
     assert surround("teacher-cache", recipe, *options, "--retry")[0] == 0

@@ -16,7 +16,6 @@ from test_writer import contents
 from data_cache.claims import Claims
 from data_cache.reader import cache_status
 from pipeline.cluster import ClusterSpec, job_script
-from pipeline.errors import RecipeError
 
 FRAMES = 6
 TWO_WORKERS = "[cluster]\nworkers = 2\n"
@@ -46,12 +45,20 @@ def address(tmp_path_factory):
     """A scheduler on loopback with one worker, as somebody who runs a cluster starts them."""
     log = tmp_path_factory.mktemp("dask") / "log"
     url = f"tcp://127.0.0.1:{free_port()}"
-    with dask_process("scheduler", "--host", url.rsplit(":", 1)[0], "--port", url.split(":")[-1], "--no-dashboard",
-                      "--no-jupyter", log=log) as scheduler:  # fmt: skip
-        wait_until(lambda: "Scheduler at" in log.read_text(), "the scheduler")
-        with dask_process("worker", url, "--nthreads", 1, "--no-dashboard", "--death-timeout", 60, log=log):
+    with dask_scheduler(url, log) as scheduler:
+        with dask_worker(url, log):
             yield url
         assert scheduler.poll() is None
+
+
+def dask_scheduler(url: str, log: Path):
+    host, port = url.removeprefix("tcp://").split(":")
+    return dask_process("scheduler", "--host", host, "--port", port, "--no-dashboard", "--no-jupyter", log=log)
+
+
+def dask_worker(url: str, log: Path):
+    """A worker; it waits for the scheduler."""
+    return dask_process("worker", url, "--nthreads", 1, "--no-dashboard", "--death-timeout", 60, log=log)
 
 
 def free_port() -> int:
@@ -93,7 +100,7 @@ def test_a_worker_killed_in_the_middle_of_a_shard_has_it_done_again_by_another(d
         assert command.end() == 0, command.output
     assert contents(tmp_path / "cache") == straight
     # A finished shard whose worker dies before it has told the scheduler is asked for again, and found to be done.
-    written, done = re.search(r"(\d) shards written .* (\d) already done", command.output).groups()
+    written, done = re.search(r"(\d) shards? written .* (\d) already done", command.output).groups()
     assert int(written) + int(done) == FRAMES
     assert "Traceback" not in command.output
 
@@ -120,12 +127,38 @@ def test_a_worker_of_a_foreign_scheduler_killed_in_the_middle_of_a_shard_has_it_
     assert contents(tmp_path / "cache") == straight
 
 
+def test_a_scheduler_that_is_lost_is_one_clear_error_and_the_same_command_goes_on(drive, recipe, straight, tmp_path):
+    log, url = tmp_path / "dask", f"tcp://127.0.0.1:{free_port()}"
+    options = ("teacher-cache", recipe, "--data", drive, "--run", tmp_path / "run")
+    with HeldFrame(sweep(drive, 3)) as held, dask_scheduler(url, log) as scheduler, dask_worker(url, log):
+        command = Command(tmp_path / "log", *options, "--scheduler", url)
+        held.wait_for_reader()
+        scheduler.kill()
+        assert command.end() == 1, command.output
+    assert "Error: the connection to the scheduler was lost" in command.output
+    for noise in ("Traceback", "distributed.", "Warning"):
+        assert noise not in command.output, command.output
+    assert cache_status(tmp_path / "run/cache").shards_done >= 1
+    assert surround(*options)[0] == 0
+    assert contents(tmp_path / "run/cache") == straight
+
+
 def test_two_parts_at_once_fill_one_cache(drive, recipe, straight, tmp_path):
     options = ("teacher-cache", recipe, "--data", drive, "--run", tmp_path)
     parts = [Command(tmp_path / f"log-{i}", *options, "--part", f"{i}/2") for i in (1, 2)]
     assert [part.end() for part in parts] == [0, 0], [part.output for part in parts]
     assert contents(tmp_path / "cache") == straight
     assert all("3 shards written" in part.output for part in parts)
+
+
+def test_a_job_array_may_have_more_parts_than_there_are_shards(drive, recipe, straight, tmp_path):
+    options = ("teacher-cache", recipe, "--data", drive, "--run", tmp_path)
+    for i in range(8, 0, -1):
+        code, text = surround(*options, "--part", f"{i}/8")
+        assert code == 0, text
+        nothing = f"no shard to do in part {i}/8, there are only 6 in all" in text
+        assert (nothing, "1 shard written" in text) == (i > 6, i <= 6), text
+    assert contents(tmp_path / "cache") == straight
 
 
 def test_the_same_part_started_twice_damages_nothing_and_the_loser_says_so(drive, recipe, straight, tmp_path):
@@ -135,12 +168,12 @@ def test_the_same_part_started_twice_damages_nothing_and_the_loser_says_so(drive
         held.wait_for_reader()
         second = Command(tmp_path / "second", *options)
         assert second.end() == 1, second.output
-        assert re.search(r"\d shards were left to another process that is writing them now", second.output)
-        assert "was the same part started twice?" in second.output
+        assert re.search(r"\d shards? left to another process that is writing now", second.output)
+        assert "workers of an earlier run may still be finishing, or the same part" in second.output
         held.let_go()
         assert first.end() == 0, first.output
     assert contents(tmp_path / "cache") == straight
-    written = [int(c.output.split(" shards written")[0].split()[-1]) for c in (first, second)]
+    written = [int(re.search(r"(\d) shards? written", c.output)[1]) for c in (first, second)]
     assert sum(written) == FRAMES
 
 
@@ -215,10 +248,10 @@ def test_a_worker_that_outlives_a_run_opens_the_cache_of_the_next_one_anew(drive
     other = Claims(tmp_path / "cache/claims.lock")
     other.take(3)
     code, text = surround(*options, address)
-    assert (code, "1 shards were left to another process" in text) == (1, True), text
+    assert (code, "1 shard left to another process" in text) == (1, True), text
     other.release(3)
     code, text = surround(*options, address)
-    assert (code, "1 shards written" in text) == (0, True), text
+    assert (code, "1 shard written" in text) == (0, True), text
     assert contents(tmp_path / "cache") == straight
 
 
@@ -227,13 +260,21 @@ def test_a_worker_that_outlives_a_run_opens_the_cache_of_the_next_one_anew(drive
     [
         ("thread", "expected threads, local, slurm or an address"),
         ("tcp://127.0.0.1:9", "no dask scheduler answers there"),
-        ("nonsense://127.0.0.1:9", "no dask scheduler answers there"),
+        ("tcp://127.0.0.1:x", "no dask scheduler answers there"),
+        ("tls://127.0.0.1:9", "no dask scheduler answers there"),  # no certificates are configured
+        ("nonsense://127.0.0.1:9", "expected threads, local, slurm or an address"),
+        ("inproc://127.0.0.1/9/1", "expected threads, local, slurm or an address"),
+        ("://127.0.0.1:9", "expected threads, local, slurm or an address"),
     ],
 )
-def test_a_scheduler_that_is_not_there_is_one_clear_error(drive, recipe, tmp_path, monkeypatch, scheduler, message):
-    monkeypatch.setattr("pipeline.cluster.CONNECT_S", 2)
-    code, text = surround("teacher-cache", recipe, "--data", drive, "--run", tmp_path, "--scheduler", scheduler)
+def test_a_scheduler_that_is_not_there_is_one_clear_error_before_teacher_and_cache(
+    drive, recipe, tmp_path, monkeypatch, scheduler, message
+):
+    monkeypatch.setattr("pipeline.cluster.PROBE_S", 1)
+    options = ("--data", drive, "--run", tmp_path / "run", "--scheduler", scheduler)
+    code, text = surround("teacher-cache", recipe, *options, "--set", "teacher_cache.weights=/nowhere")
     assert (code, message in text, "Traceback" in text) == (2, True, False), text
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_scheduler_without_workers_is_waited_for_and_said(drive, recipe, tmp_path, monkeypatch):
@@ -277,9 +318,29 @@ def test_the_batch_script_of_slurm_says_what_the_recipe_says(drive, recipe, teac
     assert "dask_worker" in job_script(ClusterSpec())
 
 
-def test_impossible_cluster_sections_are_refused(teacher_folder, tmp_path):
-    from pipeline.config import load_recipe
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("cores = 0", "cores >= 1"),
+        ('memory = "lots"', 'memory: expected a size like "24GB"'),
+        ('memory = "24"', "memory"),  # dask would take it for bytes
+        ('memory = "0GB"', "memory"),
+        ('memory = "-1GB"', "memory"),
+        ('memory = ""', "memory"),
+        ('walltime = "4h"', "walltime: expected HH:MM:SS or D-HH:MM:SS"),
+        ('walltime = "04:60:00"', "walltime"),
+        ('walltime = ""', "walltime"),
+    ],
+)
+def test_impossible_cluster_sections_are_refused_with_exit_2(teacher_folder, tmp_path, line, message):
+    written = write_recipe(tmp_path / "r.toml", teacher_folder, FRAMES, more=f"[cluster]\n{line}\n")
+    code, text = surround("teacher-cache", written, "--run", tmp_path / "run", "--scheduler", "slurm", "--dry-run")
+    assert (code, "[cluster]" in text, message in text, "Traceback" in text) == (2, True, True, False), text
 
-    written = write_recipe(tmp_path / "r.toml", teacher_folder, FRAMES, more="[cluster]\ncores = 0\n")
-    with pytest.raises(RecipeError, match="cores >= 1"):
-        load_recipe(str(written))
+
+@pytest.mark.parametrize(("memory", "slurm"), [("24GB", "23G"), ("1.5 TiB", "1536G"), ("500mb", "477M"), ("8G", "8G")])
+def test_sizes_and_times_that_slurm_understands_reach_its_script(memory, slurm):
+    for walltime in ("04:00:00", "1-12:30:59", "100:00:00"):
+        script = job_script(ClusterSpec(memory=memory, walltime=walltime))
+        assert f"#SBATCH --mem={slurm}\n" in script
+        assert f"#SBATCH -t {walltime}\n" in script

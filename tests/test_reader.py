@@ -1,12 +1,14 @@
 import json
 import pickle
 import random
+import shutil
 
 import numpy as np
 import pytest
 from fakes import random_record
 from test_writer import FRAMES, IDENTITY, RESOLVED, fill, writer
 
+from data_cache.files import WriteError
 from data_cache.reader import CacheReader, cache_status, verify_files
 from data_cache.schema import FORMAT_VERSION, DamagedCacheError, IncompleteCacheError, StaleCacheError, receipt_name
 from data_cache.store import StoreError
@@ -170,6 +172,24 @@ def test_a_folder_in_place_of_a_file_is_a_damage_or_a_clear_error_never_a_traceb
     assert cache_status(tmp_path).shards_done == 1
     with pytest.raises(StoreError, match=r"000001.json: Is a directory; it should be a file"):
         writer(tmp_path).is_done(1)
+
+
+def test_a_file_in_place_of_the_receipts_folder_is_a_clear_error_never_a_traceback(tmp_path):
+    fill(tmp_path)
+    shutil.rmtree(tmp_path / "receipts")
+    (tmp_path / "receipts").write_text("")
+    assert cache_status(tmp_path).shards_done == 0
+    with pytest.raises(StoreError, match=r"000001.json: Not a directory; it should be a file"):
+        writer(tmp_path).is_done(1)
+    with pytest.raises(WriteError, match="receipts"):
+        fill(tmp_path, (1,))
+
+
+@pytest.mark.parametrize("look", [cache_status, CacheReader])
+def test_a_file_in_place_of_the_cache_folder_is_a_clear_error(tmp_path, look):
+    (tmp_path / "cache").write_text("")
+    with pytest.raises(StoreError, match=r"cache.json: Not a directory"):
+        look(tmp_path / "cache")
 
 
 def test_status_does_not_count_a_shard_whose_file_is_gone(tmp_path):

@@ -207,9 +207,9 @@ def recipe(tmp_path, teacher_folder) -> str:
 def test_all_commands_and_worker_processes_work_on_object_storage(bucket, url, recipe, tmp_path):
     options = ("--run", tmp_path / "run", "--set", f"teacher_cache.location={url}")
     code, text = surround("teacher-cache", recipe, *options, "--part", "2/2")
-    assert (code, "1 shards written" in text, "1 of 2 shards" in text) == (0, True, True), text
+    assert (code, "1 shard written" in text, "1 of 2 shards" in text) == (0, True, True), text
     code, text = surround("teacher-cache", recipe, *options, "--scheduler", "local")  # the other, in another process
-    assert (code, "1 shards written" in text, "1 already done" in text, f"in {url}" in text) == (0, True, True, True), (
+    assert (code, "1 shard written" in text, "1 already done" in text, f"in {url}" in text) == (0, True, True, True), (
         text
     )
     assert not (tmp_path / "run/cache").exists()

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from data_cache.files import count_text
 from pipeline.pictures import (
     NO_DEPTH_RGB,
     PANEL_WIDTH_PX,
@@ -398,3 +399,7 @@ def test_a_small_depth_map_keeps_its_points_and_its_depths():
 )
 def test_the_ring_is_cut_open_behind_the_car(view_count, order):
     assert panorama_order(view_count) == order
+
+
+def test_one_is_singular_and_thousands_are_parted():
+    assert [count_text(n, "shard") for n in (0, 1, 2, 1234)] == ["0 shards", "1 shard", "2 shards", "1,234 shards"]
