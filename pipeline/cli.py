@@ -210,7 +210,8 @@ def ablate(
         done = run_ablate(parsed, folder, jobs=jobs or 0, part=_part(part), command=command, say=_say)
     click.echo(done.table)
     missing = f", {done.missing} still missing" if done.missing else ""
-    click.echo(f"ablate: {count_text(done.done, 'student')} trained, {done.done_before} already done{missing}; {done.path}")
+    trained = count_text(done.done, "student")
+    click.echo(f"ablate: {trained} trained, {done.done_before} already done{missing}; {done.path}")
 
 
 @main.command("zero-shot")

@@ -63,7 +63,7 @@ def test_overrides_reach_their_key_with_their_type():
         ("data.train=3", "expected a list, got 3"),
         ("data.train=[1]", "expected a string, got 1"),
         ("data=3", "expected a table, got 3"),
-        ("eval.protocol=mine", "protocol: expected one of surrounddepth, got 'mine'"),
+        ("eval.protocol=mine", "protocol: expected one of surrounddepth, zero-shot, got 'mine'"),
         ("eval.pictures=-1", "pictures: expected 0 or more"),
         ("teacher_cache.shard_frames=0", "shard_frames: expected at least 1"),
         ("noequals", "expected section.key=value"),
