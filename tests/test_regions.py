@@ -39,6 +39,15 @@ def test_edges_by_hand():
     assert not found.above_lidar.any()
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize(("ratio", "edge"), [(1.24, False), (1.26, True)])
+def test_an_edge_is_a_quarter_farther_along_either_axis(axis, ratio, edge):
+    truth = np.full((9, 9), 10.0)
+    truth[5:] *= ratio
+    truth = truth if axis == 0 else truth.T
+    assert regions(truth, level_rig(np.zeros((9, 9))), 0, None, RANGE_M).edges.any() == edge
+
+
 def test_the_sky_makes_an_edge_and_is_in_no_region():
     truth = np.full((8, 3), 10.0)
     truth[:2] = 0
