@@ -4,19 +4,23 @@ import hashlib
 import json
 import os
 import shlex
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from multiprocessing import get_context
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from data_cache.claims import Claims
 from data_cache.errors import SurroundError
-from data_cache.files import write_atomically
+from data_cache.files import write_atomically, write_error
 from data_cache.images import larger
 from data_cache.reader import CacheReader
 from data_cache.rig import Frame, Rig
@@ -59,9 +63,24 @@ class Cell:
     folder: RunFolder
 
     @property
+    def measured_on(self) -> tuple[str, ...]:
+        """Selectors of the frames that it is measured on."""
+        data = self.recipe.data
+        return data.test if self.recipe.ablate.measure == "test" else data.selection
+
+    @property
     def result(self) -> Path:
-        """Where its measurement is kept."""
-        return self.folder.root / f"{self.recipe.ablate.measure}.json"
+        """Where its measurement is kept; measured otherwise, it is another one."""
+        how = json.dumps([self.measured_on, self.recipe.eval.protocol, self.recipe.eval.flip])
+        return self.folder.root / f"measured-{hashlib.sha256(how.encode()).hexdigest()[:8]}.json"
+
+    def outcome(self) -> dict[str, Any] | None:
+        """Its measurement; None where there is none, or none that can be read."""
+        try:
+            content = json.loads(self.result.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return content if isinstance(content, dict) and {"row", "metrics"} <= content.keys() else None
 
 
 @dataclass(frozen=True)
@@ -86,6 +105,8 @@ def run_ablate(
 ) -> AblateRun:
     """Train and measure what is missing of an ablation, and write RUN/ablate/table.json and table.md.
 
+    Any number of processes may work on one ablation: a student is locked by the process that trains it.
+
     Args:
         recipe, folder: of the run whose cache all students learn from.
         jobs: students at a time; 0 for one per GPU, or per core of a machine without.
@@ -104,7 +125,7 @@ def run_ablate(
     source = open_recipe_source(recipe)
     refuse_leak(reader.frames, select(source, recipe.data.test))
     mine = cells[part[0] - 1 :: part[1]]
-    pending = [cell for cell in mine if not cell.result.is_file()]
+    pending = [cell for cell in mine if cell.outcome() is None]
     jobs = min(jobs or torch.cuda.device_count() or os.cpu_count() or 1, len(pending))
     if pending:
         say(f"ablate: {len(pending)} of {len(cells)} students to train, {jobs} at a time, in {folder.ablate}")
@@ -114,7 +135,7 @@ def run_ablate(
         *write_table(recipe, folder, cells, reader.identity.sha256, command),
         len(mine) - len(pending),
         len(pending),
-        sum(not cell.result.is_file() for cell in cells),
+        sum(cell.outcome() is None for cell in cells),
     )
 
 
@@ -174,6 +195,11 @@ def run_cells(
                     future.result()
                 except Preempted:
                     raise Preempted("stopped; the students under way have saved, finished ones are kept") from None
+                except BrokenProcessPool as error:
+                    raise AblationError(
+                        "a process of the ablation was killed, perhaps for want of memory; finished students are kept."
+                        f" Run the same command again, with fewer --jobs than {jobs} if memory is the reason"
+                    ) from error
                 except SurroundError as error:  # the other students do not wait for somebody to wake up
                     failed[f"{cell.row}, LiDAR {cell.lidar_share:.0%}, seed {cell.seed}"] = error
                 on_done(cell)
@@ -192,6 +218,7 @@ def _start_worker(jobs: int, devices: "Queue[int]", stop: Event) -> None:
     global _stop
     _stop = stop
     os.environ["TQDM_DISABLE"] = "1"  # one bar is enough
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent passes it on
     index = devices.get()
     if torch.cuda.device_count():
         os.environ["CUDA_VISIBLE_DEVICES"] = str(index % torch.cuda.device_count())
@@ -200,8 +227,15 @@ def _start_worker(jobs: int, devices: "Queue[int]", stop: Event) -> None:
 
 
 def _run_cell(cell: Cell) -> None:
-    """Train a student and measure it; what is done of either is not done again."""
+    """Train a student and measure it, if no other process does; what is done of either is not done again."""
     assert _stop is not None
+    try:
+        cell.folder.root.mkdir(parents=True, exist_ok=True)
+        claims = Claims(cell.folder.root / "claim.lock")
+    except OSError as error:
+        raise write_error(error, cell.folder.root) from error
+    if not claims.take(0) or cell.outcome() is not None:
+        return
     with preemption() as signalled:
 
         def should_stop() -> bool:
@@ -221,8 +255,6 @@ def _run_cell(cell: Cell) -> None:
 
 def _measure(cell: Cell, should_stop: Callable[[], bool]) -> EvaluateReport:
     recipe = cell.recipe
-    spec: AblateSpec = recipe.ablate
-    selectors = recipe.data.test if spec.measure == "test" else recipe.data.selection
     checkpoint = cell.folder.student / ("best.safetensors" if recipe.data.selection else "last.safetensors")
     student = load_student(checkpoint, expected=recipe.student, expected_bins=recipe.bins).student
     device = resolve_device(recipe.eval.device)
@@ -230,8 +262,8 @@ def _measure(cell: Cell, should_stop: Callable[[], bool]) -> EvaluateReport:
     source = _opened(recipe_toml(replace(recipe, name="", ablate=AblateSpec())))
     return evaluate(
         source,
-        select(source, selectors),
-        ", ".join(selectors),
+        select(source, cell.measured_on),
+        ", ".join(cell.measured_on),
         student,
         None,
         replace(recipe.eval, latency=False, pictures=0),
@@ -260,13 +292,13 @@ def write_table(
     recipe: Recipe, folder: RunFolder, cells: Sequence[Cell], cache_id: str, command: Sequence[str]
 ) -> tuple[str, Path]:
     """Write RUN/ablate/table.json and table.md of what is done; returns the table and the path of the JSON."""
-    results = [json.loads(cell.result.read_text(encoding="utf-8")) for cell in cells if cell.result.is_file()]
+    results = [outcome for cell in cells if (outcome := cell.outcome()) is not None]
     rows = table_rows([Outcome(**{field.name: result[field.name] for field in fields(Outcome)}) for result in results])
     content = {
         "rows": rows,
         "measured_on": {
             "source": recipe.data.source,
-            "split": recipe.data.test if recipe.ablate.measure == "test" else recipe.data.selection,
+            "split": cells[0].measured_on,
             **{name: results[0][name] for name in ("frames", "images") if results},
         },
         "recipe": asdict(replace(recipe, data=replace(recipe.data, root=""))),

@@ -1,4 +1,5 @@
 import json
+import os
 import signal
 import time
 from pathlib import Path
@@ -7,6 +8,7 @@ import pytest
 from commands import Command
 from test_cli import RECIPE, surround
 
+from data_cache.claims import Claims
 from pipeline.ablate import plan_cells
 from pipeline.config import load_recipe
 from pipeline.folders import RunFolder
@@ -67,12 +69,14 @@ def test_rows_of_one_seed_differ_and_each_trained_what_it_says(run):
 
 def test_a_second_run_trains_nothing_and_a_lost_row_is_done_again_to_the_same_numbers(run, recipe):
     (lost,) = (run / "ablate").glob("kl-lidar1-seed4-*")
-    before = json.loads((lost / "test.json").read_text())["metrics"]
-    (lost / "test.json").unlink()
-    code, text = surround("ablate", recipe, "--run", run)
-    assert (code, "1 student trained, 7 already done" in text) == (0, True), text
-    after = json.loads((lost / "test.json").read_text())["metrics"]
-    assert after | {"minutes": None} == before | {"minutes": None}
+    (result,) = lost.glob("measured-*.json")
+    before = json.loads(result.read_text())["metrics"]
+    for damage in ("", '{"row": "KL", "metr'):
+        result.write_text(damage)
+        code, text = surround("ablate", recipe, "--run", run)
+        assert (code, "1 student trained, 7 already done" in text) == (0, True), text
+        after = json.loads(result.read_text())["metrics"]
+        assert after | {"minutes": None} == before | {"minutes": None}
     assert "0 students trained, 8 already done" in surround("ablate", recipe, "--run", run)[1]
 
 
@@ -84,6 +88,8 @@ def test_another_recipe_is_another_student_and_where_things_lie_is_not(recipe):
             "test": ("data.test=[\"drive-02\"]",), "measure": ("ablate.measure=selection",),
         }.items()
     }  # fmt: skip
+    assert len({cell.result.name for overrides in ((), ("data.test=[\"drive-02\"]",), ("eval.flip=true",))
+                for cell in plan_cells(load_recipe(str(recipe), overrides), RunFolder(Path("r")))}) == 3  # fmt: skip
     assert folders["root"] == folders["test"] == folders["measure"] == folders["same"]
     assert not {*folders["longer"]} & {*folders["same"]}
     assert len({*folders["same"]}) == 8
@@ -97,6 +103,41 @@ def test_parts_share_the_students_and_the_last_one_has_them_all(run, recipe, tmp
     assert (code, "2 students trained, 0 already done; " in text) == (0, True), text
 
 
+def test_a_student_that_another_process_trains_is_left_to_it(run, recipe):
+    arguments = ("ablate", recipe, "--run", run, "--set", "ablate.seeds=[9]", "--set", "ablate.lidar_shares=[1.0]")
+    cells = plan_cells(load_recipe(str(recipe), ["ablate.seeds=[9]", "ablate.lidar_shares=[1.0]"]), RunFolder(run))
+    cells[1].folder.root.mkdir(parents=True)
+    claims = Claims(cells[1].folder.root / "claim.lock")
+    assert claims.take(0)
+    code, text = surround(*arguments)
+    assert (code, "1 still missing" in text) == (0, True), text
+    assert [cell.outcome() is None for cell in cells] == [False, True]
+    claims.release(0)
+    assert "1 student trained, 1 already done;" in surround(*arguments)[1]
+
+
+def test_a_killed_worker_is_a_clear_error_and_its_student_goes_on_later(run, recipe, tmp_path):
+    arguments = ("ablate", recipe, "--run", run, "--set", "train_student.steps=300", "--set", "ablate.seeds=[2]")
+    command = Command(tmp_path / "log", *arguments, "--jobs", "1")
+    deadline = time.monotonic() + 90
+    while not list((run / "ablate").glob("*-seed2-*/student/log.jsonl")):
+        assert time.monotonic() < deadline, command.output
+        time.sleep(0.05)
+    (worker,) = [pid for pid in children(command.process.pid) if b"spawn_main" in cmdline(pid)]
+    os.kill(worker, signal.SIGKILL)
+    assert command.process.wait(60) == 1, command.output
+    assert "was killed, perhaps for want of memory" in command.output
+    assert "Traceback" not in command.output
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def cmdline(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
 def test_a_row_that_makes_no_recipe_is_named_before_anything_is_trained(run, recipe):
     code, text = surround("ablate", recipe, "--run", run, "--set", 'ablate.rows.odd=["losses.crosss=1"]')
     assert (code, "row 'odd'" in text, "did you mean 'cross'" in text) == (2, True, True), text
@@ -105,7 +146,7 @@ def test_a_row_that_makes_no_recipe_is_named_before_anything_is_trained(run, rec
 def test_an_error_in_a_student_reaches_the_user_and_the_others_stay(run, recipe):
     code, text = surround("ablate", recipe, "--run", run, "--set", 'ablate.rows.tokens=["losses.feature=1.0"]')
     assert (code, "teacher_cache.tokens = true" in text) == (1, True), text
-    assert len(list((run / "ablate").glob("*/test.json"))) >= 8
+    assert len(list((run / "ablate").glob("*/measured-*.json"))) >= 8
 
 
 def test_a_stop_leaves_saved_students_and_the_same_command_goes_on(run, recipe, tmp_path):
