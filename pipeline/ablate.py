@@ -100,6 +100,7 @@ def run_ablate(
     *,
     jobs: int = 0,
     part: tuple[int, int] = (1, 1),
+    train: bool = True,
     command: Sequence[str] = (),
     say: Callable[[str], object] = lambda _: None,
 ) -> AblateRun:
@@ -111,6 +112,7 @@ def run_ablate(
         recipe, folder: of the run whose cache all students learn from.
         jobs: students at a time; 0 for one per GPU, or per core of a machine without.
         part: (I, N), every N-th student from the I-th; the table has whatever is done by then.
+        train: False to write the table of what is done so far, and nothing else.
         command: as typed, for the table's provenance.
         say: tells what goes on.
 
@@ -127,14 +129,14 @@ def run_ablate(
     mine = cells[part[0] - 1 :: part[1]]
     pending = [cell for cell in mine if cell.outcome() is None]
     jobs = min(jobs or torch.cuda.device_count() or os.cpu_count() or 1, len(pending))
-    if pending:
+    if pending and train:
         say(f"ablate: {len(pending)} of {len(cells)} students to train, {jobs} at a time, in {folder.ablate}")
-    with preemption() as should_stop, progress_bar(len(mine), len(mine) - len(pending), "ablate", "student") as bar:
-        run_cells(pending, jobs, lambda _: bar.update(), should_stop)
+        with preemption() as should_stop, progress_bar(len(mine), len(mine) - len(pending), "ablate", "student") as bar:
+            run_cells(pending, jobs, lambda _: bar.update(), should_stop)
     return AblateRun(
         *write_table(recipe, folder, cells, reader.identity.sha256, command),
         len(mine) - len(pending),
-        len(pending),
+        sum(cell.outcome() is not None for cell in pending),
         sum(cell.outcome() is None for cell in cells),
     )
 
@@ -175,8 +177,6 @@ def run_cells(
     cells: Sequence[Cell], jobs: int, on_done: Callable[[Cell], object], should_stop: Callable[[], bool]
 ) -> None:
     """Run cells in `jobs` processes of their own, one GPU or an equal share of the cores each."""
-    if not cells:
-        return
     context = get_context("spawn")
     stop, devices = context.Event(), context.Queue()
     for index in range(jobs):

@@ -194,8 +194,15 @@ def evaluate(
 @recipe_options
 @click.option("--jobs", type=click.IntRange(1), help="Students at a time; default: one per GPU, or per core.")
 @click.option("--part", default="1/1", metavar="I/N", show_default=True, help="Only every N-th student, from the I-th.")
+@click.option("--dry-run", is_flag=True, help="Train nothing; print the table of what is done so far.")
 def ablate(
-    recipe: str, data: Path | None, run: Path | None, overrides: tuple[str, ...], jobs: int | None, part: str
+    recipe: str,
+    data: Path | None,
+    run: Path | None,
+    overrides: tuple[str, ...],
+    jobs: int | None,
+    part: str,
+    dry_run: bool,
 ) -> None:
     """Train the same student with other losses, several seeds each, and print one table.
 
@@ -207,7 +214,9 @@ def ablate(
     with _errors():
         parsed, folder = _open_run(recipe, data, run, overrides)
         command = ("surround", *sys.argv[1:])
-        done = run_ablate(parsed, folder, jobs=jobs or 0, part=_part(part), command=command, say=_say)
+        done = run_ablate(
+            parsed, folder, jobs=jobs or 0, part=_part(part), train=not dry_run, command=command, say=_say
+        )
     click.echo(done.table)
     missing = f", {done.missing} still missing" if done.missing else ""
     trained = count_text(done.done, "student")

@@ -80,6 +80,13 @@ def test_a_second_run_trains_nothing_and_a_lost_row_is_done_again_to_the_same_nu
     assert "0 students trained, 8 already done" in surround("ablate", recipe, "--run", run)[1]
 
 
+def test_a_dry_run_prints_what_is_done_and_trains_nothing(run, recipe):
+    code, text = surround("ablate", recipe, "--run", run, "--set", "ablate.seeds=[4, 5]", "--dry-run")
+    assert (code, "0 students trained, 4 already done, 4 still missing" in text) == (0, True), text
+    assert "| KL         | 100%  | 1     |" in text
+    assert not list((run / "ablate").glob("*-seed5-*"))
+
+
 def test_another_recipe_is_another_student_and_where_things_lie_is_not(recipe):
     folders = {
         name: [cell.folder.root.name for cell in plan_cells(load_recipe(str(recipe), overrides), RunFolder(Path("r")))]
