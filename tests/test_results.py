@@ -1,0 +1,27 @@
+"""The tables that README quotes are those that the command wrote."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.ablation import BASELINE, Outcome, markdown_table, table_rows
+
+REPOSITORY = Path(__file__).parent.parent
+RESULTS = sorted((REPOSITORY / "tests/benchmarks/results").glob("ablation_*.json"))
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_readme_quotes_the_table_that_the_command_wrote(path):
+    assert markdown_table(json.loads(path.read_text())["rows"]) in (REPOSITORY / "README.md").read_text()
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_a_result_says_where_it_comes_from_and_its_rows_follow_from_its_students(path):
+    table = json.loads(path.read_text())
+    assert table["provenance"]["command"].startswith("surround ablate ")
+    assert all(table["provenance"][name] for name in ("git_commit", "machine", "date", "cache_id"))
+    assert all(student["provenance"]["git_commit"] for student in table["students"])
+    students = [Outcome(s["row"], s["lidar_share"], s["seed"], s["metrics"]) for s in table["students"]]
+    assert table_rows(students) == table["rows"]
+    assert BASELINE in {row["name"] for row in table["rows"]}
