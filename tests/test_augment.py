@@ -100,6 +100,13 @@ HAND_BINS: dict[str, tuple[StoredBins[torch.Tensor], StoredBins[torch.Tensor]]] 
 """Bins of four views of 1 x 2 pixels, and those of their mirror."""
 
 
+def one_token(view: int, token: int) -> torch.Tensor:
+    """Tokens of four views, all zero but this one: row 1, column 3 of view 1 goes to row 1, column 6 of view 3."""
+    tokens = torch.zeros(4, 60, 1)
+    tokens[view, token] = 0.9
+    return tokens
+
+
 def hand_images(rows: list[list[list[int]]]) -> torch.Tensor:
     """Grey pictures (V, 3, H, W) whose green is 1 and whose blue is 2 brighter."""
     grey = torch.tensor(rows, dtype=torch.uint8)
@@ -162,6 +169,7 @@ def test_a_mirrored_rig_by_hand(encoding):
         ),
         bins=before,
         relation=relation,
+        tokens=one_token(1, 13),
         neighbour=CachedViews(
             image=hand_images([[[50, 51, 52, 53]], [[60, 61, 62, 63]], [[70, 71, 72, 73]], [[80, 81, 82, 83]]]),
             intrinsics=torch.tensor([[[5, 0, 2.5], [0, 6, 1], [0, 0, 1]]]).repeat(4, 1, 1),
@@ -203,6 +211,7 @@ def test_a_mirrored_rig_by_hand(encoding):
         ),
         bins=after,
         relation=torch.zeros(4, 60, 60).index_put(tuple(torch.tensor([[1], [50], [16]])), torch.tensor(0.7)),
+        tokens=one_token(3, 16),
         neighbour=CachedViews(
             image=hand_images([[[53, 52, 51, 50]], [[83, 82, 81, 80]], [[73, 72, 71, 70]], [[63, 62, 61, 60]]]),
             intrinsics=torch.tensor([[[5, 0, 1.5], [0, 6, 1], [0, 0, 1]]]).repeat(4, 1, 1),

@@ -148,5 +148,5 @@ def test_a_batch_taken_apart_is_the_frames_it_was_made_of(tmp_path, neighbours):
     for i, rig in enumerate(rigs):
         assert single(batch, i).frame_ids == rig.frame_ids
         pairs = list(zip(rig_tensors(single(batch, i)), rig_tensors(rig), strict=True))
-        assert len(pairs) == 8 + 4 * neighbours
+        assert len(pairs) == 9 + 4 * neighbours
         assert all(torch.equal(a, b) for a, b in pairs)

@@ -6,7 +6,7 @@ from fakes import FakeSource, tiny_teacher
 from test_teacher_cache import BINS, run
 
 from data_cache.reader import CacheReader, cache_status
-from data_cache.schema import ENCODINGS, record_from_arrays
+from data_cache.schema import ENCODINGS, record_arrays, record_from_arrays
 from data_cache.writer import CacheWriter
 from stages import verify
 from stages.binning import AffineBinning
@@ -35,7 +35,7 @@ def rewritten(root, copy, name, change):
         records = []
         for i in writer.frame_range(shard):
             record = reader.read(reader.frames.train[i])
-            arrays = {k: v.copy() for k, v in {**vars(record), **vars(record.bins)}.items() if k != "bins"}
+            arrays = {k: v.copy() for k, v in record_arrays(record).items()}
             change(arrays[name])
             records.append(record_from_arrays(reader.identity.encoding, arrays))
         writer.commit(shard, records, {}, {})
