@@ -139,11 +139,13 @@ def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
 
 
 def _cell(row: Mapping[str, object], metric: str) -> str:
-    mean, deviation, gain = (row.get(f"{metric}_{what}") for what in ("mean", "std", "gain_pct"))
+    mean, deviation, gain, spread = (row.get(f"{metric}_{what}") for what in ("mean", "std", "gain_pct", "gain_std"))
     if not isinstance(mean, float):
         return "-"
     places = {"rmse": 2, "minutes": 1}.get(metric, 4)
     text = f"{mean:.{places}f}"
     if isinstance(deviation, float) and metric != "minutes":
         text += f" ±{deviation:.{places}f}"
-    return text + (f" ({gain:+.1f} %)" if isinstance(gain, float) and metric != "minutes" else "")
+    if not isinstance(gain, float) or metric == "minutes":
+        return text
+    return text + (f" ({gain:+.1f} ±{spread:.1f} %)" if isinstance(spread, float) else f" ({gain:+.1f} %)")
