@@ -2,6 +2,7 @@ import json
 import os
 import signal
 import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from commands import Command
 from test_cli import RECIPE, surround
 
 from data_cache.claims import Claims
+from pipeline import ablate as module
 from pipeline.ablate import plan_cells
 from pipeline.config import load_recipe
 from pipeline.folders import RunFolder
@@ -40,6 +42,19 @@ def run(recipe) -> Path:
     return folder
 
 
+@pytest.fixture
+def in_process(monkeypatch):
+    """Students trained one after the other in this process; to start others takes longer than to train these."""
+    monkeypatch.setattr(module, "_stop", get_context("spawn").Event())
+
+    def run_here(cells, jobs, on_done, should_stop):
+        for cell in cells:
+            module._run_cell(cell)
+            on_done(cell)
+
+    monkeypatch.setattr(module, "run_cells", run_here)
+
+
 def test_the_table_has_every_row_and_density_and_says_where_it_comes_from(run):
     table = json.loads((run / "ablate/table.json").read_text())
     named = [(row["name"], row["lidar_share"], row["seeds"]) for row in table["rows"]]
@@ -67,7 +82,7 @@ def test_rows_of_one_seed_differ_and_each_trained_what_it_says(run):
     assert {"kl", "supervised"} < json.loads((folder / "student/log.jsonl").read_text().splitlines()[0]).keys()
 
 
-def test_a_second_run_trains_nothing_and_a_lost_row_is_done_again_to_the_same_numbers(run, recipe):
+def test_a_second_run_trains_nothing_and_a_lost_row_is_done_again_to_the_same_numbers(run, recipe, in_process):
     (lost,) = (run / "ablate").glob("kl-lidar1-seed4-*")
     (result,) = lost.glob("measured-*.json")
     before = json.loads(result.read_text())["metrics"]
@@ -102,7 +117,7 @@ def test_another_recipe_is_another_student_and_where_things_lie_is_not(recipe):
     assert len({*folders["same"]}) == 8
 
 
-def test_parts_share_the_students_and_the_last_one_has_them_all(run, recipe, tmp_path):
+def test_parts_share_the_students_and_the_last_one_has_them_all(run, recipe, in_process):
     short = ("--set", "ablate.lidar_shares=[0.25]", "--run", run)
     code, text = surround("ablate", recipe, *short, "--part", "2/2")
     assert (code, "2 students trained, 0 already done, 2 still missing" in text) == (0, True), text
@@ -110,7 +125,7 @@ def test_parts_share_the_students_and_the_last_one_has_them_all(run, recipe, tmp
     assert (code, "2 students trained, 0 already done; " in text) == (0, True), text
 
 
-def test_a_student_that_another_process_trains_is_left_to_it(run, recipe):
+def test_a_student_that_another_process_trains_is_left_to_it(run, recipe, in_process):
     arguments = ("ablate", recipe, "--run", run, "--set", "ablate.seeds=[9]", "--set", "ablate.lidar_shares=[1.0]")
     cells = plan_cells(load_recipe(str(recipe), ["ablate.seeds=[9]", "ablate.lidar_shares=[1.0]"]), RunFolder(run))
     cells[1].folder.root.mkdir(parents=True)
