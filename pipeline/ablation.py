@@ -16,8 +16,16 @@ ROWS: Mapping[str, tuple[str, ...]] = {
     "CKD + VRKD": ("losses.kl=0.3", "losses.cross=0.3", "losses.relation=1.0"),
     "output level": ("losses.output=1.0",),
     "logit KD": ("losses.logit=0.02",),
+    "feature KD": ("losses.feature=1.0",),
+    "relations of all pairs": ("losses.all_relation=1.0",),
+    "KL + VRKD + completion": ("losses.kl=0.3", "losses.relation=1.0", "losses.completion=1.0"),
+    "KL + VRKD + photometric": ("losses.kl=0.3", "losses.relation=1.0", "losses.photometric=1.0"),
+    "supervised, views alone": ("student.attention_width=0",),
 }
 """Overrides of each row. A row starts from the recipe with every loss but the supervised one at 0."""
+SHARED = ("data.", "eval.", "ablate.", "cluster.", "train_student.seed", "train_student.lidar_share",
+          "train_student.steps", "train_student.batch_rigs")  # fmt: skip
+"""What a row may not override: rows are compared on the same data, budget and seeds."""
 
 Metrics = Mapping[str, float | None]
 HIGHER_IS_BETTER = ("d1",)
@@ -44,8 +52,18 @@ class AblateSpec:
             raise ValueError(f"rows: expected one called {BASELINE!r}, which the others are compared with")
         if len({slug(name) for name in self.rows}) < len(self.rows) or not all(slug(name) for name in self.rows):
             raise ValueError("rows: their names must differ in letters or digits")
-        if not self.seeds or not self.lidar_shares:
-            raise ValueError("seeds and lidar_shares: expected at least one each")
+        for name, values in {"seeds": self.seeds, "lidar_shares": self.lidar_shares}.items():
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name}: expected at least one, each once, got {list(values)}")
+        if min(self.seeds) < 0:
+            raise ValueError(f"seeds: expected 0 or more, got {min(self.seeds)}")
+        if not all(0 < share <= 1 for share in self.lidar_shares):
+            raise ValueError(f"lidar_shares: expected more than 0 and at most 1, got {list(self.lidar_shares)}")
+        for row, override in ((row, o.strip()) for row, overrides in self.rows.items() for o in overrides):
+            if override.startswith(SHARED):
+                raise ValueError(
+                    f"row {row!r}: {override.partition('=')[0]} must be the same in all rows; set it outside"
+                )
         if self.measure not in ("test", "selection"):
             raise ValueError(f"measure: expected test or selection, got {self.measure!r}")
 

@@ -206,8 +206,8 @@ def ablate(
 ) -> None:
     """Train the same student with other losses, several seeds each, and print one table.
 
-    [ablate] of the recipe names the rows. Needs the cache of stage 1. What is done is not done again; job arrays call
-    it with --part, and whoever comes last prints the whole table.
+    [ablate] of the recipe names the rows; `evidence` is the recipe of the table in README. Needs the cache of stage 1.
+    What is done is not done again; job arrays call it with --part, and whoever comes last prints the whole table.
     """
     from pipeline.ablate import run_ablate
 
@@ -220,7 +220,15 @@ def ablate(
     click.echo(done.table)
     missing = f", {done.missing} still missing" if done.missing else ""
     trained = count_text(done.done, "student")
-    click.echo(f"ablate: {trained} trained, {done.done_before} already done{missing}; {done.path}")
+    where = f"; {done.path}" if done.path else "; nothing was written"
+    click.echo(f"ablate: {trained} trained, {done.done_before} already done{missing}{where}")
+    if done.elsewhere:
+        click.echo(
+            f"Error: {count_text(done.elsewhere, 'student')} left to another process that is training now. When it has"
+            " ended, run the same command to see that nothing is missing",
+            err=True,
+        )
+        sys.exit(EXIT_FAILED)
 
 
 @main.command("zero-shot")

@@ -64,7 +64,9 @@ def loss_terms(
     teacher_prob = target = torch.empty(0)
     if spec.kl or spec.cross or spec.logit or spec.output or spec.completion:
         teacher_prob = decode(map_arrays(lambda array: array.to(device), rigs.bins), student.bins)
-        target = align_frame(teacher_prob, out.logit.softmax(2)) if spec.frame == "aligned" else teacher_prob
+        target = teacher_prob
+        if spec.frame == "aligned" and (spec.kl or spec.cross):
+            target = align_frame(teacher_prob, out.logit.softmax(2))
     teacher_tokens = rigs.tokens.to(device)
 
     def output() -> Float[Tensor, ""]:

@@ -20,7 +20,7 @@ class Regions:
     Attributes:
         all: every such pixel.
         edges: at most 3 px from a depth discontinuity, a pixel 1.25 times as far as one beside it, the sky included.
-        above_lidar: surfaces higher, seen from the LiDAR, than its highest return; none of them can ever have one.
+        above_lidar: surfaces higher, seen from the LiDAR, than the highest return of the frame.
         at_lidar: pixels with a return.
     """
 

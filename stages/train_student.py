@@ -227,14 +227,19 @@ def train_student(
     )
 
 
-def _learner(student: Student, reader: CacheReader, loss_spec: LossSpec) -> Learner:
-    """Everything that learns."""
-    token_channels = reader.identity.token_channels
-    if (loss_spec.feature or loss_spec.all_relation) and not token_channels:
+def require_tokens(reader: CacheReader, loss_spec: LossSpec) -> None:
+    """Raise TrainingError if a loss learns from teacher tokens that the cache does not hold."""
+    if (loss_spec.feature or loss_spec.all_relation) and not reader.identity.token_channels:
         raise TrainingError(
             f"{reader.store.location} holds no teacher tokens, from which losses.feature and losses.all_relation learn;"
-            " set teacher_cache.tokens = true and write the cache again"
+            " set teacher_cache.tokens = true and write the cache again, or do without these losses"
         )
+
+
+def _learner(student: Student, reader: CacheReader, loss_spec: LossSpec) -> Learner:
+    """Everything that learns."""
+    require_tokens(reader, loss_spec)
+    token_channels = reader.identity.token_channels
     return Learner(student, token_channels if loss_spec.feature else 0)
 
 
