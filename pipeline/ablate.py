@@ -1,6 +1,5 @@
 """`surround ablate`: train and measure every student of an ablation, as many at a time as the machine allows."""
 
-import hashlib
 import json
 import os
 import shlex
@@ -11,7 +10,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cache, lru_cache
 from multiprocessing import get_context
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
@@ -21,76 +19,23 @@ from typing import Any
 
 import torch
 
-from data_cache.claims import Claims
 from data_cache.errors import SurroundError
-from data_cache.files import write_atomically, write_error
-from data_cache.images import larger
+from data_cache.files import write_atomically
 from data_cache.reader import CacheReader
-from data_cache.rig import Frame, Rig
-from data_cache.sources import Source, open_source, select
-from pipeline.ablation import BASELINE, Outcome, markdown_table, slug, table_rows
-from pipeline.config import DataSpec, Recipe, parse_recipe, recipe_toml
+from pipeline.ablation import Outcome, ablation_table, table_rows
+from pipeline.cells import Cell, plan_cells, train_and_measure
+from pipeline.config import Recipe
 from pipeline.errors import RecipeError
 from pipeline.folders import RunFolder, cache_location
 from pipeline.provenance import surroundings
-from pipeline.run import train_recipe
+from pipeline.run import frames_to_test
 from pipeline.signals import STOP_SIGNALS, preemption
-from pipeline.stage_one import decided_identity, open_recipe_source, refuse_leak
-from stages.checkpoint import load_student
-from stages.devices import place, resolve_device, resolve_precision
-from stages.evaluate import EvaluateReport, evaluate
-from stages.losses import LossTerms
+from pipeline.stage_one import decided_identity, open_data, refuse_leak
 from stages.progress import Preempted, progress_bar
-from stages.train_student import require_tokens
-
-KEPT_FRAMES = 32
-"""Up to so many frames to measure on stay in memory between students; the synthetic ones take seconds to render."""
-
-
-_RESULT_FIELDS = {"row", "lidar_share", "seed", "metrics", "frames", "images", "provenance"}
 
 
 class AblationError(SurroundError):
     """Some students could not be trained or measured."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One student of the ablation.
-
-    Attributes:
-        row, lidar_share, seed: which one.
-        recipe: of that student alone.
-        cache_id: of the cache that it learns from.
-        folder: its run folder.
-    """
-
-    row: str
-    lidar_share: float
-    seed: int
-    recipe: Recipe
-    cache_id: str
-    folder: RunFolder
-
-    @property
-    def measured_on(self) -> tuple[str, ...]:
-        """Selectors of the frames that it is measured on."""
-        data = self.recipe.data
-        return data.test if self.recipe.ablate.measure == "test" else data.selection
-
-    @property
-    def result(self) -> Path:
-        """Where its measurement is kept; measured otherwise, it is another one."""
-        how = json.dumps([self.measured_on, self.recipe.eval.protocol, self.recipe.eval.flip])
-        return self.folder.root / f"measured-{hashlib.sha256(how.encode()).hexdigest()[:8]}.json"
-
-    def outcome(self) -> dict[str, Any] | None:
-        """Its measurement; None where there is none, or none that can be read."""
-        try:
-            content = json.loads(self.result.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return content if isinstance(content, dict) and content.keys() >= _RESULT_FIELDS else None
 
 
 @dataclass(frozen=True)
@@ -146,90 +91,31 @@ def run_ablate(
     here = surroundings()  # before hours pass in which the checkout may move
     cells = plan_cells(recipe, folder)
     reader = CacheReader(cache_location(recipe, folder), expected=decided_identity(recipe))
-    refuse_leak(reader.frames, select(open_recipe_source(recipe), recipe.data.test))
-    mine = cells[part[0] - 1 :: part[1]]
+    refuse_leak(reader.frames, frames_to_test(recipe, open_data(recipe.data)))
+    my_part = slice(part[0] - 1, None, part[1])
+    mine = cells[my_part]
     pending = [cell for cell in mine if cell.outcome() is None]
     jobs = jobs or torch.cuda.device_count() or len(os.sched_getaffinity(0))
     if pending and train:
         say(f"ablate: {len(pending)} of {len(cells)} students to train, {jobs} at a time, in {folder.ablate}")
         with preemption() as should_stop, progress_bar(len(mine), len(mine) - len(pending), "ablate", "student") as bar:
             run_cells(pending, jobs, here, lambda _: bar.update(), should_stop)
-    results = [outcome for cell in cells if (outcome := cell.outcome()) is not None]
+    outcomes = [cell.outcome() for cell in cells]
+    left = outcomes[my_part].count(None)
+    results = [outcome for outcome in outcomes if outcome is not None]
     rows = table_rows([Outcome(**{field.name: result[field.name] for field in fields(Outcome)}) for result in results])
     path = None
     if train:
         provenance = {"command": shlex.join(command), "cache_id": reader.identity.sha256, **here}
         path = _write_table(recipe, folder, rows, results, provenance)
-    left = sum(cell.outcome() is None for cell in pending)
     return AblateRun(
-        table=markdown_table(rows),
+        table=ablation_table(rows),
         path=path,
         done_before=len(mine) - len(pending),
         done=len(pending) - left,
         elsewhere=left if train else 0,
         missing=len(cells) - len(results),
     )
-
-
-def plan_cells(recipe: Recipe, folder: RunFolder) -> list[Cell]:
-    """Every student, all rows of the first seed first: a table cut short compares what can be compared."""
-    spec = recipe.ablate
-    readers: dict[str, CacheReader] = {}
-
-    def open_cache(own: Recipe) -> CacheReader:
-        decided, location = decided_identity(own), own.teacher_cache.location
-        key = json.dumps([location, decided], sort_keys=True)
-        if key not in readers:
-            readers[key] = CacheReader(location, expected=decided)
-        return readers[key]
-
-    return [
-        _cell(recipe, folder, row, overrides, share, seed, open_cache)
-        for seed in spec.seeds
-        for share in spec.lidar_shares
-        for row, overrides in spec.rows.items()
-    ]
-
-
-def _cell(
-    recipe: Recipe,
-    folder: RunFolder,
-    row: str,
-    overrides: Sequence[str],
-    lidar_share: float,
-    seed: int,
-    open_cache: Callable[[Recipe], CacheReader],
-) -> Cell:
-    off: dict[str, Any] = {field.name: 0.0 for field in fields(LossTerms) if field.name != "supervised"}
-    try:
-        bare = replace(
-            recipe,
-            losses=replace(recipe.losses, **off),
-            train_student=replace(recipe.train_student, seed=seed, lidar_share=lidar_share),
-            teacher_cache=replace(recipe.teacher_cache, location=cache_location(recipe, folder)),
-        )
-    except ValueError as error:
-        raise RecipeError(f"losses: every row starts from the supervised loss alone: {error}") from error
-    try:
-        own = parse_recipe(recipe_toml(bare), "recipe", overrides)
-    except RecipeError as error:
-        raise RecipeError(f"row {row!r}: {error}") from error
-    if row == BASELINE and own.losses != bare.losses:
-        raise RecipeError(f"row {row!r}: it is what the others are compared with and takes no loss of its own")
-    # Another recipe has another folder, so that nothing is taken for the result of another student. What does not
-    # change the student is left out.
-    reader = open_cache(own)
-    require_tokens(reader, own.losses)
-    cache_id = reader.identity.sha256
-    decisive = asdict(own) | {"cache_id": cache_id}
-    for section, names in {"data": ("root", "test"), "teacher_cache": ("location", "device", "batch_images")}.items():
-        for name in names:
-            del decisive[section][name]
-    for name in ("name", "ablate", "eval", "cluster"):
-        del decisive[name]
-    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
-    name = f"{slug(row)}-lidar{lidar_share:g}-seed{seed}-{digest}"
-    return Cell(row, lidar_share, seed, own, cache_id, RunFolder(folder.ablate / name))
 
 
 def run_cells(
@@ -338,65 +224,9 @@ def _outlive_nobody(worker: _Worker, parent: int) -> None:
 
 
 def _run_cell(cell: Cell) -> None:
-    """Train a student and measure it, if no other process does; what is done of either is not done again."""
     assert _worker is not None
     with _worker.busy:
-        _train_and_measure(cell, _worker.here, _worker.stop.is_set)
-
-
-def _train_and_measure(cell: Cell, here: Mapping[str, object], should_stop: Callable[[], bool]) -> None:
-    try:
-        cell.folder.root.mkdir(parents=True, exist_ok=True)
-        claims = Claims(cell.folder.root / "claim.lock")
-    except OSError as error:
-        raise write_error(error, cell.folder.root) from error
-    if not claims.take(0) or cell.outcome() is not None:
-        return
-    if should_stop():
-        raise Preempted("stopped before it began")
-    trained = train_recipe(cell.recipe, cell.folder, should_stop=should_stop)
-    report = _measure(cell, should_stop)
-    per_step = trained.seconds / trained.steps_done if trained.steps_done else None
-    minutes = per_step * cell.recipe.train_student.steps / 60 if per_step is not None else None
-    outcome = Outcome(cell.row, cell.lidar_share, cell.seed, report_metrics(report) | {"minutes": minutes})
-    provenance = {**here, "cache_id": cell.cache_id}
-    content = {**asdict(outcome), "frames": report.frames, "images": report.images, "provenance": provenance}
-    write_atomically(cell.result, json.dumps(content, indent=1) + "\n")
-
-
-def _measure(cell: Cell, should_stop: Callable[[], bool]) -> EvaluateReport:
-    recipe = cell.recipe
-    checkpoint = cell.folder.student / ("best.safetensors" if recipe.data.selection else "last.safetensors")
-    student = load_student(checkpoint, expected=recipe.student, expected_bins=recipe.bins).student
-    device = resolve_device(recipe.eval.device)
-    place(student, device)
-    source = _opened(recipe.data)
-    return evaluate(
-        source,
-        select(source, cell.measured_on),
-        ", ".join(cell.measured_on),
-        student,
-        None,
-        replace(recipe.eval, latency=False, pictures=0),
-        device=device,
-        precision=resolve_precision(recipe.eval.precision, device),
-        decode_size=larger(recipe.teacher_cache.input_size, recipe.student.input_size),
-        should_stop=should_stop,
-    ).report
-
-
-def report_metrics(report: EvaluateReport) -> dict[str, float | None]:
-    """The numbers of an ablation: against dense truth where the source knows it, else against LiDAR."""
-    dense = report.dense_truth or {}
-    main = dense["all"].mean if dense else report.student.metric.mean
-    return {
-        "abs_rel": main.abs_rel,
-        "rmse": main.rmse,
-        "d1": main.d1,
-        **{name: dense[name].mean.abs_rel for name in ("edges", "above_lidar", "at_lidar") if name in dense},
-        "overlap": report.consistency.overlap_abs_rel,
-        "lidar_protocol": report.student.metric.mean.abs_rel,
-    }
+        train_and_measure(cell, _worker.here, _worker.stop.is_set)
 
 
 def _write_table(
@@ -422,49 +252,5 @@ def _write_table(
     }
     path = folder.ablate / ("table.json" if measure == "test" else "selection.json")
     write_atomically(path, json.dumps(content, indent=1) + "\n")
-    write_atomically(path.with_suffix(".md"), markdown_table(rows) + "\n")
+    write_atomically(path.with_suffix(".md"), ablation_table(rows) + "\n")
     return path
-
-
-@lru_cache(maxsize=1)
-def _opened(data: DataSpec) -> Source:
-    """The source of all students, opened once per process."""
-    return _KeptFrames(open_source(data.source, Path(data.root) if data.root else None, data.version))
-
-
-class _KeptFrames:
-    """A source whose frames, once read, stay in memory."""
-
-    def __init__(self, source: Source):
-        self._source = source
-        self._frames: dict[str, Frame] = {}
-
-    @property
-    def name(self) -> str:
-        return self._source.name
-
-    @property
-    def rig(self) -> Rig:
-        return self._source.rig
-
-    @property
-    def drives(self) -> Mapping[str, tuple[str, ...]]:
-        return self._source.drives
-
-    @property
-    def splits(self) -> Mapping[str, tuple[str, ...]]:
-        return self._source.splits
-
-    def frame(self, frame_id: str) -> Frame:
-        if frame_id not in self._frames and len(self._frames) < KEPT_FRAMES:
-            self._frames[frame_id] = _remembering(self._source.frame(frame_id))
-        return self._frames.get(frame_id) or self._source.frame(frame_id)
-
-
-def _remembering(frame: Frame) -> Frame:
-    return replace(
-        frame,
-        views=tuple(replace(view, load_image=cache(view.load_image)) if view else None for view in frame.views),
-        load_sweep=cache(frame.load_sweep) if frame.load_sweep else None,
-        load_truth_m=tuple(cache(load) for load in frame.load_truth_m) if frame.load_truth_m else None,
-    )

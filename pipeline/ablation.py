@@ -5,6 +5,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pipeline.tables import Table, markdown_table
+
 BASELINE = "supervised"
 ROWS: Mapping[str, tuple[str, ...]] = {
     BASELINE: (),
@@ -142,18 +144,15 @@ COLUMNS: Mapping[str, str] = {
 """Metrics of the printed table, with their headings; AbsRel where nothing else is said."""
 
 
-def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
-    """The table for people: mean and spread over seeds, and gains in brackets; aligned for a terminal."""
+def ablation_table(rows: Sequence[Mapping[str, object]]) -> str:
+    """The table for people: mean and spread over seeds, and gains in brackets."""
     shown = {metric: title for metric, title in COLUMNS.items() if any(f"{metric}_mean" in row for row in rows)}
-    cells = [["row", "LiDAR", "seeds", *shown.values()]]
+    cells = []
     for row in rows:
         seeds, share = row["seeds"], row["lidar_share"]
         assert isinstance(seeds, list)
-        cells.append([str(row["name"]), f"{share:.0%}", str(len(seeds)), *(_cell(row, metric) for metric in shown)])
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    cells.insert(1, ["-" * width for width in widths])
-    padded = [[text.ljust(width) for text, width in zip(line, widths, strict=True)] for line in cells]
-    return "\n".join("| " + " | ".join(line) + " |" for line in padded)
+        cells.append((str(row["name"]), f"{share:.0%}", str(len(seeds)), *(_cell(row, metric) for metric in shown)))
+    return markdown_table(Table("Ablation", "", ("row", "LiDAR", "seeds", *shown.values()), tuple(cells)))
 
 
 def _cell(row: Mapping[str, object], metric: str) -> str:

@@ -280,7 +280,7 @@ def cache() -> None:
 )
 def cache_size(recipe: str, data: Path | None, run: Path | None, overrides: tuple[str, ...], frames: int) -> None:
     """Predict the size of a cache before it is written, per encoding."""
-    from pipeline.run import run_cache_size
+    from pipeline.cache_runs import run_cache_size
 
     with _errors():
         parsed, folder = _open_run(recipe, data, run, overrides)
@@ -341,8 +341,8 @@ def cache_status(target: str, run: Path | None) -> None:
 @click.option("--run", type=click.Path(path_type=Path), help="Run folder of a recipe; default runs/<recipe>.")
 def cache_verify(target: str, recompute: int, data: Path | None, run: Path | None) -> None:
     """Check every receipt, checksum and value of a cache; one that is not finished has not passed (exit 1)."""
+    from pipeline.cache_runs import run_cache_verify, run_recompute
     from pipeline.folders import find_cache
-    from pipeline.run import run_cache_verify, run_recompute
 
     with _errors():
         location = find_cache(target, run)

@@ -109,7 +109,7 @@ def require_scheduler(name: str) -> None:
         ValueError,
         TypeError,
         ImportError,
-    ) as error:  # TypeError: ucx not installed, tls without its files
+    ) as error:  # the last two: ucx is not installed, tls lacks files
         raise _no_answer(name, error) from error
 
 

@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from html import escape
 from pathlib import Path
 
 import jinja2
@@ -23,6 +22,7 @@ from pipeline.pictures import (
     scale_ticks,
     webp_uri,
 )
+from pipeline.tables import Table, markdown_table, markdown_text
 from stages.checkpoint import Lineage
 from stages.evaluate import EvaluateReport, Evaluation, FramePictures, Latency
 from stages.metrics import DepthErrors
@@ -36,27 +36,6 @@ NO_VALUE = "-"
 ZERO_SHOT_TITLE = "Zero-shot: a sanity check, not a benchmark"
 
 Picture = UInt8[np.ndarray, "h w 3"]
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of texts, ready for any format.
-
-    Attributes:
-        title: heading.
-        note: what the numbers are; empty where the title says it.
-        header: column names, the first over the row names.
-        rows: cells; the first of each row is its name.
-        numeric: align all but the first column to the right.
-        empty: what to say if there are no rows.
-    """
-
-    title: str
-    note: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    numeric: bool = True
-    empty: str = "None."
 
 
 @dataclass(frozen=True)
@@ -97,7 +76,7 @@ class Surround:
 
 def report_table(report: EvaluateReport) -> str:
     """The table of results in Markdown, aligned for a terminal."""
-    return _markdown(_results(report))
+    return markdown_table(_results(report))
 
 
 def write_report(folder: Path, evaluation: Evaluation, provenance: Mapping[str, object]) -> Path:
@@ -124,7 +103,7 @@ def write_report(folder: Path, evaluation: Evaluation, provenance: Mapping[str, 
 
 def zero_shot_table(trained_on: str, reports: Sequence[EvaluateReport]) -> str:
     """One row per target data set in Markdown, under a line that says what it is worth."""
-    return f"{ZERO_SHOT_TITLE}\n\n{_markdown(_zero_shot(trained_on, reports))}"
+    return f"{ZERO_SHOT_TITLE}\n\n{markdown_table(_zero_shot(trained_on, reports))}"
 
 
 def write_zero_shot(
@@ -389,35 +368,10 @@ def _strip(
 
 
 def _markdown_page(title: str, intro: str, tables: Iterable[Table]) -> str:
-    parts = [f"# {_markdown_text(title)}", _markdown_text(intro)]
+    parts = [f"# {markdown_text(title)}", markdown_text(intro)]
     for table in tables:
-        parts += [f"## {table.title}", _markdown_text(table.note), _markdown(table) if table.rows else table.empty]
+        parts += [f"## {table.title}", markdown_text(table.note), markdown_table(table) if table.rows else table.empty]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _markdown(table: Table) -> str:
-    """A GitHub table whose columns also line up in a terminal; numbers to the right."""
-    lines = [[_markdown_text(cell) for cell in row] for row in (table.header, *table.rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-
-    def line(cells: Iterable[str]) -> str:
-        return f"| {' | '.join(cells)} |"
-
-    def padded(row: Sequence[str]) -> str:
-        right = table.numeric
-        return line(
-            cell.rjust(width) if right and column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-
-    rule = line(
-        "-" * (width - 1) + ":" if table.numeric and column else "-" * width for column, width in enumerate(widths)
-    )
-    return "\n".join([padded(lines[0]), rule, *map(padded, lines[1:])])
-
-
-def _markdown_text(text: str) -> str:
-    return escape(" ".join(text.split()), quote=False).replace("|", "\\|")
 
 
 def _number(value: float | None, digits: int = 3) -> str:

@@ -2,22 +2,20 @@
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from data_cache.errors import FrameError, SourceError
+from data_cache.errors import SourceError
 from data_cache.files import file_sha256, size_text, write_atomically
 from data_cache.images import larger
-from data_cache.reader import CacheReader, CacheStatus, cache_status, read_split_frames, verify_files
+from data_cache.reader import CacheReader, CacheStatus, cache_status, read_split_frames
 from data_cache.schema import (
-    ENCODINGS,
     CacheError,
     SplitFrames,
     load_description,
@@ -26,7 +24,7 @@ from data_cache.sources import Source, select, spread
 from data_cache.store import CacheStore, open_store
 from data_cache.writer import CachePlan
 from pipeline import cluster
-from pipeline.config import Recipe, load_recipe, recipe_toml
+from pipeline.config import Recipe, recipe_toml
 from pipeline.errors import RecipeError
 from pipeline.folders import RunFolder, cache_location
 from pipeline.hub import PREFIX
@@ -34,16 +32,15 @@ from pipeline.provenance import surroundings
 from pipeline.report import write_report
 from pipeline.signals import preemption
 from pipeline.stage_one import (
-    StageOne,
     decided_identity,
     fit_settings,
-    open_recipe_source,
+    open_data,
+    open_run_stage_one,
     open_stage_one,
     open_teacher,
     refuse_leak,
 )
 from pipeline.weights import KNOWN, fetch_weights
-from stages.cache_size import PredictedSize, SampledFrame, predict_size, sample_frames
 from stages.checkpoint import LoadedStudent, load_student
 from stages.devices import place, resolve_device, resolve_precision
 from stages.evaluate import ZERO_SHOT, EvaluateReport, evaluate, require_full_count
@@ -52,7 +49,6 @@ from stages.progress import progress_bar
 from stages.student.model import Student
 from stages.teacher_cache import TeacherCacheReport
 from stages.train_student import TrainStudentReport, train_student
-from stages.verify import Recomputed, content_faults, recompute
 
 
 @dataclass(frozen=True)
@@ -99,16 +95,6 @@ def run_fit_bins(recipe: Recipe, folder: RunFolder) -> FitBinsRun:
     return FitBinsRun(fitted, folder.bins, already_done=False)
 
 
-def _open_fitted_stage_one(recipe: Recipe, folder: RunFolder) -> StageOne:
-    """Stage one with what fit-bins has left in the run folder, where the recipe's strategy needs it."""
-    if recipe.bins.strategy != "fitted":
-        return open_stage_one(recipe)
-    fitted = load_fitted(folder.bins)
-    stage = open_stage_one(recipe, fitted.knots)
-    require_made_with(folder.bins, fitted, fit_settings(stage))
-    return stage
-
-
 @dataclass(frozen=True)
 class TeacherCacheRun:
     """What stage one did in this run, and how the whole cache stands."""
@@ -139,7 +125,7 @@ def run_teacher_cache(
         say: tells the user the plan, and why nothing is happening.
     """
     cluster.require_scheduler(scheduler)
-    stage = _open_fitted_stage_one(recipe, folder)
+    stage = open_run_stage_one(recipe, folder)
     location = cache_location(recipe, folder)
     writer = stage.writer(location)
     _keep_recipe(recipe, folder)
@@ -170,108 +156,6 @@ def run_teacher_cache(
             )
             writer.plan(part=part)  # clears away what workers that were killed on the way have left
     return TeacherCacheRun(writer.store.location, plan, report, time.perf_counter() - begin, cache_status(location))
-
-
-@dataclass(frozen=True)
-class PredictedSizes:
-    """What each encoding of a recipe's cache would take."""
-
-    frame_count: int
-    sampled_count: int
-    sizes: tuple[PredictedSize, ...]
-    location: str
-    free_bytes: int | None
-
-
-def run_cache_size(recipe: Recipe, folder: RunFolder, sample_count: int) -> PredictedSizes:
-    """Predict the size of the cache of a recipe from a few frames, spread evenly; nothing is written."""
-    stage = _open_fitted_stage_one(recipe, folder)
-    frame_ids = stage.frames.ordered
-    chosen = spread(frame_ids, sample_count)
-    identity = stage.identity
-    with progress_bar(len(chosen), 0, "cache size", "frame") as bar:
-        samples: list[SampledFrame] = []
-        for frame_id in chosen:
-            with suppress(FrameError):  # teacher-cache will quarantine it
-                samples += sample_frames(
-                    stage.source, stage.teacher, stage.binning, [frame_id], identity.image_size, identity.prob_size
-                )
-            bar.update()
-    if not samples:
-        raise SourceError(f"none of the {len(chosen)} sampled frames can be read; see `surround teacher-cache`")
-    sizes = []
-    for encoding in ENCODINGS:
-        variant = replace(stage, recipe=replace(recipe, bins=replace(recipe.bins, encoding=encoding)))
-        sizes.append(predict_size(samples, variant.identity, variant.recipe.bins))
-    store = open_store(cache_location(recipe, folder))
-    return PredictedSizes(len(frame_ids), len(samples), tuple(sizes), store.location, store.free_bytes())
-
-
-@dataclass(frozen=True)
-class VerifiedCache:
-    """What verification looked at, what it found wrong, a line each, and the reasons of quarantined frames."""
-
-    shard_count: int
-    shards_done: int
-    frames_checked: int
-    faults: tuple[str, ...]
-    quarantined: dict[str, str]
-
-    @property
-    def complete(self) -> bool:
-        """Whether every shard is done."""
-        return self.shards_done == self.shard_count
-
-
-def run_cache_verify(location: str) -> VerifiedCache:
-    """Check every receipt, checksum and value of the shards that are done."""
-    status = cache_status(location)
-    identity = status.identity
-    reader = CacheReader(location, complete=False)
-    faults: list[str] = []
-    frames_checked = 0
-    with progress_bar(identity.shard_count, 0, "verify", "shard") as bar:
-        for shard, damages in verify_files(location):
-            faults += damages
-            if shard >= 0:
-                bar.update()
-            if shard < 0 or damages:
-                continue
-            for frame_id in reader.usable(tuple(reader.frames.ordered[i] for i in identity.shard_range(shard))):
-                faults += content_faults(reader, frame_id, status.notes.get(frame_id, ""))
-                frames_checked += 1
-    return VerifiedCache(identity.shard_count, status.shards_done, frames_checked, tuple(faults), status.quarantined)
-
-
-def run_recompute(
-    target: str, location: str, frame_count: int, data: Path | None, run: Path | None = None
-) -> tuple[Recomputed, ...]:
-    """Ask the teacher again about random frames of a cache.
-
-    Args:
-        target: the run or cache folder, whose recorded recipe is taken, or the recipe itself.
-        location: of the cache.
-        frame_count: how many frames.
-        data: data set folder, where it has moved.
-        run: run folder, whose recorded recipe is taken before that of the target.
-
-    Raises:
-        StaleCacheError: if recipe or weights are not those of the cache.
-    """
-    folders = (run or Path(target), Path(target).parent)
-    recorded = next((path for folder in folders if (path := RunFolder(folder).recipe).is_file()), None)
-    recipe = load_recipe(str(recorded) if recorded is not None else target, data=data)
-    # What was fitted comes from the cache itself, which may have been copied without its run folder.
-    knots = CacheReader(location, expected=decided_identity(recipe)).identity.bin_knots
-    stage = open_stage_one(recipe, knots)
-    reader = CacheReader(location, expected=asdict(stage.identity))
-    seed = int.from_bytes(os.urandom(4))
-    with progress_bar(frame_count, 0, "recompute", "frame") as bar:
-        done = []
-        for frame in recompute(reader, stage.source, stage.teacher, stage.binning, frame_count, seed):
-            done.append(frame)
-            bar.update()
-    return tuple(done)
 
 
 def _announcement(plan: CachePlan, store: CacheStore) -> str:
@@ -335,10 +219,9 @@ def run_evaluate(recipe: Recipe, folder: RunFolder, *, checkpoint: Path | None =
     """Stage three: measure the student on the test split and write RUN/eval."""
     if recipe.eval.protocol == ZERO_SHOT:
         raise RecipeError(f"protocol: {ZERO_SHOT} is for other data sets; see `surround zero-shot --help`")
-    if checkpoint is None:
-        checkpoint = folder.student / ("best.safetensors" if recipe.data.selection else "last.safetensors")
+    checkpoint = checkpoint or own_checkpoint(recipe, folder)
     loaded = load_student(checkpoint, expected=recipe.student, expected_bins=recipe.bins)
-    source = open_recipe_source(recipe)
+    source = open_data(recipe.data)
     frame_ids = frames_to_test(recipe, source)
     refuse_leak(_learnt_from(recipe, folder, source), frame_ids)
     # What is measured here; written first, so that a folder that cannot be written is known before the hours are spent.
@@ -363,6 +246,11 @@ def run_evaluate(recipe: Recipe, folder: RunFolder, *, checkpoint: Path | None =
         )
     html = write_report(folder.eval, evaluation, _provenance(recipe, loaded, checkpoint))
     return EvaluateRun(evaluation.report, html)
+
+
+def own_checkpoint(recipe: Recipe, folder: RunFolder) -> Path:
+    """The student of a run that counts: the best on the selection split, where the recipe names one, else the last."""
+    return folder.student / ("best.safetensors" if recipe.data.selection else "last.safetensors")
 
 
 def frames_to_test(recipe: Recipe, source: Source) -> tuple[str, ...]:

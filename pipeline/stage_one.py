@@ -12,14 +12,16 @@ from data_cache.errors import SourceError
 from data_cache.schema import CacheIdentity, Resolved, SplitFrames
 from data_cache.sources import Source, open_source, select
 from data_cache.writer import CacheWriter
-from pipeline.config import Recipe
+from pipeline.config import DataSpec, Recipe
 from pipeline.errors import RecipeError
+from pipeline.folders import RunFolder
 from pipeline.hub import MODELS, PREFIX, hub_weights, weights_sha256
 from pipeline.weight_catalog import UNKNOWN_LICENCE
 from pipeline.weights import KNOWN, WeightFolder, fetch_weights
 from stages.binning import AffineBinning, Binning, resolve_binning
 from stages.devices import resolve_device, resolve_precision
-from stages.teacher.load import LoadedTeacher, load_teacher
+from stages.fit_bins import load_fitted, require_made_with
+from stages.teacher.load import LoadedTeacher, teacher_class
 from stages.teacher_cache import (
     BATCH_IMAGES,
     TeacherCacheReport,
@@ -98,7 +100,7 @@ def open_stage_one(recipe: Recipe, knots: tuple[float, ...] | None = None) -> St
     Raises:
         SourceError, SettingError, RecipeError: if one of them is not to be had, or training and test frames overlap.
     """
-    source = open_recipe_source(recipe)
+    source = open_data(recipe.data)
     frames = SplitFrames(select(source, recipe.data.train), select(source, recipe.data.selection))
     with suppress(SourceError):  # the test split may live on another machine; eval looks again
         refuse_leak(frames, select(source, recipe.data.test))
@@ -109,9 +111,19 @@ def open_stage_one(recipe: Recipe, knots: tuple[float, ...] | None = None) -> St
     return StageOne(recipe, source, frames, teacher, batch_images, teacher_lanes(teacher.device), binning, knots)
 
 
-def open_recipe_source(recipe: Recipe) -> Source:
+def open_run_stage_one(recipe: Recipe, folder: RunFolder) -> StageOne:
+    """`open_stage_one` with what fit-bins has left in the run folder, where the recipe's strategy needs it."""
+    if recipe.bins.strategy != "fitted":
+        return open_stage_one(recipe)
+    fitted = load_fitted(folder.bins)
+    stage = open_stage_one(recipe, fitted.knots)
+    require_made_with(folder.bins, fitted, fit_settings(stage))
+    return stage
+
+
+def open_data(data: DataSpec) -> Source:
     """The data set of a recipe."""
-    return open_source(recipe.data.source, Path(recipe.data.root) if recipe.data.root else None, recipe.data.version)
+    return open_source(data.source, Path(data.root) if data.root else None, data.version)
 
 
 def decided_identity(recipe: Recipe) -> dict[str, object]:
@@ -152,7 +164,7 @@ def open_teacher(recipe: Recipe) -> LoadedTeacher:
     spec = recipe.teacher_cache
     weights = _weights(spec.weights)
     device = resolve_device(spec.device)
-    return load_teacher(
+    return teacher_class(weights.path)(
         weights.path,
         name=Path(spec.weights).name,
         licence=weights.licence,

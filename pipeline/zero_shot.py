@@ -14,7 +14,7 @@ from pipeline.folders import RunFolder
 from pipeline.report import write_zero_shot
 from pipeline.run import frames_to_test, student_provenance
 from pipeline.signals import preemption
-from pipeline.stage_one import open_recipe_source
+from pipeline.stage_one import open_data
 from stages.checkpoint import Lineage, load_student
 from stages.devices import place, resolve_device, resolve_precision
 from stages.evaluate import ZERO_SHOT, EvaluateReport, EvaluateSpec, evaluate
@@ -123,7 +123,7 @@ def _refuse_same_source(name: str, recipe: Recipe, lineage: Lineage) -> None:
 
 def _open(name: str, recipe: Recipe) -> _Target:
     try:
-        source = open_recipe_source(recipe)
+        source = open_data(recipe.data)
         return _Target(name, recipe, source, frames_to_test(recipe, source))
     except SourceError as error:
         raise SourceError(

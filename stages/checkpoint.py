@@ -92,7 +92,7 @@ def load_student(
     lines = []
     for found, asked in ((spec, expected), (bins, expected_bins)):
         if asked is not None:
-            lines += difference_lines(_architecture(found), _architecture(asked), "checkpoint")
+            lines += difference_lines(architecture(found), architecture(asked), "checkpoint")
     if lines:
         raise CheckpointError(
             "\n".join(
@@ -182,7 +182,8 @@ def difference_lines(found: Mapping[str, Any], expected: Mapping[str, Any], hold
     return lines
 
 
-def _architecture(spec: StudentSpec | BinSpec) -> dict[str, Any]:
+def architecture(spec: StudentSpec | BinSpec) -> dict[str, Any]:
+    """What of a spec the student depends on."""
     return {key: value for key, value in asdict(spec).items() if key not in TEACHER_FIELDS}
 
 

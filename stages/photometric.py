@@ -65,7 +65,7 @@ def photometric_error(target: Float[Tensor, "N 3 H W"], warped: Float[Tensor, "N
 
 
 def _mean_3x3(image: Float[Tensor, "N 3 _ _"]) -> Float[Tensor, "N 3 _ _"]:
-    # Four sums of shifted images: on a CPU five times as fast as avg_pool2d, which took most of the time of the loss.
+    # Sums of shifted images: a quarter of the time of avg_pool2d on a CPU (`make bench ARGS="-k photometric"`).
     rows = image[..., :-2, :] + image[..., 1:-1, :] + image[..., 2:, :]
     return (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]) / 9
 

@@ -21,7 +21,7 @@ from data_cache.errors import SurroundError
 from data_cache.files import write_atomically, write_error
 from data_cache.reader import CacheReader
 from stages.augment import jitter_colours, mirror, thin_lidar
-from stages.checkpoint import Lineage, load_state, save_state, save_student
+from stages.checkpoint import Lineage, architecture, load_state, save_state, save_student
 from stages.devices import autocast, place, require_known, resolve_device, resolve_precision
 from stages.distill import Learner, loss_terms
 from stages.losses import LossSpec, LossTerms, weighted_sum
@@ -328,7 +328,7 @@ def _run_identity(
         "cache": reader.identity.sha256,
         "train_frames": list(train_ids),
         "student": asdict(student.spec),
-        "bins": asdict(student.bins),
+        "bins": architecture(student.bins),  # how the teacher's were cut is the cache's
         "train_student": train | {"precision": precision},
         "losses": asdict(loss_spec),
         "depth_range_m": list(depth_range_m),

@@ -13,7 +13,7 @@ from data_cache.claims import Claims
 from data_cache.schema import load_description
 from data_cache.store import open_store
 from pipeline import ablate as module
-from pipeline.ablate import plan_cells
+from pipeline.cells import plan_cells, train_and_measure
 from pipeline.config import load_recipe
 from pipeline.folders import RunFolder
 
@@ -37,7 +37,7 @@ def recipe(tmp_path_factory, teacher_folder) -> Path:
 def run_here(cells, jobs, here, on_done, should_stop):
     """Cells one after the other in this process; to start others takes longer than to train these students."""
     for cell in cells:
-        module._train_and_measure(cell, here, should_stop)
+        train_and_measure(cell, here, should_stop)
         on_done(cell)
 
 
@@ -102,7 +102,7 @@ def test_a_dry_run_prints_what_is_done_and_writes_nothing(run, recipe):
     before = (run / "ablate/table.json").read_bytes()
     code, text = surround("ablate", recipe, "--run", run, "--set", "ablate.seeds=[4, 5]", "--dry-run")
     assert (code, "0 students trained, 4 already done, 4 still missing" in text) == (0, True), text
-    assert "| KL         | 100%  | 1     |" in text
+    assert "| KL         |  100% |     1 |" in text
     assert not list((run / "ablate").glob("*-seed5-*"))
     assert (run / "ablate/table.json").read_bytes() == before
 

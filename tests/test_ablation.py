@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from pipeline.ablation import ROWS, AblateSpec, Outcome, markdown_table, slug, table_rows
+from pipeline.ablation import ROWS, AblateSpec, Outcome, ablation_table, slug, table_rows
 
 
 def outcome(row: str, seed: int, abs_rel: float, share: float = 1.0, **metrics: float | None) -> Outcome:
@@ -47,9 +47,9 @@ def test_a_row_whose_supervised_student_is_not_done_has_no_gain_yet():
 
 def test_the_printed_table_has_mean_spread_and_gain():
     rows = table_rows([outcome(r, s, a) for s in (0, 1) for r, a in (("supervised", 0.2), ("KL", 0.15 + 0.01 * s))])
-    lines = markdown_table(rows).splitlines()
-    assert lines[0].split("|")[1:5] == [" row        ", " LiDAR ", " seeds ", " AbsRel                        "]
-    assert "| KL         | 100%  | 2     | 0.1550 ±0.0071 (+22.5 ±3.5 %) |" in lines
+    lines = ablation_table(rows).splitlines()
+    assert [cell.strip() for cell in lines[0].split("|")[1:5]] == ["row", "LiDAR", "seeds", "AbsRel"]
+    assert "| KL         |  100% |     2 | 0.1550 ±0.0071 (+22.5 ±3.5 %) |" in lines
     assert len({len(line) for line in lines}) == 1
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.ablation import BASELINE, Outcome, markdown_table, table_rows
+from pipeline.ablation import BASELINE, Outcome, ablation_table, table_rows
 
 REPOSITORY = Path(__file__).parent.parent
 RESULTS = sorted((REPOSITORY / "tests/benchmarks/results").glob("ablation_*.json"))
@@ -13,7 +13,7 @@ RESULTS = sorted((REPOSITORY / "tests/benchmarks/results").glob("ablation_*.json
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
 def test_readme_quotes_the_table_that_the_command_wrote(path):
-    assert markdown_table(json.loads(path.read_text())["rows"]) in (REPOSITORY / "README.md").read_text()
+    assert ablation_table(json.loads(path.read_text())["rows"]) in (REPOSITORY / "README.md").read_text()
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)

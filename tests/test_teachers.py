@@ -17,7 +17,7 @@ from transformers import AutoModelForDepthEstimation
 from data_cache.errors import SettingError
 from stages.bins import affine_invariant_map
 from stages.teacher.base import Space, Teacher, to_disparity
-from stages.teacher.load import LoadedTeacher, load_teacher
+from stages.teacher.load import LoadedTeacher, teacher_class
 from stages.teacher.marigold import MarigoldTeacher
 from stages.teacher.transformers_depth import PREPROCESSING, depth_pro_depth_m, token_grid
 
@@ -69,7 +69,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def load(folder: Path, input_size: tuple[int, int], precision: str = "fp32") -> LoadedTeacher:
-    return load_teacher(
+    return teacher_class(folder)(
         folder,
         name="tiny",
         licence="none",

@@ -13,7 +13,7 @@ from data_cache.images import larger
 from data_cache.rig import Frame
 from data_cache.views import load_images
 from pipeline.config import load_recipe
-from pipeline.stage_one import open_recipe_source, open_teacher
+from pipeline.stage_one import open_data, open_teacher
 from stages.bins import affine_invariant_map
 from stages.metrics import abs_rel, affine_depth_m, fit_affine_disparity
 from stages.resize import resize_rgb
@@ -44,7 +44,7 @@ def test_bench_teacher_input(name, capsys):
     folder, step = SETS[name]
     version = ["data.version=v1.0-mini"] if name == "nuscenes" else []
     recipe = load_recipe(name, version, Path(data) / folder)
-    source = open_recipe_source(recipe)
+    source = open_data(recipe.data)
     drive = next(ids for ids in source.drives.values() if source.frame(ids[0]).load_sweep is not None)
     frames = [source.frame(frame_id) for frame_id in drive[::step]]
     sizes = (recipe.teacher_cache.input_size, recipe.student.input_size)
