@@ -49,9 +49,8 @@ def test_bench_completion(capsys):
             filled = (dense_m > 0) & (thin_m == 0) & scene
             error = ((dense_m - truth_m).abs() / truth_m)[filled].mean()
             cover, sky = ((dense_m > 0)[where].float().mean() for where in (scene, ~scene))
-            lines.append(
-                f"  radius {radius_px}, {name} guide: AbsRel {error:.1%}, {cover:.0%} of the scene, {sky:.1%} of the sky"
-            )
+            covered = f"{cover:.0%} of the scene, {sky:.1%} of the sky"
+            lines.append(f"  radius {radius_px}, {name} guide: AbsRel {error:.1%}, {covered}")
     with capsys.disabled():
         print(f"\n{len(u)} images at {size[0]} x {size[1]}, {teacher.name}", *lines, sep="\n")
 
