@@ -12,6 +12,7 @@ ROWS: Mapping[str, tuple[str, ...]] = {
     BASELINE: (),
     "KL": ("losses.kl=0.3",),
     "KL literal": ("losses.kl=0.3", "losses.frame=literal"),
+    "KL student frame": ("losses.kl=0.3", "losses.frame=student"),
     "CKD": ("losses.kl=0.3", "losses.cross=0.3"),
     "VRKD": ("losses.relation=1.0",),
     "KL + VRKD": ("losses.kl=0.3", "losses.relation=1.0"),

@@ -182,9 +182,9 @@ def align_frame(
     """Move the teacher's bins into the student's frame: scale and shift are removed on both sides.
 
     Per image, e^S and e^T are the expected positions. Bin position b_k moves to
-    b'_k = clip(mean e^S + std e^S (b_k - mean e^T) / max(std e^T, 1e-3), 0, 1), and its mass is shared linearly between
-    the two nearest bins: the projection of categorical distributions of Bellemare et al. 2017 (C51). METHOD: our
-    reading of "scale-invariant". No gradient flows through the result.
+    b'_k = clip(mean e^S + std e^S (b_k - mean e^T) / max(std e^T, 1e-3), 0, 1). METHOD: our reading of
+    "scale-invariant" where no LiDAR says more; any spread of the student agrees with itself, see README, "What was
+    tried". No gradient flows through the result.
     """
     with torch.no_grad():
         count = teacher_prob.shape[-3]
@@ -192,8 +192,21 @@ def align_frame(
         scale = student.std(-1, correction=0) / teacher.std(-1, correction=0).clamp(min=1e-3)
         position = positions(count, teacher_prob)
         moved = student.mean(-1, keepdim=True) + scale[..., None] * (position - teacher.mean(-1, keepdim=True))
-        target = (moved.clamp(0, 1) * count - 0.5).clamp(0, count - 1)
+        return move_bins(teacher_prob, moved)
+
+
+def move_bins(
+    prob: Float[Tensor, "*batch K h w"], position: Float[Tensor, "*batch K"]
+) -> Float[Tensor, "*batch K h w"]:
+    """Move bin k to `position` k; its mass is shared linearly between the two nearest bins.
+
+    The projection of categorical distributions of Bellemare et al. 2017 (C51). What would leave the range stays in the
+    outermost bins. No gradient flows through the result.
+    """
+    with torch.no_grad():
+        count = prob.shape[-3]
+        target = (position.clamp(0, 1) * count - 0.5).clamp(0, count - 1)
         # Share of source bin k (columns) that lands in target bin j (rows): a hat function of their distance.
         distance = (torch.arange(count, device=target.device)[:, None] - target[..., None, :]).abs()
         share = (1 - distance).clamp(min=0)
-        return torch.einsum("...jk,...khw->...jhw", share, teacher_prob)
+        return torch.einsum("...jk,...khw->...jhw", share, prob)

@@ -3,22 +3,20 @@
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
 from data_cache.dataset import CachedRigs
 from data_cache.schema import map_arrays
 from stages import losses
-from stages.bins import align_frame, decode, expected_position, map_disparity
+from stages.bins import align_frame, decode, expected_position
 from stages.completion import densify
 from stages.devices import autocast
+from stages.lidar_frame import fit_to_lidar, lidar_frame, teacher_disparity
 from stages.losses import LossSpec, LossTerms
 from stages.photometric import photometric_loss
 from stages.relations import all_relations, neighbours_valid, pairs_valid, ring_relations
-from stages.student.model import Student
-
-MIN_POINTS_PER_FIT = 10
+from stages.student.model import Student, StudentOutput
 
 
 class Learner(nn.Module):
@@ -64,14 +62,14 @@ def loss_terms(
     teacher_prob = target = torch.empty(0)
     if spec.kl or spec.cross or spec.logit or spec.output or spec.completion:
         teacher_prob = decode(map_arrays(lambda array: array.to(device), rigs.bins), student.bins)
-        target = teacher_prob
-        if spec.frame == "aligned" and (spec.kl or spec.cross):
-            target = align_frame(teacher_prob, out.logit.softmax(2))
+    if spec.kl or spec.cross:
+        target = _framed(teacher_prob, out, lidar_depth_m, spec.frame)
     teacher_tokens = rigs.tokens.to(device)
 
     def output() -> Float[Tensor, ""]:
-        teacher_depth_m, fitted = lidar_fitted_depth_m(teacher_prob, lidar_depth_m, depth_range_m)
-        return losses.output_level(out.depth_m, teacher_depth_m, fitted)
+        fit = fit_to_lidar(teacher_prob, lidar_depth_m)
+        teacher_depth_m = fit.depth_m(teacher_disparity(teacher_prob, lidar_depth_m)).clamp(*depth_range_m)
+        return losses.output_level(out.depth_m, teacher_depth_m, fit.fitted)
 
     def feature() -> Float[Tensor, ""]:
         assert learner.adapter is not None
@@ -106,33 +104,14 @@ def loss_terms(
     )
 
 
-def lidar_fitted_depth_m(
-    teacher_prob: Float[Tensor, "B V K h w"],
-    lidar_depth_m: Float[Tensor, "B V H W"],
-    depth_range_m: tuple[float, float],
-) -> tuple[Float[Tensor, "B V H W"], Bool[Tensor, "B V"]]:
-    """The teacher's depth after a least-squares fit of its disparity to LiDAR, per image (Ranftl et al. 2020, MiDaS).
-
-    Args:
-        teacher_prob: bin probabilities, whose expected position is the affine-invariant map.
-        lidar_depth_m: metres, 0 = no return.
-        depth_range_m: the result is clipped to it.
-
-    Returns:
-        Metres, and which images had at least 10 points and a teacher that grows with true disparity.
-    """
-    size = (int(lidar_depth_m.shape[-2]), int(lidar_depth_m.shape[-1]))
-    disparity = map_disparity(expected_position(teacher_prob))
-    x = interpolate(disparity, size=size, mode="bilinear", align_corners=False)
-    valid = lidar_depth_m > 0
-    inverse = torch.where(valid, 1 / torch.where(valid, lidar_depth_m, 1.0), 0.0)
-    points = valid.sum((-2, -1)).clamp(min=1)
-    mean_x = torch.where(valid, x, 0.0).sum((-2, -1)) / points
-    mean_y = inverse.sum((-2, -1)) / points
-    centred = torch.where(valid, x - mean_x[..., None, None], 0.0)
-    variance = (centred**2).sum((-2, -1))
-    scale = (centred * inverse).sum((-2, -1)) / variance.clamp(min=1e-6)
-    fitted = mean_y[..., None, None] + scale[..., None, None] * (x - mean_x[..., None, None])
-    near_m, far_m = depth_range_m
-    depth_m = 1 / fitted.clamp(1 / far_m, 1 / near_m)
-    return depth_m, (valid.sum((-2, -1)) >= MIN_POINTS_PER_FIT) & (scale > 0)
+def _framed(
+    teacher_prob: Float[Tensor, "B V K h w"], out: StudentOutput, lidar_depth_m: Float[Tensor, "B V H W"], frame: str
+) -> Float[Tensor, "B V K h w"]:
+    """The teacher's probabilities over the student's bins, in the frame that LossSpec.frame names."""
+    if frame == "literal":
+        return teacher_prob
+    aligned = align_frame(teacher_prob, out.logit.softmax(2))
+    if frame == "student":
+        return aligned
+    fit = fit_to_lidar(teacher_prob, lidar_depth_m)
+    return torch.where(fit.fitted[..., None, None, None], lidar_frame(teacher_prob, fit, out.centers_m), aligned)

@@ -9,7 +9,7 @@ from torch import Tensor
 MIN_POINTS_PER_RIG = 10
 RELATION_TEMPERATURE = 0.1
 LOGIT_TEMPERATURE = 4.0
-FRAMES = ("aligned", "literal")
+FRAMES = ("lidar", "student", "literal")
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,9 @@ class LossSpec:
         completion: depth against LiDAR that the teacher's map has spread to its neighbourhood (stages/completion.py).
         photometric: colours of neighbouring views and of the same camera a moment before (stages/photometric.py).
         completion_radius_px: as far as LiDAR is spread; take the distance between its rings.
-        frame: how `kl` and `cross` read the teacher's bins: aligned (stages/bins.py, align_frame) or literal.
+        frame: how `kl` and `cross` read the teacher's bins: where LiDAR says they lie among the student's centres
+            (lidar, stages/lidar_frame.py), with the student's own mean and spread (student, stages/bins.py,
+            align_frame), or as they are (literal). An image that LiDAR does not fit is read in the student's frame.
     """
 
     supervised: float = 1.0
@@ -58,7 +60,7 @@ class LossSpec:
     completion: float = 0.0
     photometric: float = 0.0
     completion_radius_px: int = 3
-    frame: str = "aligned"
+    frame: str = "lidar"
 
     def __post_init__(self) -> None:
         for field in fields(LossTerms):

@@ -1,15 +1,16 @@
-import math
 from dataclasses import fields, replace
 
 import pytest
 import torch
 from test_augment import random_rig
 from test_train_student import RANGE_M, STUDENT
+from torch.nn.functional import interpolate
 
 from data_cache.dataset import CachedRigs, collate
 from stages.augment import thin_lidar
-from stages.bins import BinSpec, align_frame, closed_form_prob, decode, map_disparity
-from stages.distill import Learner, lidar_fitted_depth_m, loss_terms
+from stages.bins import BinSpec, align_frame, decode, expected_position
+from stages.distill import Learner, loss_terms
+from stages.lidar_frame import fit_to_lidar, lidar_frame
 from stages.losses import LossSpec, LossTerms, bin_kl
 from stages.student.model import Student
 
@@ -65,44 +66,26 @@ def test_what_a_missing_view_holds_matters_to_no_term():
         torch.testing.assert_close(getattr(found, name), value, msg=name)
 
 
-def test_the_literal_frame_takes_the_teacher_at_its_word_and_the_aligned_one_does_not():
+def test_the_frame_says_how_the_teachers_bins_are_read():
+    """LiDAR that agrees with the teacher of view 0 and is the other way round in view 1."""
     batch, model = rigs(), learner().eval()
+    near = interpolate(expected_position(decode(batch.bins, BINS)), size=STUDENT.input_size)
+    lidar = torch.stack([20 - 15 * near[:, 0], 5 + 15 * near[:, 1], torch.zeros_like(near[:, 2])], dim=1)
+    batch = replace(batch, lidar_depth_m=lidar)
     with torch.no_grad():
         out = model.student(batch.image.float() / 255, batch.focal_px, batch.view_valid)
         teacher = decode(batch.bins, BINS)
         literal = bin_kl(teacher, out.logit, batch.view_valid)
-        aligned = bin_kl(align_frame(teacher, out.logit.softmax(2)), out.logit, batch.view_valid)
-        assert (literal - aligned).abs() > 0.1
-        for frame, expected in (("literal", literal), ("aligned", aligned)):
+        aligned = align_frame(teacher, out.logit.softmax(2))
+        own = bin_kl(aligned, out.logit, batch.view_valid)
+        fit = fit_to_lidar(teacher, batch.lidar_depth_m)
+        assert fit.fitted[:, :2].tolist() == [[True, False]] * 2
+        moved = lidar_frame(teacher, fit, out.centers_m)
+        moved[:, 1] = aligned[:, 1]
+        lidar = bin_kl(moved, out.logit, batch.view_valid)
+        assert min((literal - own).abs(), (literal - lidar).abs(), (own - lidar).abs()) > 0.01
+        for frame, expected in (("literal", literal), ("student", own), ("lidar", lidar)):
             torch.testing.assert_close(terms(LossSpec(kl=1.0, frame=frame), batch, model).kl, expected)
-
-
-def test_the_teacher_is_fitted_to_lidar_by_hand():
-    """U of x = 0, 1/2, 1; LiDAR says 1/depth = 0.02 + 0.18 x at two of the three columns: 50, 9.09 and 5 m."""
-    bins = BinSpec(count=256, sigma=0.5)
-    x = torch.tensor([0.05, 0.5, 0.95]).repeat(1, 1, 6, 1)
-    u = torch.log1p(100 * x) / math.log(101)
-    expected = 1 / (0.02 + 0.18 * x)
-    lidar = expected.clone()
-    lidar[..., 1] = 0
-    depth, fitted = lidar_fitted_depth_m(closed_form_prob(u, bins), lidar, (0.1, 80.0))
-    assert fitted.tolist() == [[True]]
-    torch.testing.assert_close(depth[0, 0, 0], expected[0, 0, 0], rtol=0.02, atol=0)
-    torch.testing.assert_close(map_disparity(u), x)
-
-
-def test_a_teacher_against_the_lidar_or_with_nine_points_is_not_fitted():
-    bins = BinSpec(count=64)
-    u = torch.linspace(0.1, 0.9, 4).repeat(1, 1, 5, 1)
-    prob = closed_form_prob(u, bins)
-    grows = torch.tensor([2.0, 4.0, 8.0, 16.0]).repeat(1, 1, 5, 1)  # far where the teacher says near
-    assert lidar_fitted_depth_m(prob, grows, (0.1, 80.0))[1].tolist() == [[False]]
-    right = grows.flip(-1)
-    assert lidar_fitted_depth_m(prob, right, (0.1, 80.0))[1].tolist() == [[True]]
-    nine = torch.where(torch.arange(20).view(1, 1, 5, 4) < 9, right, 0.0)
-    depth, fitted = lidar_fitted_depth_m(prob, nine, (0.1, 80.0))
-    assert fitted.tolist() == [[False]]
-    assert depth.isfinite().all()
 
 
 def test_thinned_lidar_is_a_share_that_depends_on_the_frame_alone():

@@ -214,10 +214,10 @@ def test_centres_by_hand():
 
 
 def test_a_wide_bin_moves_the_centres_that_follow_it():
-    """All free width in bin 0 of 4, the farthest: it takes 1/2 + 1/8 of the log range and is centred in its middle."""
-    centers_m = extreme_centers(torch.tensor([20.0, 0, 0, 0]))
-    assert centers_m[0].item() == pytest.approx(80 * (0.5 / 80) ** (0.625 / 2), rel=1e-4)
-    assert centers_m[3].item() == pytest.approx(80 * (0.5 / 80) ** (1 - 0.125 / 2), rel=1e-4)
+    """Bin 0 of 4, the farthest, twice an even share, the others half of it: 4/7 and 1/7 of the log range."""
+    centers_m = extreme_centers(torch.tensor([20.0, -20, -20, -20]))
+    assert centers_m[0].item() == pytest.approx(80 * (0.5 / 80) ** (2 / 7), rel=1e-4)
+    assert centers_m[3].item() == pytest.approx(80 * (0.5 / 80) ** (1 - 1 / 14), rel=1e-4)
 
 
 def test_an_untrained_attention_changes_nothing():

@@ -98,7 +98,7 @@ def test_training_lowers_the_loss_and_moves_every_part_of_the_student(cache, tmp
     torch.manual_seed(0)
     before = Student(STUDENT, BinSpec(prob_stride=4)).state_dict()
     spec = replace(SPEC, steps=40, learning_rate=2e-3, checkpoint_every=100)
-    train(cache, tmp_path, spec, LossSpec(cross=0.3))
+    train(cache, tmp_path, spec, LossSpec(kl=1.0, cross=0.3))
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log] == [10, 20, 30, 40]
     assert log[-1]["supervised"] < log[0]["supervised"]

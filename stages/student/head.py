@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-MIN_WIDTH_SHARE = 0.5
-"""This share of the log range is spread evenly: centres stay strictly sorted, and every bin keeps meaning a distance.
+WIDTH_FACTOR = 2.0
+"""A bin is between 1/2 and 2 times as wide as an even share, before the widths are made to fill the range.
 
-With 0.05 a short PandaSet run put 56 of 64 bins below 1.3 m in the one view looked at. In AbsRel no difference between
-the two was measured (demo, one seed: .111 and .111 at rate 3e-4, .104 and .102 at 1e-3).
+Free widths run into a corner: with half of the log range free, a softmax gave all of it to one bin in every run looked
+at (synthetic evidence, 864 steps: no centre between 100 m and 6 m), and depth became a mixture of near and far.
 """
 
 
@@ -33,8 +33,7 @@ class MetricBinCenters(nn.Module):
             pooled: features averaged over each image.
             focal_px: fx of each view at the student's input size.
         """
-        share = torch.softmax(self.widths(pooled).float(), dim=-1)
-        width = (1 - MIN_WIDTH_SHARE) * share + MIN_WIDTH_SHARE / share.shape[-1]
+        width = torch.softmax(math.log(WIDTH_FACTOR) * self.widths(pooled).float().tanh(), dim=-1)
         middle = width.cumsum(-1) - width / 2
         canonical = torch.exp(self.log_far - middle * (self.log_far - self.log_near))
         return canonical * (focal_px / self.focal_px)[:, None]
