@@ -90,7 +90,7 @@ def test_what_is_not_toml_is_named(tmp_path, content):
 
 
 def test_an_unknown_recipe_lists_the_built_in_ones():
-    with pytest.raises(RecipeError, match="built-in ones are ddad, demo, evidence, nuscenes, pandaset"):
+    with pytest.raises(RecipeError, match="built-in ones are ddad, demo, evidence, evidence_pandaset, nuscenes, pandaset"):
         load_recipe("kitti")
 
 
