@@ -176,23 +176,22 @@ def positions(count: int, like: Tensor) -> Float[Tensor, " K"]:
     return (torch.arange(count, device=like.device, dtype=like.dtype) + 0.5) / count
 
 
-def align_frame(
+def student_frame(
     teacher_prob: Float[Tensor, "*batch K h w"], student_prob: Float[Tensor, "*batch K h w"]
-) -> Float[Tensor, "*batch K h w"]:
-    """Move the teacher's bins into the student's frame: scale and shift are removed on both sides.
+) -> Float[Tensor, "*batch K"]:
+    """Where the teacher's bins lie once scale and shift are removed on both sides; for `move_bins`.
 
     Per image, e^S and e^T are the expected positions. Bin position b_k moves to
-    b'_k = clip(mean e^S + std e^S (b_k - mean e^T) / max(std e^T, 1e-3), 0, 1). METHOD: our reading of
-    "scale-invariant" where no LiDAR says more; any spread of the student agrees with itself, see README, "What was
-    tried". No gradient flows through the result.
+    b'_k = mean e^S + std e^S (b_k - mean e^T) / max(std e^T, 1e-3). METHOD: our reading of "scale-invariant" where no
+    LiDAR says more; any spread of the student agrees with itself, see README, "What was tried". No gradient flows
+    through the result.
     """
     with torch.no_grad():
         count = teacher_prob.shape[-3]
         student, teacher = expected_position(student_prob).flatten(-2), expected_position(teacher_prob).flatten(-2)
         scale = student.std(-1, correction=0) / teacher.std(-1, correction=0).clamp(min=1e-3)
         position = positions(count, teacher_prob)
-        moved = student.mean(-1, keepdim=True) + scale[..., None] * (position - teacher.mean(-1, keepdim=True))
-        return move_bins(teacher_prob, moved)
+        return student.mean(-1, keepdim=True) + scale[..., None] * (position - teacher.mean(-1, keepdim=True))
 
 
 def move_bins(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from data_cache.dataset import CachedRigs
 from data_cache.schema import map_arrays
 from stages import losses
-from stages.bins import align_frame, decode, expected_position
+from stages.bins import decode, expected_position, move_bins, student_frame
 from stages.completion import densify
 from stages.devices import autocast
 from stages.lidar_frame import fit_to_lidar, lidar_frame, teacher_disparity
@@ -110,8 +110,8 @@ def _framed(
     """The teacher's probabilities over the student's bins, in the frame that LossSpec.frame names."""
     if frame == "literal":
         return teacher_prob
-    aligned = align_frame(teacher_prob, out.logit.softmax(2))
-    if frame == "student":
-        return aligned
-    fit = fit_to_lidar(teacher_prob, lidar_depth_m)
-    return torch.where(fit.fitted[..., None, None, None], lidar_frame(teacher_prob, fit, out.centers_m), aligned)
+    position = student_frame(teacher_prob, out.logit.softmax(2))
+    if frame == "lidar":
+        fit = fit_to_lidar(teacher_prob, lidar_depth_m)
+        position = torch.where(fit.fitted[..., None], lidar_frame(fit, out.centers_m), position)
+    return move_bins(teacher_prob, position)

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from stages.bins import expected_position, map_disparity, move_bins, positions
+from stages.bins import expected_position, map_disparity, positions
 
 MIN_POINTS_PER_FIT = 10
 FARTHEST_M = 1000.0
@@ -62,19 +62,15 @@ def teacher_disparity(
     return interpolate(map_disparity(expected_position(teacher_prob)), size=size, mode="bilinear", align_corners=False)
 
 
-def lidar_frame(
-    teacher_prob: Float[Tensor, "B V K h w"], fit: LidarFit, centers_m: Float[Tensor, "B V K"]
-) -> Float[Tensor, "B V K h w"]:
-    """Move the teacher's bins to where LiDAR says they lie among the student's centres; without gradient.
+def lidar_frame(fit: LidarFit, centers_m: Float[Tensor, "B V K"]) -> Float[Tensor, "B V K"]:
+    """Where LiDAR says that the teacher's bins lie among the student's centres, for `move_bins`; without gradient.
 
-    Bin position b_k is the relative disparity x(b_k), which the fit puts at m_k metres; its mass is shared between the
-    student's two centres next to m_k. Scale and shift come from LiDAR, so the sky goes to the farthest bin though no
-    return says so.
+    Bin position b_k is the relative disparity x(b_k), which the fit puts at m_k metres. Scale and shift come from
+    LiDAR, so the sky goes to the farthest bin though no return says so.
     """
     with torch.no_grad():
-        count = teacher_prob.shape[-3]
-        disparity = map_disparity(positions(count, teacher_prob)).expand(*fit.scale.shape, count)
-        return move_bins(teacher_prob, position_among(fit.depth_m(disparity), centers_m))
+        disparity = map_disparity(positions(centers_m.shape[-1], centers_m)).expand_as(centers_m)
+        return position_among(fit.depth_m(disparity), centers_m)
 
 
 def position_among(depth_m: Float[Tensor, "B V N"], centers_m: Float[Tensor, "B V K"]) -> Float[Tensor, "B V N"]:

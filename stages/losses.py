@@ -46,7 +46,7 @@ class LossSpec:
         completion_radius_px: as far as LiDAR is spread; take the distance between its rings.
         frame: how `kl` and `cross` read the teacher's bins: where LiDAR says they lie among the student's centres
             (lidar, stages/lidar_frame.py), with the student's own mean and spread (student, stages/bins.py,
-            align_frame), or as they are (literal). An image that LiDAR does not fit is read in the student's frame.
+            student_frame), or as they are (literal). An image that LiDAR does not fit is read in the student's frame.
     """
 
     supervised: float = 1.0

@@ -12,12 +12,13 @@ from data_cache.schema import ClosedFormBins, WindowBins, map_arrays
 from stages.bins import (
     BinSpec,
     affine_invariant_map,
-    align_frame,
     closed_form_prob,
     decode,
     encode,
     expected_position,
+    move_bins,
     positions,
+    student_frame,
 )
 
 SPEC = BinSpec()
@@ -35,6 +36,11 @@ def random_prob(seed: int, low: float, high: float, *, batch: int = 2) -> torch.
     """Closed-form probabilities of maps drawn uniformly from [low, high]."""
     u = torch.rand(batch, 6, 8, generator=torch.Generator().manual_seed(seed))
     return closed_form_prob(low + (high - low) * u, SPEC)
+
+
+def align_frame(teacher_prob: torch.Tensor, student_prob: torch.Tensor) -> torch.Tensor:
+    """The teacher in the student's frame."""
+    return move_bins(teacher_prob, student_frame(teacher_prob, student_prob))
 
 
 def random_map(seed: int, *shape: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ from torch.nn.functional import interpolate
 
 from data_cache.dataset import CachedRigs, collate
 from stages.augment import thin_lidar
-from stages.bins import BinSpec, align_frame, decode, expected_position
+from stages.bins import BinSpec, decode, expected_position, move_bins, student_frame
 from stages.distill import Learner, loss_terms
 from stages.lidar_frame import fit_to_lidar, lidar_frame
 from stages.losses import LossSpec, LossTerms, bin_kl
@@ -76,11 +76,11 @@ def test_the_frame_says_how_the_teachers_bins_are_read():
         out = model.student(batch.image.float() / 255, batch.focal_px, batch.view_valid)
         teacher = decode(batch.bins, BINS)
         literal = bin_kl(teacher, out.logit, batch.view_valid)
-        aligned = align_frame(teacher, out.logit.softmax(2))
+        aligned = move_bins(teacher, student_frame(teacher, out.logit.softmax(2)))
         own = bin_kl(aligned, out.logit, batch.view_valid)
         fit = fit_to_lidar(teacher, batch.lidar_depth_m)
         assert fit.fitted[:, :2].tolist() == [[True, False]] * 2
-        moved = lidar_frame(teacher, fit, out.centers_m)
+        moved = move_bins(teacher, lidar_frame(fit, out.centers_m))
         moved[:, 1] = aligned[:, 1]
         lidar = bin_kl(moved, out.logit, batch.view_valid)
         assert min((literal - own).abs(), (literal - lidar).abs(), (own - lidar).abs()) > 0.01

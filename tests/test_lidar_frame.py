@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from stages.bins import BinSpec, closed_form_prob, expected_position, map_disparity, positions
+from stages.bins import BinSpec, closed_form_prob, expected_position, map_disparity, move_bins, positions
 from stages.lidar_frame import LidarFit, fit_to_lidar, lidar_frame, position_among, teacher_disparity
 
 FINE = BinSpec(count=256, sigma=0.5)
@@ -66,7 +66,7 @@ def test_the_teacher_in_the_lidar_frame_says_the_metres_of_the_fit():
     fit = LidarFit(torch.tensor([[0.18]]), torch.tensor([[0.015]]), torch.tensor([[True]]))
     for far_m, near_m in ((100.0, 1.0), (80.0, 3.0)):
         centers_m = torch.logspace(math.log10(far_m), math.log10(near_m), 256).view(1, 1, -1)
-        moved = expected_position(lidar_frame(prob, fit, centers_m))
+        moved = expected_position(move_bins(prob, lidar_frame(fit, centers_m)))
         wanted = position_among(fit.depth_m(x).flatten(2), centers_m).view_as(x)
         torch.testing.assert_close(moved, wanted, rtol=0, atol=0.004)
 
@@ -77,7 +77,7 @@ def test_the_lidar_frame_does_not_depend_on_scale_and_shift_of_the_teacher():
     moved = []
     for scale, shift in ((2.0, 0.1), (1.2, 0.4)):
         prob = closed_form_prob(log_map(scale / lidar + shift).clamp(0, 1), FINE)
-        moved.append(expected_position(lidar_frame(prob, fit_to_lidar(prob, lidar), centers_m)))
+        moved.append(expected_position(move_bins(prob, lidar_frame(fit_to_lidar(prob, lidar), centers_m))))
     torch.testing.assert_close(moved[0], moved[1], rtol=0, atol=0.01)
 
 
@@ -85,4 +85,4 @@ def test_no_gradient_flows_into_centres_or_teacher():
     centers_m = torch.logspace(2, 0, 64).view(1, 1, -1).requires_grad_()
     prob = closed_form_prob(torch.rand(1, 1, 6, 10, generator=torch.Generator().manual_seed(0)), BinSpec())
     fit = fit_to_lidar(prob, torch.full((1, 1, 6, 10), 5.0))
-    assert not lidar_frame(prob, fit, centers_m).requires_grad
+    assert not lidar_frame(fit, centers_m).requires_grad

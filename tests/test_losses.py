@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.bins import align_frame
+from stages.bins import move_bins, student_frame
 from stages.losses import (
     LossSpec,
     LossTerms,
@@ -154,7 +154,8 @@ def test_the_cross_term_pairs_bins_with_centres_of_the_same_index():
 
 def test_the_cross_term_teaches_centres_only():
     logit, centers_m = random(1, 2, 8, 3, 4).requires_grad_(), torch.linspace(50, 2, 8).repeat(1, 2, 1).requires_grad_()
-    aligned = align_frame(random(1, 2, 8, 3, 4, seed=1).softmax(2), logit.softmax(2))
+    teacher = random(1, 2, 8, 3, 4, seed=1).softmax(2)
+    aligned = move_bins(teacher, student_frame(teacher, logit.softmax(2)))
     cross_interaction(aligned, centers_m, torch.full((1, 2, 6, 8), 5.0)).backward()
     assert logit.grad is None
     assert centers_m.grad is not None
