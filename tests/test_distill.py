@@ -10,8 +10,8 @@ from data_cache.dataset import CachedRigs, collate
 from stages.augment import thin_lidar
 from stages.bins import BinSpec, decode, expected_position, move_bins, student_frame
 from stages.distill import Learner, loss_terms
-from stages.lidar_frame import fit_to_lidar, lidar_frame
-from stages.losses import LossSpec, LossTerms, bin_kl
+from stages.lidar_frame import fit_to_lidar, lidar_frame, teacher_disparity
+from stages.losses import LossSpec, LossTerms, bin_kl, output_level
 from stages.student.model import Student
 
 BINS = BinSpec(count=16, prob_stride=4)
@@ -86,6 +86,21 @@ def test_the_frame_says_how_the_teachers_bins_are_read():
         assert min((literal - own).abs(), (literal - lidar).abs(), (own - lidar).abs()) > 0.01
         for frame, expected in (("literal", literal), ("student", own), ("lidar", lidar)):
             torch.testing.assert_close(terms(LossSpec(kl=1.0, frame=frame), batch, model).kl, expected)
+
+
+def test_the_output_baseline_takes_the_teacher_no_farther_than_the_range():
+    """LiDAR on the nearer half says 1/depth = 0.2 x - 0.05: negative where the teacher sees least disparity."""
+    batch, model = rigs(), learner().eval()
+    x = teacher_disparity(decode(batch.bins, BINS), batch.lidar_depth_m)
+    near = (x > 0.5) & batch.view_valid[..., None, None]
+    batch = replace(batch, lidar_depth_m=torch.where(near, 1 / (0.2 * x - 0.05), 0.0))
+    fit = fit_to_lidar(decode(batch.bins, BINS), batch.lidar_depth_m)
+    assert torch.equal(fit.fitted, batch.view_valid)
+    assert fit.depth_m(x)[batch.view_valid].max() > 900
+    with torch.no_grad():
+        out = model.student(batch.image.float() / 255, batch.focal_px, batch.view_valid)
+        expected = output_level(out.depth_m, fit.depth_m(x).clamp(*RANGE_M), fit.fitted)
+        torch.testing.assert_close(terms(LossSpec(output=1.0), batch, model).output, expected)
 
 
 def test_thinned_lidar_is_a_share_that_depends_on_the_frame_alone():
