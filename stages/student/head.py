@@ -9,8 +9,9 @@ from torch import Tensor, nn
 WIDTH_FACTOR = 2.0
 """A bin is between 1/2 and 2 times as wide as an even share, before the widths are made to fill the range.
 
-Free widths run into a corner: with half of the log range free, a softmax gave all of it to one bin in every run looked
-at (synthetic evidence, 864 steps: no centre between 100 m and 6 m), and depth became a mixture of near and far.
+Free widths run into a corner: with half of the log range free, a softmax gave it to one or two bins in the three runs
+looked at (synthetic evidence, 864 steps: at most one centre between 100 m and 6 m), and depth became a mixture of near
+and far. What that costs is in README, "What was tried".
 """
 
 
