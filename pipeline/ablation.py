@@ -23,6 +23,12 @@ ROWS: Mapping[str, tuple[str, ...]] = {
     "relations of all pairs": ("losses.all_relation=1.0",),
     "KL + VRKD + completion": ("losses.kl=0.3", "losses.relation=1.0", "losses.completion=1.0"),
     "KL + VRKD + photometric": ("losses.kl=0.3", "losses.relation=1.0", "losses.photometric=1.0"),
+    "KL + VRKD + completion + photometric": (
+        "losses.kl=0.3",
+        "losses.relation=1.0",
+        "losses.completion=1.0",
+        "losses.photometric=1.0",
+    ),
     "supervised, views alone": ("student.attention_width=0",),
 }
 """Overrides of each row. A row starts from the recipe with every loss but the supervised one at 0."""

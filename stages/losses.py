@@ -57,8 +57,8 @@ class LossSpec:
     logit: float = 0.0
     feature: float = 0.0
     all_relation: float = 0.0
-    completion: float = 0.0
-    photometric: float = 0.0
+    completion: float = 1.0
+    photometric: float = 1.0
     completion_radius_px: int = 3
     frame: str = "lidar"
 

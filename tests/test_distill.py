@@ -16,7 +16,7 @@ from stages.student.model import Student
 
 BINS = BinSpec(count=16, prob_stride=4)
 CPU = torch.device("cpu")
-NOTHING = {"supervised": 0.0, "kl": 0.0, "relation": 0.0}
+NOTHING = {field.name: 0.0 for field in fields(LossTerms)}
 
 
 def rigs(token_channels: int = 4) -> CachedRigs:

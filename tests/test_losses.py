@@ -232,7 +232,7 @@ def test_the_weighted_sum_by_hand_leaves_out_what_was_not_computed():
 
 def test_losses_without_any_weight_are_refused():
     with pytest.raises(ValueError, match="every weight is 0"):
-        LossSpec(supervised=0.0, kl=0.0, cross=0.0, relation=0.0)
+        LossSpec(**{field.name: 0.0 for field in fields(LossTerms)})
     with pytest.raises(ValueError, match="frame: expected one of lidar, student, literal, got 'x'"):
         LossSpec(frame="x")
 
