@@ -84,10 +84,12 @@ def run_ablate(
         Preempted: after the students under way have saved.
         RecipeError: if a row's overrides make no recipe or no fair comparison, or test and training frames overlap.
         CacheError, TrainingError: if the cache is not the recipe's or a row's, not complete, or lacks what a row needs.
-        AblationError: if students failed, naming each; the others are trained all the same.
+        AblationError: if students failed, naming each; the others are trained and in the table all the same.
     """
     if recipe.ablate.measure == "selection" and not recipe.data.selection:
-        raise RecipeError("ablate.measure = selection: the recipe names no data.selection")
+        raise RecipeError(
+            "ablate.measure = selection: the recipe names no data.selection; name drives, or measure the test split"
+        )
     here = surroundings()  # before hours pass in which the checkout may move
     cells = plan_cells(recipe, folder)
     reader = CacheReader(cache_location(recipe, folder), expected=decided_identity(recipe))
@@ -96,10 +98,14 @@ def run_ablate(
     mine = cells[my_part]
     pending = [cell for cell in mine if cell.outcome() is None]
     jobs = jobs or torch.cuda.device_count() or len(os.sched_getaffinity(0))
+    failure: AblationError | None = None
     if pending and train:
         say(f"ablate: {len(pending)} of {len(cells)} students to train, {jobs} at a time, in {folder.ablate}")
         with preemption() as should_stop, progress_bar(len(mine), len(mine) - len(pending), "ablate", "student") as bar:
-            run_cells(pending, jobs, here, lambda _: bar.update(), should_stop)
+            try:
+                run_cells(pending, jobs, here, lambda _: bar.update(), should_stop)
+            except AblationError as error:  # the others are in the table all the same
+                failure = error
     outcomes = [cell.outcome() for cell in cells]
     left = outcomes[my_part].count(None)
     results = [outcome for outcome in outcomes if outcome is not None]
@@ -108,6 +114,9 @@ def run_ablate(
     if train:
         provenance = {"command": shlex.join(command), "cache_id": reader.identity.sha256, **here}
         path = _write_table(recipe, folder, rows, results, provenance)
+    if failure is not None:
+        say(ablation_table(rows))
+        raise failure
     return AblateRun(
         table=ablation_table(rows),
         path=path,
@@ -139,7 +148,9 @@ def run_cells(
         stop, devices = context.Event(), context.Queue()
     for index in range(jobs):
         devices.put(index)
-    executor = ProcessPoolExecutor(min(jobs, len(cells)), context, _start_worker, (jobs, devices, stop, here))
+    executor = ProcessPoolExecutor(
+        min(jobs, len(cells)), context, _start_worker, (os.getpid(), jobs, devices, stop, here)
+    )
     failed: dict[str, SurroundError] = {}
     try:
         with _signals_blocked():
@@ -197,14 +208,14 @@ class _Worker:
 _worker: _Worker | None = None
 
 
-def _start_worker(jobs: int, devices: "Queue[int]", stop: Event, here: Mapping[str, object]) -> None:
+def _start_worker(parent: int, jobs: int, devices: "Queue[int]", stop: Event, here: Mapping[str, object]) -> None:
     global _worker
     _worker = _Worker(stop, here, Lock())
     os.environ["TQDM_DISABLE"] = "1"  # one bar is enough
     for number in STOP_SIGNALS:  # the parent passes them on as the event
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    Thread(target=_outlive_nobody, args=(_worker, os.getppid()), daemon=True).start()
+    Thread(target=_outlive_nobody, args=(_worker, parent), daemon=True).start()
     index = devices.get()
     if count := torch.cuda.device_count():
         given = os.environ.get("CUDA_VISIBLE_DEVICES", "")

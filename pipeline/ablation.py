@@ -33,7 +33,7 @@ ROWS: Mapping[str, tuple[str, ...]] = {
 }
 """Overrides of each row. A row starts from the recipe with every loss but the supervised one at 0."""
 SHARED = ("data.", "eval.", "ablate.", "cluster.", "train_student.seed", "train_student.lidar_share",
-          "train_student.steps", "train_student.batch_rigs")  # fmt: skip
+          "train_student.steps", "train_student.batch_rigs", "train_student.select_every")  # fmt: skip
 """What a row may not override: rows are compared on the same data, budget and seeds."""
 
 Metrics = Mapping[str, float | None]

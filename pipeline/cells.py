@@ -61,7 +61,8 @@ class Cell:
     @property
     def result(self) -> Path:
         """Where its measurement is kept; measured otherwise, it is another one."""
-        how = json.dumps([self.measured_on, self.recipe.eval.protocol, self.recipe.eval.flip])
+        spec = self.recipe.eval
+        how = json.dumps([self.measured_on, spec.protocol, spec.flip, spec.device, spec.precision])
         return self.folder.root / f"measured-{hashlib.sha256(how.encode()).hexdigest()[:8]}.json"
 
     def outcome(self) -> dict[str, Any] | None:
@@ -70,7 +71,10 @@ class Cell:
             content = json.loads(self.result.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        return content if isinstance(content, dict) and content.keys() >= _RESULT_FIELDS else None
+        if not isinstance(content, dict) or not content.keys() >= _RESULT_FIELDS:
+            return None
+        values = content["metrics"].values() if isinstance(content["metrics"], dict) else [""]
+        return content if all(isinstance(value, float | int | None) for value in values) else None
 
 
 def plan_cells(recipe: Recipe, folder: RunFolder) -> list[Cell]:
@@ -116,8 +120,8 @@ def _cell(
         own = parse_recipe(recipe_toml(bare), "recipe", overrides)
     except RecipeError as error:
         raise RecipeError(f"row {row!r}: {error}") from error
-    if row == BASELINE and own.losses != bare.losses:
-        raise RecipeError(f"row {row!r}: it is what the others are compared with and takes no loss of its own")
+    if row == BASELINE and overrides:
+        raise RecipeError(f"row {row!r}: it is what the others are compared with and takes no overrides")
     # Another recipe has another folder, so that nothing is taken for the result of another student. What does not
     # change the student is left out.
     reader = open_cache(own)

@@ -28,6 +28,10 @@ class Binning(Protocol):
         """Map a teacher's disparity, see `stages.teacher.base.to_disparity`, to u at `size`."""
         ...
 
+    def disparity(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """The teacher's disparity behind u, up to a scale and a shift that belong to the image."""
+        ...
+
 
 @dataclass(frozen=True)
 class AffineBinning:
@@ -41,6 +45,10 @@ class AffineBinning:
     def __call__(self, disparity: Float[Tensor, "N H W"], size: tuple[int, int]) -> Float[Tensor, "N h w"]:
         """See `stages.bins.affine_invariant_map`."""
         return bins.affine_invariant_map(disparity, size)
+
+    def disparity(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """See `stages.bins.map_disparity`."""
+        return bins.map_disparity(u)
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,10 @@ class FittedBinning:
     def __call__(self, disparity: Float[Tensor, "N H W"], size: tuple[int, int]) -> Float[Tensor, "N h w"]:
         """See `Binning`."""
         return bend(bins.affine_invariant_map(disparity, size), self.knots)
+
+    def disparity(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """See `Binning`: the map undone, then the closed form."""
+        return bins.map_disparity(_unbend(u, self.knots))
 
 
 @dataclass(frozen=True)
@@ -88,6 +100,10 @@ class MetricBinning:
         u = torch.log(self.far_m * per_m.clamp(min=1 / self.far_m)) / math.log(self.far_m / self.near_m)
         return u.clamp(max=1)
 
+    def disparity(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """See `Binning`: 1 / D in units of 1 / far_m, (far / near)^u."""
+        return torch.exp(u * math.log(self.far_m / self.near_m))
+
 
 def bend(u: Float[Tensor, "*shape"], knots: tuple[float, ...]) -> Float[Tensor, "*shape"]:
     """Apply the piecewise linear map through `knots` at even positions over [0, 1]."""
@@ -98,9 +114,17 @@ def bend(u: Float[Tensor, "*shape"], knots: tuple[float, ...]) -> Float[Tensor, 
     return torch.lerp(value[below.long()], value[below.long() + 1], position - below)
 
 
+def _unbend(u: Float[Tensor, "*shape"], knots: tuple[float, ...]) -> Float[Tensor, "*shape"]:
+    """The inverse of `bend` for increasing knots; beyond the outermost ones it stays at 0 or 1."""
+    value = torch.tensor(knots, device=u.device, dtype=u.dtype)
+    right = torch.searchsorted(value, u.contiguous()).clamp(1, len(knots) - 1)
+    low, high = value[right - 1], value[right]
+    return (right - 1 + ((u - low) / (high - low)).clamp(0, 1)) / (len(knots) - 1)
+
+
 def binning_definition(spec: BinSpec) -> str:
     """The definition of a recipe's strategy, which does not depend on what was fitted."""
-    return _binning(spec, (0.0, 1.0)).definition
+    return stored_binning(spec, (0.0, 1.0)).definition
 
 
 def resolve_binning(spec: BinSpec, space: Space, knots: tuple[float, ...] | None) -> Binning:
@@ -121,10 +145,11 @@ def resolve_binning(spec: BinSpec, space: Space, knots: tuple[float, ...] | None
         )
     if spec.strategy == "fitted" and knots is None:
         raise SettingError('bins.strategy = "fitted" needs a fitted map; run `surround fit-bins RECIPE` first')
-    return _binning(spec, knots)
+    return stored_binning(spec, knots)
 
 
-def _binning(spec: BinSpec, knots: tuple[float, ...] | None) -> Binning:
+def stored_binning(spec: BinSpec, knots: tuple[float, ...] | None) -> Binning:
+    """The strategy that a cache was written with: that of its recipe, with its `bin_knots`."""
     if spec.strategy == "metric":
         return MetricBinning(*spec.metric_range_m)
     if spec.strategy == "fitted":

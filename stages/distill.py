@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from data_cache.dataset import CachedRigs
 from data_cache.schema import map_arrays
 from stages import losses
+from stages.binning import Binning
 from stages.bins import decode, expected_position, move_bins, student_frame
 from stages.completion import densify
 from stages.devices import autocast
@@ -31,6 +32,7 @@ class Learner(nn.Module):
 
 def loss_terms(
     learner: Learner,
+    binning: Binning,
     rigs: CachedRigs,
     image: Float[Tensor, "B V 3 H W"],
     spec: LossSpec,
@@ -42,6 +44,7 @@ def loss_terms(
 
     Args:
         learner: the student, and its adapter where the feature term has a weight.
+        binning: how the teacher's bins of the cache were cut.
         rigs: what the cache says.
         image: RGB in [0, 1], augmented, on `device`.
         spec: weights.
@@ -63,12 +66,13 @@ def loss_terms(
     if spec.kl or spec.cross or spec.logit or spec.output or spec.completion:
         teacher_prob = decode(map_arrays(lambda array: array.to(device), rigs.bins), student.bins)
     if spec.kl or spec.cross:
-        target = _framed(teacher_prob, out, lidar_depth_m, spec.frame)
+        target = _framed(teacher_prob, binning, out, lidar_depth_m, spec.frame)
     teacher_tokens = rigs.tokens.to(device)
 
     def output() -> Float[Tensor, ""]:
-        fit = fit_to_lidar(teacher_prob, lidar_depth_m)
-        teacher_depth_m = fit.depth_m(teacher_disparity(teacher_prob, lidar_depth_m)).clamp(*depth_range_m)
+        fit = fit_to_lidar(teacher_prob, lidar_depth_m, binning)
+        disparity = teacher_disparity(teacher_prob, lidar_depth_m, binning)
+        teacher_depth_m = fit.depth_m(disparity).clamp(*depth_range_m)
         return losses.output_level(out.depth_m, teacher_depth_m, fit.fitted)
 
     def feature() -> Float[Tensor, ""]:
@@ -105,13 +109,17 @@ def loss_terms(
 
 
 def _framed(
-    teacher_prob: Float[Tensor, "B V K h w"], out: StudentOutput, lidar_depth_m: Float[Tensor, "B V H W"], frame: str
+    teacher_prob: Float[Tensor, "B V K h w"],
+    binning: Binning,
+    out: StudentOutput,
+    lidar_depth_m: Float[Tensor, "B V H W"],
+    frame: str,
 ) -> Float[Tensor, "B V K h w"]:
     """The teacher's probabilities over the student's bins, in the frame that LossSpec.frame names."""
     if frame == "literal":
         return teacher_prob
     position = student_frame(teacher_prob, out.logit.softmax(2))
     if frame == "lidar":
-        fit = fit_to_lidar(teacher_prob, lidar_depth_m)
-        position = torch.where(fit.fitted[..., None], lidar_frame(fit, out.centers_m), position)
+        fit = fit_to_lidar(teacher_prob, lidar_depth_m, binning)
+        position = torch.where(fit.fitted[..., None], lidar_frame(fit, out.centers_m, binning), position)
     return move_bins(teacher_prob, position)

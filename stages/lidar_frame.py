@@ -7,7 +7,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from stages.bins import expected_position, map_disparity, positions
+from stages.binning import Binning
+from stages.bins import expected_position, positions
 
 MIN_POINTS_PER_FIT = 10
 FARTHEST_M = 1000.0
@@ -16,7 +17,7 @@ FARTHEST_M = 1000.0
 
 @dataclass(frozen=True, eq=False)
 class LidarFit:
-    """1 / depth = shift + scale x, x the teacher's relative disparity (stages/bins.py, map_disparity).
+    """1 / depth = shift + scale x, x the teacher's relative disparity (stages/binning.py, Binning.disparity).
 
     Attributes:
         scale, shift: in 1 / m, per image.
@@ -35,15 +36,18 @@ class LidarFit:
         return 1 / (shift + scale * disparity).clamp(min=1 / FARTHEST_M)
 
 
-def fit_to_lidar(teacher_prob: Float[Tensor, "B V K h w"], lidar_depth_m: Float[Tensor, "B V H W"]) -> LidarFit:
+def fit_to_lidar(
+    teacher_prob: Float[Tensor, "B V K h w"], lidar_depth_m: Float[Tensor, "B V H W"], binning: Binning
+) -> LidarFit:
     """Least squares of inverse LiDAR depth on the teacher's disparity (Ranftl et al. 2020, MiDaS), without gradient.
 
     Args:
-        teacher_prob: bin probabilities, whose expected position is the affine-invariant map.
+        teacher_prob: bin probabilities, whose expected position is the teacher's u.
         lidar_depth_m: metres, 0 = no return.
+        binning: how u was made.
     """
     with torch.no_grad():
-        x = teacher_disparity(teacher_prob, lidar_depth_m)
+        x = teacher_disparity(teacher_prob, lidar_depth_m, binning)
         valid = lidar_depth_m > 0
         inverse = torch.where(valid, 1 / torch.where(valid, lidar_depth_m, 1.0), 0.0)
         count = valid.sum((-2, -1))
@@ -55,21 +59,23 @@ def fit_to_lidar(teacher_prob: Float[Tensor, "B V K h w"], lidar_depth_m: Float[
 
 
 def teacher_disparity(
-    teacher_prob: Float[Tensor, "B V K h w"], like: Float[Tensor, "B V H W"]
+    teacher_prob: Float[Tensor, "B V K h w"], like: Float[Tensor, "B V H W"], binning: Binning
 ) -> Float[Tensor, "B V H W"]:
     """The teacher's relative disparity at the size of `like`."""
     size = (int(like.shape[-2]), int(like.shape[-1]))
-    return interpolate(map_disparity(expected_position(teacher_prob)), size=size, mode="bilinear", align_corners=False)
+    return interpolate(
+        binning.disparity(expected_position(teacher_prob)), size=size, mode="bilinear", align_corners=False
+    )
 
 
-def lidar_frame(fit: LidarFit, centers_m: Float[Tensor, "B V K"]) -> Float[Tensor, "B V K"]:
+def lidar_frame(fit: LidarFit, centers_m: Float[Tensor, "B V K"], binning: Binning) -> Float[Tensor, "B V K"]:
     """Where LiDAR says that the teacher's bins lie among the student's centres, for `move_bins`; without gradient.
 
     Bin position b_k is the relative disparity x(b_k), which the fit puts at m_k metres. Scale and shift come from
     LiDAR, so the sky goes to the farthest bin though no return says so.
     """
     with torch.no_grad():
-        disparity = map_disparity(positions(centers_m.shape[-1], centers_m)).expand_as(centers_m)
+        disparity = binning.disparity(positions(centers_m.shape[-1], centers_m)).expand_as(centers_m)
         return position_among(fit.depth_m(disparity), centers_m)
 
 

@@ -21,6 +21,7 @@ from data_cache.errors import SurroundError
 from data_cache.files import write_atomically, write_error
 from data_cache.reader import CacheReader
 from stages.augment import jitter_colours, mirror, thin_lidar
+from stages.binning import Binning, stored_binning
 from stages.checkpoint import Lineage, architecture, load_state, save_state, save_student
 from stages.devices import autocast, place, require_known, resolve_device, resolve_precision
 from stages.distill import Learner, loss_terms
@@ -163,6 +164,7 @@ def train_student(
     device = resolve_device(spec.device)
     precision = resolve_precision(spec.precision, device)
     learner = _learner(student, reader, loss_spec)
+    binning = stored_binning(student.bins, reader.identity.bin_knots)
     place(learner, device)
     # Not fused: fused steps do not repeat to the byte after a resume.
     optimizer = torch.optim.AdamW(learner.parameters(), spec.learning_rate, weight_decay=spec.weight_decay)
@@ -197,7 +199,7 @@ def train_student(
                 raise Preempted(f"stopped after step {step} of {spec.steps}; the state is saved in {folder}")
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, spec)
-            terms = _step(learner, optimizer, rigs, step, spec, loss_spec, depth_range_m, device, precision)
+            terms = _step(learner, binning, optimizer, rigs, step, spec, loss_spec, depth_range_m, device, precision)
             done = step + 1
             if done % LOG_EVERY == 0 or done == spec.steps:
                 values = _values(terms)
@@ -249,6 +251,7 @@ def _values(terms: LossTerms) -> dict[str, float]:
 
 def _step(
     learner: Learner,
+    binning: Binning,
     optimizer: torch.optim.Optimizer,
     rigs: CachedRigs,
     step: int,
@@ -266,7 +269,7 @@ def _step(
     image = rigs.image.float() / 255
     if spec.jitter:
         image = torch.stack([jitter_colours(rig, generator) for rig in image])
-    terms = loss_terms(learner, rigs, image.to(device), loss_spec, depth_range_m, device, precision)
+    terms = loss_terms(learner, binning, rigs, image.to(device), loss_spec, depth_range_m, device, precision)
     total = weighted_sum(terms, loss_spec)
     if not torch.isfinite(total):
         raise TrainingError(

@@ -88,7 +88,8 @@ def test_a_second_run_trains_nothing_and_a_lost_row_is_done_again_to_the_same_nu
     (result,) = lost.glob("measured-*.json")
     (cell,) = [cell for cell in plan_cells(load_recipe(str(recipe)), RunFolder(run)) if cell.result == result]
     before = json.loads(result.read_text())["metrics"]
-    for damage in ("", '{"row": "KL", "metr', '{"row": "KL", "metrics": {}}'):
+    odd = json.dumps(json.loads(result.read_text()) | {"metrics": {"abs_rel": "x"}})
+    for damage in ("", '{"row": "KL", "metr', '{"row": "KL", "metrics": {}}', odd):
         result.write_text(damage)
         assert cell.outcome() is None
     code, text = surround("ablate", recipe, "--run", run)
@@ -147,7 +148,7 @@ def test_a_killed_worker_is_a_clear_error_and_its_student_goes_on_later(run, rec
     arguments = ("ablate", recipe, "--run", run, "--set", "train_student.steps=300", "--set", "ablate.seeds=[2]")
     command = Command(tmp_path / "log", *arguments, "--jobs", "1")
     wait_for(lambda: list((run / "ablate").glob("*-seed2-*/student/log.jsonl")), command)
-    (worker,) = [pid for pid in children(command.process.pid) if b"spawn_main" in cmdline(pid)]
+    (worker,) = workers(command)
     os.kill(worker, signal.SIGKILL)
     assert command.process.wait(60) == 1, command.output
     assert "was killed, perhaps for want of memory" in command.output
@@ -176,6 +177,11 @@ def test_students_train_in_two_processes_and_one_that_fails_does_not_stop_the_ot
     code, text = surround("ablate", recipe, "--run", run, *settings, "--jobs", 2)
     assert (code, "1 of 3 students failed" in text, "loss is not finite" in text) == (1, True, True), text
     assert len(list((run / "ablate").glob("*-seed6-*/measured-*.json"))) == 2
+    assert "| KL         |  100% |     1 |" in text
+    assert [(s["row"], s["seed"]) for s in json.loads((run / "ablate/table.json").read_text())["students"]] == [
+        ("supervised", 6),
+        ("KL", 6),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -183,7 +189,7 @@ def test_students_train_in_two_processes_and_one_that_fails_does_not_stop_the_ot
     [
         ('ablate.rows.tokens=["losses.feature=1.0"]', 1, "teacher_cache.tokens = true"),
         ('ablate.rows.odd=["losses.kl"]', 2, "row 'odd'"),
-        ('ablate.rows.supervised=["losses.kl=1.0"]', 2, "takes no loss of its own"),
+        ('ablate.rows.supervised=["losses.kl=1.0"]', 2, "takes no overrides"),
         ("ablate.measure=selection", 2, "names no data.selection"),
         ("losses.supervised=0.0", 2, "every row starts from the supervised loss alone"),
         ("bins.prob_stride=4", 1, "prob_size"),
@@ -224,17 +230,30 @@ def test_no_worker_outlives_a_killed_parent_and_its_student_is_saved(run, recipe
     arguments = ("ablate", recipe, "--run", run, "--set", "train_student.steps=4000", "--set", "ablate.seeds=[3]")
     command = Command(tmp_path / "log", *arguments, "--jobs", "1")
     wait_for(lambda: list((run / "ablate").glob("*-seed3-*/student/log.jsonl")), command)
-    (worker,) = [pid for pid in children(command.process.pid) if b"spawn_main" in cmdline(pid)]
+    (worker,) = workers(command)
     command.process.kill()
     command.process.wait()
     wait_for(lambda: not Path(f"/proc/{worker}").exists())
     assert list((run / "ablate").glob("*-seed3-*/student/state.safetensors"))
 
 
+def test_a_worker_whose_parent_is_killed_while_it_starts_trains_nothing(run, recipe, tmp_path):
+    command = Command(tmp_path / "log", "ablate", recipe, "--run", run, "--set", "ablate.seeds=[8]", "--jobs", "1")
+    wait_for(lambda: workers(command), command)
+    (worker,) = workers(command)
+    command.process.kill()
+    command.process.wait()
+    wait_for(lambda: not Path(f"/proc/{worker}").exists())
+
+
+def workers(command: Command) -> list[int]:
+    return [pid for pid in children(command.process.pid) if b"spawn_main" in cmdline(pid)]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_whole_group_while_workers_start_is_a_stop(run, recipe, tmp_path, number):
     command = Command(tmp_path / "log", "ablate", recipe, "--run", run, "--set", "ablate.seeds=[5]", "--jobs", "1")
-    wait_for(lambda: [pid for pid in children(command.process.pid) if b"spawn_main" in cmdline(pid)], command)
+    wait_for(lambda: workers(command), command)
     command.signal(number, group=True)
     assert command.process.wait(60) == 75, command.output
     assert "Traceback" not in command.output

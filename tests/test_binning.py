@@ -34,6 +34,7 @@ def test_a_fitted_map_bends_the_closed_form_by_hand():
         bend(torch.tensor([0.0, 1 / 3, 0.5, 0.9, 1.0]), KNOTS), torch.tensor([0.0, 0.1, 0.25, 0.82, 1.0])
     )
     assert torch.equal(bent, bend(u, KNOTS))
+    torch.testing.assert_close(binning.disparity(bent), AffineBinning().disparity(u), rtol=1e-4, atol=1e-5)
     order = u.flatten().argsort()
     assert (bent.flatten()[order].diff() >= 0).all()
     torch.testing.assert_close(binning(3 * d + 7, (6, 8)), bent, rtol=0, atol=1e-4)

@@ -8,6 +8,7 @@ from torch.nn.functional import interpolate
 
 from data_cache.dataset import CachedRigs, collate
 from stages.augment import thin_lidar
+from stages.binning import AffineBinning
 from stages.bins import BinSpec, decode, expected_position, move_bins, student_frame
 from stages.distill import Learner, loss_terms
 from stages.lidar_frame import fit_to_lidar, lidar_frame, teacher_disparity
@@ -34,7 +35,7 @@ def learner(token_channels: int = 4) -> Learner:
 
 def terms(spec: LossSpec, batch: CachedRigs | None = None, model: Learner | None = None) -> LossTerms:
     batch = batch or rigs()
-    return loss_terms(model or learner(), batch, batch.image.float() / 255, spec, RANGE_M, CPU, "fp32")
+    return loss_terms(model or learner(), AffineBinning(), batch, batch.image.float() / 255, spec, RANGE_M, CPU, "fp32")
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(LossTerms) if field.name != "photometric"])
@@ -78,9 +79,9 @@ def test_the_frame_says_how_the_teachers_bins_are_read():
         literal = bin_kl(teacher, out.logit, batch.view_valid)
         aligned = move_bins(teacher, student_frame(teacher, out.logit.softmax(2)))
         own = bin_kl(aligned, out.logit, batch.view_valid)
-        fit = fit_to_lidar(teacher, batch.lidar_depth_m)
+        fit = fit_to_lidar(teacher, batch.lidar_depth_m, AffineBinning())
         assert fit.fitted[:, :2].tolist() == [[True, False]] * 2
-        moved = move_bins(teacher, lidar_frame(fit, out.centers_m))
+        moved = move_bins(teacher, lidar_frame(fit, out.centers_m, AffineBinning()))
         moved[:, 1] = aligned[:, 1]
         lidar = bin_kl(moved, out.logit, batch.view_valid)
         assert min((literal - own).abs(), (literal - lidar).abs(), (own - lidar).abs()) > 0.01
@@ -91,10 +92,10 @@ def test_the_frame_says_how_the_teachers_bins_are_read():
 def test_the_output_baseline_takes_the_teacher_no_farther_than_the_range():
     """LiDAR on the nearer half says 1/depth = 0.2 x - 0.05: negative where the teacher sees least disparity."""
     batch, model = rigs(), learner().eval()
-    x = teacher_disparity(decode(batch.bins, BINS), batch.lidar_depth_m)
+    x = teacher_disparity(decode(batch.bins, BINS), batch.lidar_depth_m, AffineBinning())
     near = (x > 0.5) & batch.view_valid[..., None, None]
     batch = replace(batch, lidar_depth_m=torch.where(near, 1 / (0.2 * x - 0.05), 0.0))
-    fit = fit_to_lidar(decode(batch.bins, BINS), batch.lidar_depth_m)
+    fit = fit_to_lidar(decode(batch.bins, BINS), batch.lidar_depth_m, AffineBinning())
     assert torch.equal(fit.fitted, batch.view_valid)
     assert fit.depth_m(x)[batch.view_valid].max() > 900
     with torch.no_grad():

@@ -12,6 +12,7 @@ from data_cache.dataset import CachedFrames, collate
 from data_cache.reader import CacheReader
 from data_cache.schema import ENCODINGS
 from stages import train_student as module
+from stages.binning import AffineBinning
 from stages.bins import BinSpec
 from stages.checkpoint import CheckpointError, load_student
 from stages.distill import Learner, loss_terms
@@ -136,7 +137,7 @@ def test_every_encoding_says_the_same_and_a_missing_camera_says_nothing(encoded)
     def terms(encoding: str, **changes) -> torch.Tensor:
         frames = CachedFrames(CacheReader(encoded[encoding]), ["d/0", "d/1"])
         rigs = replace(collate([frames[0], frames[1]]), **changes)
-        t = loss_terms(Learner(student), rigs, rigs.image.float() / 255, weights, RANGE_M, cpu, "fp32")
+        t = loss_terms(Learner(student), AffineBinning(), rigs, rigs.image.float() / 255, weights, RANGE_M, cpu, "fp32")
         return torch.stack([t.kl, t.cross])
 
     with torch.no_grad():

@@ -14,6 +14,7 @@ from data_cache.dataset import CachedFrames
 from data_cache.reader import CacheReader
 from data_cache.schema import map_arrays
 from pipeline.config import load_recipe
+from stages.binning import stored_binning
 from stages.bins import decode
 from stages.checkpoint import load_student
 from stages.consistency import overlap_consistency
@@ -32,13 +33,14 @@ def test_bench_fitted_teacher(capsys):
     near_m, far_m = recipe.student.near_m, recipe.student.far_m
     reader = CacheReader(Path(folder) / "cache")
     rigs = CachedFrames(reader, reader.frames.train[:FRAMES])
+    binning = stored_binning(recipe.bins, reader.identity.bin_knots)
     poses = [reader.read(frame_id).world_from_cam for frame_id in rigs.frame_ids]
 
     def fitted(i: int) -> np.ndarray:
         prob = decode(map_arrays(lambda x: x[None], rigs[i].bins), recipe.bins)
         lidar_m = rigs[i].lidar_depth_m[None]
-        fit = fit_to_lidar(prob, torch.where((lidar_m > near_m) & (lidar_m < far_m), lidar_m, 0.0))
-        return fit.depth_m(teacher_disparity(prob, lidar_m))[0].clamp(near_m, far_m).numpy()
+        fit = fit_to_lidar(prob, torch.where((lidar_m > near_m) & (lidar_m < far_m), lidar_m, 0.0), binning)
+        return fit.depth_m(teacher_disparity(prob, lidar_m, binning))[0].clamp(near_m, far_m).numpy()
 
     def line(name: str, depths_m: list[np.ndarray]) -> str:
         errors, overlaps = [], []
@@ -50,8 +52,9 @@ def test_bench_fitted_teacher(capsys):
             for pair in ([i, j] for k in range(V) for i, j in ((k, (k + 1) % V), ((k + 1) % V, k))):
                 overlaps.append(overlap_consistency(depth_m[pair], K_px[pair], world_from_cam[pair]))
         seen = [overlap for overlap in overlaps if overlap is not None]
+        pixels = sum(o.pixels for o in seen)
         overlap = np.average([o.abs_rel for o in seen], weights=[o.pixels for o in seen])
-        return f"{name:44s} AbsRel at LiDAR {np.mean(errors):.3f}, overlap {overlap:.3f}"
+        return f"{name:44s} AbsRel at LiDAR {np.mean(errors):.3f}, overlap {overlap:.3f} over {pixels:,} pixels"
 
     lines = [line("teacher, fitted to the LiDAR of each image", [fitted(i) for i in range(len(rigs))])]
     for path in sorted(Path(folder).glob("ablate/*/student/last.safetensors")):
