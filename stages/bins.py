@@ -21,7 +21,9 @@ DEFINITION = f"affine-invariant log map: a={LOG_CURVATURE:g}, quantiles {LOW_QUA
 MAP_LEVELS = 65535
 """The closed_form encoding stores u in this many steps: at most 5e-4 of a bin off for K = 64."""
 TAIL_SIGMAS = 5.3
-"""Decoding leaves out bins farther than this from K u - 1/2: less than 1e-6 of the mass of a normal distribution."""
+"""Decoding leaves out bins farther than this from K u - 1/2: less than 2e-6 of the mass.
+
+Most is lost at sigma = 0.283 halfway between two bins: exp(-(1.5^2 - 0.5^2) / (2 sigma^2)) / 2 = 1.9e-6."""
 STRATEGIES = ("affine", "fitted", "metric")
 """How a teacher's map becomes u: stages/binning.py has a class for each."""
 TEACHER_FIELDS = ("encoding", "window", "strategy", "fit_frames", "metric_range_m")
