@@ -73,8 +73,9 @@ class Cell:
             return None
         if not isinstance(content, dict) or not content.keys() >= _RESULT_FIELDS:
             return None
-        values = content["metrics"].values() if isinstance(content["metrics"], dict) else [""]
-        return content if all(isinstance(value, float | int | None) for value in values) else None
+        metrics = content["metrics"]
+        whole = isinstance(metrics, dict) and all(isinstance(value, float | int | None) for value in metrics.values())
+        return content if whole else None
 
 
 def plan_cells(recipe: Recipe, folder: RunFolder) -> list[Cell]:
