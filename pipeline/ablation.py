@@ -29,6 +29,14 @@ ROWS: Mapping[str, tuple[str, ...]] = {
         "losses.completion=1.0",
         "losses.photometric=1.0",
     ),
+    "agreement": ("losses.agreement=1.0",),
+    "KL + VRKD + completion + photometric + agreement": (
+        "losses.kl=0.3",
+        "losses.relation=1.0",
+        "losses.completion=1.0",
+        "losses.photometric=1.0",
+        "losses.agreement=1.0",
+    ),
     "supervised, views alone": ("student.attention_width=0",),
 }
 """Overrides of each row. A row starts from the recipe with every loss but the supervised one at 0."""

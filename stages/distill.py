@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from data_cache.dataset import CachedRigs
 from data_cache.schema import map_arrays
 from stages import losses
+from stages.agreement import agreement_loss
 from stages.binning import Binning
 from stages.bins import decode, expected_position, move_bins, student_frame
 from stages.completion import densify
@@ -105,6 +106,7 @@ def loss_terms(
         ),
         completion=term(spec.completion, completion),
         photometric=term(spec.photometric, lambda: photometric_loss(out.depth_m, rigs)),
+        agreement=term(spec.agreement, lambda: agreement_loss(out.depth_m, rigs)),
     )
 
 

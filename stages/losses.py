@@ -26,6 +26,7 @@ class LossTerms:
     all_relation: Float[Tensor, ""] | None = None
     completion: Float[Tensor, ""] | None = None
     photometric: Float[Tensor, ""] | None = None
+    agreement: Float[Tensor, ""] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,7 @@ class LossSpec:
         all_relation: baseline, relations of all pairs of views, each with itself, too (`teacher_cache.tokens`).
         completion: depth against LiDAR that the teacher's map has spread to its neighbourhood (stages/completion.py).
         photometric: colours of neighbouring views and of the same camera a moment before (stages/photometric.py).
+        agreement: depths of ring neighbours where they see the same surface (stages/agreement.py).
         completion_radius_px: as far as LiDAR is spread; take the distance between its rings.
         frame: how `kl` and `cross` read the teacher's bins: where LiDAR says they lie among the student's centres
             (lidar, stages/lidar_frame.py), with the student's own mean and spread (student, stages/bins.py,
@@ -59,6 +61,7 @@ class LossSpec:
     all_relation: float = 0.0
     completion: float = 1.0
     photometric: float = 1.0
+    agreement: float = 0.0
     completion_radius_px: int = 3
     frame: str = "lidar"
 

@@ -1,52 +1,16 @@
 """Photometric consistency: a surface looks the same to two cameras, and to one camera at two moments."""
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn.functional import grid_sample, max_pool2d, pad
+from torch.nn.functional import max_pool2d, pad
 
-from data_cache.dataset import CachedRigs, CachedViews
+from data_cache.dataset import CachedRigs
+from stages.reprojection import Cameras, images_in_a_row, in_a_row, neighbour_steps, reproject, sample
 
 SSIM_SHARE = 0.85
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
-MIN_DEPTH_M = 0.1
 MAX_GAIN = 2.0
-
-
-def warp(
-    source_image: Float[Tensor, "N 3 H W"],
-    depth_m: Float[Tensor, "N H W"],
-    K_target: Float[Tensor, "N 3 3"],
-    K_source: Float[Tensor, "N 3 3"],
-    source_from_target: Float[Tensor, "N 4 4"],
-) -> tuple[Float[Tensor, "N 3 H W"], Bool[Tensor, "N H W"]]:
-    """Source images as the targets would see them, were their depths right (bilinear; Jaderberg et al. 2015).
-
-    Args:
-        source_image: where colours are taken from.
-        depth_m: z of the target's pixels in metres.
-        K_target, K_source: intrinsics in pixels of these images, pixel centres at half-integers.
-        source_from_target: poses of the target cameras in the source cameras.
-
-    Returns:
-        The warped images and which of their pixels are true: the point lies ahead of the source camera and inside its
-        image. The others have colours from its border.
-    """
-    height, width = depth_m.shape[-2:]
-    v, u = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
-    pixels = torch.stack([u, v, torch.ones_like(u)]).flatten(1).to(depth_m)
-    rays = K_source @ source_from_target[:, :3, :3] @ torch.linalg.inv(K_target) @ pixels
-    points = rays * depth_m.flatten(1)[:, None] + K_source @ source_from_target[:, :3, 3:]
-    x, y, z = points.unflatten(-1, (height, width)).unbind(1)
-    ahead = z > MIN_DEPTH_M
-    z = torch.where(ahead, z, 1.0)
-    u, v = x / z, y / z
-    seen = ahead & (u >= 0) & (u <= width) & (v >= 0) & (v <= height)
-    # -1 and 1 are the outer edges of the border pixels: what half-integer pixel centres make of 0 and W.
-    grid = torch.stack([2 * u / width - 1, 2 * v / height - 1], dim=-1)
-    return grid_sample(source_image, grid, padding_mode="border", align_corners=False), seen
 
 
 def photometric_error(target: Float[Tensor, "N 3 H W"], warped: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N H W"]:
@@ -103,18 +67,19 @@ def photometric_loss(depth_m: Float[Tensor, "B V H W"], rigs: CachedRigs) -> Flo
         depth_m: predictions in metres, > 0; the gradient flows to them alone.
         rigs: on any device; images, cameras and neighbours are used.
     """
-    depths_m, view_count = depth_m.flatten(0, 1), depth_m.shape[1]
-    target = _images(rigs, depth_m)
+    depths_m = depth_m.flatten(0, 1)
+    target, rgb = in_a_row(rigs, depth_m), images_in_a_row(rigs, depth_m)
     found = []
-    for step in (1, -1)[: view_count - 1]:  # with two views both neighbours are the same
-        warped, seen = _reproject(depths_m, target, _images(rigs, depth_m, step))
-        error = photometric_error(target.rgb, match_exposure(warped, target.rgb, seen))
+    for step in neighbour_steps(depth_m.shape[1]):
+        source, other = in_a_row(rigs, depth_m, step), images_in_a_row(rigs, depth_m, step)
+        warped, seen = _warp(other, depths_m, target, source)
+        error = photometric_error(rgb, match_exposure(warped, rgb, seen))
         found.append((error, _whole_windows(seen)))
     if rigs.neighbour is not None:
-        source = _images(rigs.neighbour, depth_m)
-        warped, seen = _reproject(depths_m, target, source)
-        error = photometric_error(target.rgb, warped)
-        found.append((error, _whole_windows(seen) & (error < photometric_error(target.rgb, source.rgb))))
+        source, other = in_a_row(rigs.neighbour, depth_m), images_in_a_row(rigs.neighbour, depth_m)
+        warped, seen = _warp(other, depths_m, target, source)
+        error = photometric_error(rgb, warped)
+        found.append((error, _whole_windows(seen) & (error < photometric_error(rgb, other))))
     if not found:
         return depth_m.sum() * 0
     lowest = torch.stack([torch.where(seen, error, torch.inf) for error, seen in found]).amin(0)
@@ -122,30 +87,12 @@ def photometric_loss(depth_m: Float[Tensor, "B V H W"], rigs: CachedRigs) -> Flo
     return torch.where(used, lowest, 0.0).sum() / used.sum().clamp(min=1)
 
 
-@dataclass(frozen=True, eq=False)
-class _Images:
-    """Views of all rigs in one row, on the device and of the type of the predictions."""
-
-    rgb: Float[Tensor, "N 3 H W"]
-    K_px: Float[Tensor, "N 3 3"]
-    rig_from_cam: Float[Tensor, "N 4 4"]
-    valid: Bool[Tensor, " N"]
-
-
-def _images(views: CachedViews, like: Tensor, step: int = 0) -> _Images:
-    """In each place the view that is `step` places further in the ring."""
-    rgb, K_px, rig_from_cam = (
-        tensor.roll(-step, 1).flatten(0, 1).to(like) for tensor in (views.image, views.intrinsics, views.rig_from_cam)
-    )
-    return _Images(rgb / 255, K_px, rig_from_cam, views.view_valid.roll(-step, 1).flatten().to(like.device))
-
-
-def _reproject(
-    depth_m: Float[Tensor, "N H W"], target: _Images, source: _Images
+def _warp(
+    source_rgb: Float[Tensor, "N 3 H W"], depth_m: Float[Tensor, "N H W"], target: Cameras, source: Cameras
 ) -> tuple[Float[Tensor, "N 3 H W"], Bool[Tensor, "N H W"]]:
-    source_from_target = torch.linalg.solve(source.rig_from_cam, target.rig_from_cam)
-    warped, seen = warp(source.rgb, depth_m, target.K_px, source.K_px, source_from_target)
-    return warped, seen & (target.valid & source.valid)[:, None, None]
+    """Source images as the targets would see them, were their depths right, and which of their pixels are true."""
+    landed = reproject(depth_m, target, source)
+    return sample(source_rgb, landed), landed.seen
 
 
 def _whole_windows(seen: Bool[Tensor, "N H W"]) -> Bool[Tensor, "N H W"]:

@@ -17,6 +17,7 @@ from stages.student.model import Student
 
 BINS = BinSpec(count=16, prob_stride=4)
 CPU = torch.device("cpu")
+BETWEEN_CAMERAS = ("photometric", "agreement")
 NOTHING = {field.name: 0.0 for field in fields(LossTerms)}
 
 
@@ -38,7 +39,7 @@ def terms(spec: LossSpec, batch: CachedRigs | None = None, model: Learner | None
     return loss_terms(model or learner(), AffineBinning(), batch, batch.image.float() / 255, spec, RANGE_M, CPU, "fp32")
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(LossTerms) if field.name != "photometric"])
+@pytest.mark.parametrize("name", [field.name for field in fields(LossTerms) if field.name not in BETWEEN_CAMERAS])
 def test_each_term_is_computed_alone_and_teaches_the_student(name):
     model = learner()
     found = terms(LossSpec(**(NOTHING | {name: 1.0})), model=model)
@@ -129,6 +130,18 @@ def test_the_photometric_term_reaches_the_student_through_the_neighbour_in_time(
     assert found.photometric is not None
     assert found.photometric > 0
     found.photometric.backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.student.parameters())
+
+
+def test_the_agreement_term_reaches_the_student_through_cameras_that_see_the_same():
+    model, batch = learner(), rigs()
+    for name in ("intrinsics", "rig_from_cam"):
+        cameras = getattr(batch, name)
+        batch = replace(batch, **{name: cameras[:, :1].expand_as(cameras)})
+    found = terms(LossSpec(**(NOTHING | {"agreement": 1.0})), batch, model)
+    assert found.agreement is not None
+    assert found.agreement > 0
+    found.agreement.backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.student.parameters())
 
 

@@ -3,148 +3,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import interpolate
+from rings import K_PX, batch, place, smooth, surround, views, without
 
 from data_cache.dataset import CachedRigs, CachedViews, collate, single
-from data_cache.geometry import project, resized_intrinsics, unproject
+from data_cache.geometry import resized_intrinsics
 from data_cache.rig import Frame
-from data_cache.schema import ClosedFormBins
 from data_cache.sources.synthetic import SyntheticSource
 from stages.augment import mirror
-from stages.photometric import match_exposure, photometric_error, photometric_loss, warp
+from stages.photometric import match_exposure, photometric_error, photometric_loss
 from stages.resize import resize_rgb
-
-K_PX = torch.tensor([[8.0, 0, 3.25], [0, 4, 1.5], [0, 0, 1]])
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def smooth(*shape: int, seed: int = 0) -> torch.Tensor:
-    """Noise in [0, 1] with a grain of three pixels."""
-    coarse = torch.rand(*shape[:-2], shape[-2] // 3 + 2, shape[-1] // 3 + 2, generator=generator(seed))
-    size = (shape[-2], shape[-1])
-    flat = interpolate(coarse.reshape(-1, 1, *coarse.shape[-2:]), size, mode="bicubic", align_corners=True)
-    return flat.clamp(0, 1).reshape(shape)
-
-
-def place(x_m: float = 0.0, y_m: float = 0.0, z_m: float = 0.0, yaw: float = 0.0) -> torch.Tensor:
-    """Pose of a camera turned to the right by `yaw` radians."""
-    pose = torch.eye(4)
-    c, s = np.cos(yaw), np.sin(yaw)
-    pose[:3] = torch.tensor([[c, 0, s, x_m], [0, 1, 0, y_m], [-s, 0, c, z_m]])
-    return pose
-
-
-def views(rgb: torch.Tensor, intrinsics: torch.Tensor, rig_from_cam: torch.Tensor) -> CachedViews:
-    return CachedViews(
-        image=(rgb * 255).round().to(torch.uint8),
-        intrinsics=intrinsics.expand(len(rgb), 3, 3),
-        rig_from_cam=rig_from_cam,
-        view_valid=torch.ones(len(rgb), dtype=torch.bool),
-    )
-
-
-def batch(now: CachedViews, neighbour: CachedViews | None = None) -> CachedRigs:
-    """A batch of one rig about which LiDAR and teacher say nothing."""
-    V, _, H, W = now.image.shape
-    rig = CachedRigs(
-        **vars(now),
-        frame_ids=("d/0",),
-        lidar_depth_m=torch.zeros(V, H, W),
-        bins=ClosedFormBins(torch.zeros(V, 1, 1, dtype=torch.int32)),
-        relation=torch.zeros(V, 60, 60),
-        tokens=torch.zeros(V, 60, 0),
-        neighbour=neighbour,
-    )
-    return collate([rig])
-
-
-def surround(view_count: int = 4, size: tuple[int, int] = (9, 22), *, neighbour: bool = True) -> CachedRigs:
-    """Wide cameras all around that overlap, pictures of noise, a neighbour half a metre further on."""
-    H, W = size
-    yaw = [2 * np.pi * i / view_count + 0.05 * i for i in range(view_count)]
-    K = torch.tensor([[0.15 * W, 0, 0.55 * W], [0, 0.2 * W, 0.4 * H], [0, 0, 1]]).repeat(view_count, 1, 1)
-    K[:, 0, 0] += torch.arange(view_count) / 4
-    poses = torch.stack([place(0.3 * np.sin(a), 0.02 * i, 0.3 * np.cos(a), a) for i, a in enumerate(yaw)])
-    moved = poses.clone()
-    moved[:, 2, 3] += 0.5
-    pictures = smooth(2, view_count, 3, H, W, seed=view_count)
-    return batch(views(pictures[0], K, poses), views(pictures[1], K, moved) if neighbour else None)
-
-
-def without(rigs: CachedRigs, view: int) -> CachedRigs:
-    valid = rigs.view_valid.clone()
-    valid[:, view] = False
-    return replace(rigs, view_valid=valid)
-
-
-def test_the_identity_gives_the_image_back():
-    image = torch.rand(2, 3, 5, 7, generator=generator())
-    depth_m = 0.5 + 50 * torch.rand(2, 5, 7, generator=generator(1))
-    K = K_PX.repeat(2, 1, 1)
-    warped, seen = warp(image, depth_m, K, K, torch.eye(4).repeat(2, 1, 1))
-    torch.testing.assert_close(warped, image, atol=1e-5, rtol=0)
-    assert seen[:, 1:-1, 1:-1].all()
-
-
-def test_a_wall_seen_from_the_side_by_hand():
-    """A wall 4 m ahead, fx 8, fy 4, the source 1 m to the right and 1 m above.
-
-    A point falls 8 * 1 / 4 = 2 pixels further left and 4 * 1 / 4 = 1 pixel lower there. A quarter of the way is half a
-    pixel to the left: the mean of two columns.
-    """
-    image = torch.rand(1, 3, 4, 7, generator=generator())
-    depth_m, K = torch.full((1, 4, 7), 4.0), K_PX[None]
-    warped, seen = warp(image, depth_m, K, K, place(1, -1).inverse()[None])
-    torch.testing.assert_close(warped[..., :3, 2:], image[..., 1:, :5], atol=1e-5, rtol=0)
-    assert seen[0].tolist() == [[False] * 2 + [True] * 5] * 3 + [[False] * 7]
-    warped, _ = warp(image, depth_m, K, K, place(0.25).inverse()[None])
-    torch.testing.assert_close(warped[..., 1:], (image[..., 1:] + image[..., :-1]) / 2, atol=1e-5, rtol=0)
-
-
-def test_another_lens_turned_upside_down_by_hand():
-    """Target: fx 8, cx 3, fy 4, cy 1.5. Source, rolled by 180 degrees: fx 16, cx 2.5, fy 4, cy 2.5.
-
-    u becomes 2.5 - 2 (u - 3): the centre 2.5 of column 2 falls on 3.5, that of column 3 on 1.5, others outside. v
-    becomes 4 - v: row 0 shows row 3 and row 2 shows row 1, row 3 shows row 0.
-    """
-    image = torch.rand(1, 3, 4, 5, generator=generator())
-    K_target = torch.tensor([[[8.0, 0, 3], [0, 4, 1.5], [0, 0, 1]]])
-    K_source = torch.tensor([[[16.0, 0, 2.5], [0, 4, 2.5], [0, 0, 1]]])
-    warped, seen = warp(image, torch.full((1, 4, 5), 7.0), K_target, K_source, torch.diag(torch.tensor([-1.0, -1, 1, 1]))[None])  # fmt: skip # noqa: E501
-    assert seen[0].tolist() == [[False, False, True, True, False]] * 4
-    torch.testing.assert_close(warped[..., 2], image[..., 3].flip(-1), atol=1e-5, rtol=0)
-    torch.testing.assert_close(warped[..., 3], image[..., 1].flip(-1), atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_colours_come_from_where_the_geometry_module_projects_to(seed):
-    """Red and green of the source are u and v: the warped image says where each of its pixels came from."""
-    size = (H, W) = (20, 30)
-    K_source = torch.tensor([[22.0, 0.3, 13], [0, 25, 9], [0, 0, 1]])
-    K_target = torch.tensor([[19.0, -0.2, 16], [0, 17, 11], [0, 0, 1]])
-    depth_m = 3 + 5 * smooth(1, H, W, seed=seed)
-    pose = place(0.4, -0.2, 0.3 * (-1) ** seed, 0.2 * seed - 0.3)
-    v, u = torch.meshgrid(torch.arange(H) + 0.5, torch.arange(W) + 0.5, indexing="ij")
-    image = torch.stack([u, v, torch.zeros_like(u)])[None]
-    warped, seen = warp(image, depth_m, K_target[None], K_source[None], pose.inverse()[None])
-    points = unproject(depth_m[0].double().numpy(), K_target.double().numpy()).reshape(-1, 3)
-    projected = project(points, np.linalg.inv(pose.double().numpy()), K_source.double().numpy(), size)
-    assert 100 < len(projected.index) < H * W
-    assert seen.flatten().nonzero().flatten().tolist() == projected.index.tolist()
-    u_px, v_px = projected.u_px.clip(0.5, W - 0.5), projected.v_px.clip(0.5, H - 0.5)
-    np.testing.assert_allclose(warped[0, 0].flatten()[projected.index], u_px, atol=1e-3)
-    np.testing.assert_allclose(warped[0, 1].flatten()[projected.index], v_px, atol=1e-3)
-
-
-def test_what_lies_behind_the_source_is_not_seen():
-    image, depth_m = smooth(1, 3, 4, 7), torch.full((1, 4, 7), 4.0)
-    depth_m[0, 1, 3] = 5
-    warped, seen = warp(image, depth_m, K_PX[None], K_PX[None], place(z_m=4.0).inverse()[None])
-    assert seen[0].nonzero().tolist() == [[1, 3]]
-    assert warped.isfinite().all()
 
 
 def test_the_error_of_two_plain_images_by_hand():
