@@ -63,6 +63,10 @@ class CachedRigs(CachedViews):
         """Focal length fx of each view; 1 for missing cameras, which keeps their meaningless depths finite."""
         return self.intrinsics[..., 0, 0]
 
+    def pin_memory(self) -> "CachedRigs":
+        """The rigs in memory from which a GPU copies by itself; the loader calls it."""
+        return map_rigs(Tensor.pin_memory, self)
+
 
 class CachedFrames(Dataset[CachedRigs]):
     """Frames of a cache by position in `frame_ids`."""
@@ -168,16 +172,25 @@ def _tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(array.astype(np.int32) if array.dtype == np.uint16 else array)
 
 
-def batches(dataset: CachedFrames, order: Sequence[list[int]], workers: int) -> Iterator[CachedRigs]:
+def batches(
+    dataset: CachedFrames, order: Sequence[list[int]], workers: int, *, pin_memory: bool = False
+) -> Iterator[CachedRigs]:
     """Batches in the given order of positions; the order does not depend on the number of workers.
 
     Workers are spawned, never forked: forked ones deadlock with some codecs once the parent has read.
+
+    Args:
+        dataset: the frames.
+        order: positions of each batch.
+        workers: processes that read ahead; 0 to read in this one.
+        pin_memory: hand them over in pinned memory, for a GPU.
     """
     loader = DataLoader(
         dataset,
         batch_sampler=order,
         num_workers=workers,
         collate_fn=collate,
+        pin_memory=pin_memory,
         multiprocessing_context="spawn" if workers else None,
     )
     return iter(loader)

@@ -20,7 +20,7 @@ from stages.evaluate import EvaluateSpec
 from stages.losses import LossSpec
 from stages.student.model import StudentSpec
 from stages.teacher_cache import TeacherCacheSpec
-from stages.train_student import TrainStudentSpec
+from stages.train_spec import TrainStudentSpec
 
 T = TypeVar("T")
 SUFFIX = ".toml"

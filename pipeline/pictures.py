@@ -1,4 +1,4 @@
-"""Pictures of depth for people: one colour scale, LiDAR points large enough to see, images that fit into a web page."""
+"""Pictures of depth for people: LiDAR points large enough to see, images that fit into a web page."""
 
 import base64
 import io
@@ -7,42 +7,19 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from matplotlib import colormaps
 from PIL import Image
 
+from stages.colours import DepthScale, colour_depth
 from stages.resize import resize_rgb
 
 PANEL_WIDTH_PX = 400
 POINT_RADIUS_PX = 1
 
-# The outermost colours of turbo are so dark that far points would vanish on the darkened image.
-COLOURS = colormaps["turbo"]
-FAR_COLOUR, NEAR_COLOUR = 0.06, 0.94
-NO_DEPTH_RGB = (128, 128, 128)
 BACKDROP_BRIGHTNESS = 0.3
 WEBP_QUALITY = 82
 
-# A car sees nothing nearer than this; spending colours on it would leave half of them for the street.
-NEAREST_COLOUR_M = 1.0
 TICK_STEPS = (1, 2, 5)
 TICK_GAP = 0.05
-
-
-@dataclass(frozen=True)
-class DepthScale:
-    """The one mapping from metres to colour, logarithmic: near is warm, far is cold.
-
-    Attributes:
-        near_m, far_m: where the colours begin and end; what lies outside has the colour of that end.
-    """
-
-    near_m: float
-    far_m: float
-
-    def fraction(self, depth_m: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-        """0 at the near end, 1 at the far end, equal steps for equal ratios. Depths must be > 0."""
-        inside = np.clip(depth_m, self.near_m, self.far_m, dtype=np.float64)
-        return np.asarray(np.log(inside / self.near_m) / math.log(self.far_m / self.near_m))
 
 
 @dataclass(frozen=True)
@@ -58,12 +35,6 @@ class Tick:
     label: str
 
 
-def depth_scale(range_m: tuple[float, float]) -> DepthScale:
-    """The scale for depths of a protocol's range; the first metre shares one colour."""
-    near_m, far_m = range_m
-    return DepthScale(NEAREST_COLOUR_M if near_m < NEAREST_COLOUR_M < far_m else near_m, far_m)
-
-
 def scale_ticks(scale: DepthScale, range_m: tuple[float, float]) -> tuple[Tick, ...]:
     """Labels at both ends and at the round numbers between them; the near end says whether nearer depths share it."""
     decades = range(math.floor(math.log10(scale.near_m)), math.ceil(math.log10(scale.far_m)) + 1)
@@ -73,14 +44,6 @@ def scale_ticks(scale: DepthScale, range_m: tuple[float, float]) -> tuple[Tick, 
         if TICK_GAP < fraction < 1 - TICK_GAP:
             ticks.append(Tick(fraction, f"{round_m:g}"))
     return (*ticks, Tick(1.0, f"{scale.far_m:g}"))
-
-
-def colour_depth(depth_m: Float[np.ndarray, "H W"], scale: DepthScale) -> UInt8[np.ndarray, "H W 3"]:
-    """Colour a depth map; pixels without a depth (0, negative, not finite) are grey, which the scale never is."""
-    known = np.isfinite(depth_m) & (depth_m > 0)
-    fraction = scale.fraction(np.where(known, depth_m, scale.far_m))
-    rgb = COLOURS(NEAR_COLOUR + (FAR_COLOUR - NEAR_COLOUR) * fraction, bytes=True)[..., :3]
-    return np.asarray(np.where(known[..., None], rgb, np.array(NO_DEPTH_RGB, np.uint8)))
 
 
 def draw_points(

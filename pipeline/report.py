@@ -12,9 +12,6 @@ from jaxtyping import Float, UInt8
 
 from data_cache.files import count_text, write_atomically
 from pipeline.pictures import (
-    DepthScale,
-    colour_depth,
-    depth_scale,
     draw_points,
     panel_depth,
     panel_image,
@@ -24,6 +21,7 @@ from pipeline.pictures import (
 )
 from pipeline.tables import Table, markdown_table, markdown_text
 from stages.checkpoint import Lineage
+from stages.colours import DepthScale, colour_depth, depth_scale
 from stages.evaluate import EvaluateReport, Evaluation, FramePictures, Latency
 from stages.metrics import DepthErrors
 from stages.regions import EDGE_RADIUS_PX

@@ -45,6 +45,7 @@ from stages.checkpoint import LoadedStudent, load_student
 from stages.devices import place, resolve_device, resolve_precision
 from stages.evaluate import ZERO_SHOT, EvaluateReport, evaluate, require_full_count
 from stages.fit_bins import FittedBins, fit_bins, load_fitted, require_made_with, save_fitted
+from stages.parallel import joined
 from stages.progress import progress_bar
 from stages.student.model import Student
 from stages.teacher_cache import TeacherCacheReport
@@ -189,22 +190,27 @@ def train_recipe(
 ) -> TrainStudentReport:
     """`run_train_student` for a caller that minds the signals itself."""
     reader = CacheReader(cache_location(recipe, folder), expected=decided_identity(recipe))
+    with joined(recipe.train_student.device) as device:
+        return train_student(
+            reader,
+            _new_student(recipe),
+            reader.frames.train,
+            reader.frames.selection,
+            folder.student,
+            recipe.train_student,
+            recipe.losses,
+            recipe.data.depth_range_m,
+            device=device,
+            fresh=fresh,
+            on_accepted=lambda: _keep_recipe(recipe, folder),
+            should_stop=should_stop,
+        )
+
+
+def _new_student(recipe: Recipe) -> Student:
     # The random parts of the student come from the recipe's seed, whatever ran in this process before.
     torch.manual_seed(recipe.train_student.seed)
-    student = Student(recipe.student, recipe.bins, _encoder_weights(recipe))
-    return train_student(
-        reader,
-        student,
-        reader.frames.train,
-        reader.frames.selection,
-        folder.student,
-        recipe.train_student,
-        recipe.losses,
-        recipe.data.depth_range_m,
-        fresh=fresh,
-        on_accepted=lambda: _keep_recipe(recipe, folder),
-        should_stop=should_stop,
-    )
+    return Student(recipe.student, recipe.bins, _encoder_weights(recipe))
 
 
 @dataclass(frozen=True)
@@ -250,7 +256,8 @@ def run_evaluate(recipe: Recipe, folder: RunFolder, *, checkpoint: Path | None =
 
 def own_checkpoint(recipe: Recipe, folder: RunFolder) -> Path:
     """The student of a run that counts: the best on the selection split, where the recipe names one, else the last."""
-    return folder.student / ("best.safetensors" if recipe.data.selection else "last.safetensors")
+    best = recipe.data.selection and recipe.train_student.keep_best
+    return folder.student / ("best.safetensors" if best else "last.safetensors")
 
 
 def frames_to_test(recipe: Recipe, source: Source) -> tuple[str, ...]:

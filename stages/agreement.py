@@ -8,6 +8,7 @@ from torch import Tensor
 
 from data_cache.dataset import CachedRigs
 from stages.consistency import OCCLUSION_RATIO
+from stages.parallel import mean_count
 from stages.reprojection import in_a_row, neighbour_steps, reproject, sample
 
 
@@ -31,4 +32,4 @@ def agreement_loss(depth_m: Float[Tensor, "B V H W"], rigs: CachedRigs) -> Float
         error = (landed.depth_m.log() - other_m.log()).abs().clamp(max=math.log(OCCLUSION_RATIO))
         errors.append(torch.where(landed.seen, error, 0.0).sum())
         pixels.append(landed.seen.sum())
-    return torch.stack(errors).sum() / torch.stack(pixels).sum().clamp(min=1)
+    return torch.stack(errors).sum() / mean_count(torch.stack(pixels).sum())

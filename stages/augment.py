@@ -1,4 +1,4 @@
-"""Augmentation of cached rigs; every random number comes from the generator that is passed."""
+"""Augmentation of cached rigs; stages/schedule.py draws what is random."""
 
 import hashlib
 from dataclasses import replace
@@ -11,8 +11,6 @@ from torch import Tensor
 from data_cache.dataset import CachedRigs, CachedViews
 from data_cache.schema import map_arrays
 from stages.relations import mirror_relations, mirror_tokens
-
-BRIGHTNESS = CONTRAST = 0.2
 
 Views = TypeVar("Views", bound=CachedViews)
 
@@ -41,9 +39,10 @@ def _mirror_views(views: Views) -> Views:
     x: two reflections make a rigid transform again, and relative poses do not depend on the choice of S.
     """
     order = _mirrored_ring(views)
-    intrinsics = views.intrinsics[order] * torch.tensor([[1.0, -1, -1], [1, 1, 1], [1, 1, 1]])
+    signs = torch.tensor([[1.0, -1, -1], [1, 1, 1], [1, 1, 1]])
+    intrinsics = views.intrinsics[order] * signs.to(views.intrinsics)
     intrinsics[:, 0, 2] += views.image.shape[-1]
-    reflection = torch.tensor([-1.0, 1, 1, 1])
+    reflection = torch.tensor([-1.0, 1, 1, 1]).to(views.rig_from_cam)
     return replace(
         views,
         image=views.image[order].flip(-1),
@@ -64,13 +63,11 @@ def thin_lidar(rig: CachedRigs, share: float) -> CachedRigs:
         return rig
     digest = hashlib.sha256(rig.frame_ids[0].encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:4]))
-    kept = torch.rand(rig.lidar_depth_m.shape, generator=generator) < share
+    kept = (torch.rand(rig.lidar_depth_m.shape, generator=generator) < share).to(rig.lidar_depth_m.device)
     return replace(rig, lidar_depth_m=torch.where(kept, rig.lidar_depth_m, 0.0))
 
 
-def jitter_colours(image: Float[Tensor, "V 3 H W"], generator: torch.Generator) -> Float[Tensor, "V 3 H W"]:
-    """Brightness and contrast of RGB in [0, 1], one draw for all views: they look at the same world."""
-    brightness, contrast = 1 + (torch.rand(2, generator=generator) * 2 - 1) * torch.tensor([BRIGHTNESS, CONTRAST])
+def jitter_colours(image: Float[Tensor, "V 3 H W"], brightness: float, contrast: float) -> Float[Tensor, "V 3 H W"]:
+    """Scale contrast, then brightness, of RGB in [0, 1]; all views alike, since they look at the same world."""
     mean = image.mean()
-    jittered: Tensor = (((image - mean) * contrast + mean) * brightness).clamp(0, 1)
-    return jittered
+    return (((image - mean) * contrast + mean) * brightness).clamp(0, 1)

@@ -1,15 +1,15 @@
-"""Checkpoints: safetensors and plain data, no pickles; each is replaced in one step or not at all."""
+"""Checkpoints: safetensors and plain data, no pickles; each is there as a whole or not at all."""
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from data_cache.errors import SurroundError
 from data_cache.files import WriteError, replace_atomically
@@ -17,13 +17,17 @@ from stages.bins import TEACHER_FIELDS, BinSpec
 from stages.student.model import Student, StudentSpec
 
 FORMAT = "surround-student/1"
-STATE_FORMAT = "surround-training-state/2"
+STATE_FORMAT = "surround-training-state/3"
 HEADER = "surround"
-LEARNER = "learner."
+SUFFIX = ".safetensors"
 
 
 class CheckpointError(SurroundError):
     """A checkpoint cannot be read, written or used here."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A file is cut off, or no checkpoint at all."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,10 @@ def load_student(
     Raises:
         CheckpointError: if it is missing, damaged, not a student, or of another architecture (each difference named).
     """
-    tensors, header = _load(path, FORMAT)
+    try:
+        tensors, header = _load(path, FORMAT)
+    except DamagedCheckpointError as error:
+        raise CheckpointError(f"{error}; train again or use another") from error
     try:
         spec = StudentSpec(**_tuples(json.loads(header["student"])))
         bins = BinSpec(**_tuples(json.loads(header["bins"])))
@@ -111,63 +118,77 @@ def load_student(
     return LoadedStudent(student.eval(), lineage)
 
 
-def save_state(
-    path: Path, learner: nn.Module, optimizer: torch.optim.Optimizer, step: int, best: float, run: Mapping[str, Any]
-) -> None:
-    """Write all that training needs to go on: weights, optimiser, step. One file, so that nothing can disagree.
+@dataclass(frozen=True, eq=False)
+class TrainingState:
+    """How far an interrupted training had come.
 
-    The schedule, the sample order and every random number are functions of (seed, step) and need no storing.
-
-    Args:
-        path: where.
-        learner, optimizer: their tensors are stored; the learner is the student and whatever else learns beside it.
+    Attributes:
+        tensors: all that its next steps depend on.
         step: optimiser steps taken.
         best: best selection score so far, inf where there is none.
-        run: what must be equal for a resumed run to be the same run; compared by `load_state`.
-
-    Raises:
-        CheckpointError: if it cannot be written; what was at `path` stays.
     """
-    tensors = {f"{LEARNER}{name}": value for name, value in learner.state_dict().items()}
-    for index, slots in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": value for name, value in slots.items()}
-    header = {"format": STATE_FORMAT, "step": str(step), "best": repr(best), "run": json.dumps(run, sort_keys=True)}
-    _save(path, tensors, header)
 
-
-@dataclass(frozen=True)
-class Progress:
-    """How far an interrupted training had come."""
-
+    tensors: dict[str, Tensor]
     step: int
     best: float
 
 
-def load_state(path: Path, learner: nn.Module, optimizer: torch.optim.Optimizer, run: Mapping[str, Any]) -> Progress:
-    """Put learner and optimiser back to where `save_state` left them.
+def save_state(folder: Path, state: TrainingState, run: Mapping[str, Any], keep: int) -> None:
+    """Write all that training needs to go on to a file of its own in `folder`, then remove what is too old.
+
+    The schedule, the sample order and every random number are functions of (seed, step) and need no storing.
+
+    Args:
+        folder: of the states of one run.
+        state: what is stored.
+        run: what must be equal for a resumed run to be the same run; compared by `load_state`.
+        keep: states up to this step that stay, at least 1. Those of later steps, which could not be read, go.
 
     Raises:
-        CheckpointError: if the file is damaged, or belongs to another run (each difference named).
+        CheckpointError: if it cannot be written; the states before it stay.
     """
-    tensors, header = _load(path, STATE_FORMAT)
-    found = json.loads(header["run"])
-    lines = difference_lines(found, json.loads(json.dumps(run)), "state")
-    if lines:
-        raise CheckpointError(
-            "\n".join([f"{path} belongs to another run:", *lines, "Restore these, or start again with --fresh."])
-        )
-    try:
-        learner.load_state_dict({k.removeprefix(LEARNER): v for k, v in tensors.items() if k.startswith(LEARNER)})
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: weights do not fit the student: {error}; start again with --fresh") from error
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        kind, _, rest = name.partition(".")
-        if kind == "optimizer":
-            index, _, slot = rest.partition(".")
-            state.setdefault(int(index), {})[slot] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return Progress(int(header["step"]), float(header["best"]))
+    path = folder / f"{state.step:08d}{SUFFIX}"
+    header = {
+        "format": STATE_FORMAT,
+        "step": str(state.step),
+        "best": repr(state.best),
+        "run": json.dumps(run, sort_keys=True),
+    }
+    _save(path, state.tensors, header)
+    kept = [other for other in saved_states(folder) if other.name <= path.name][:keep]
+    for other in saved_states(folder):
+        if other not in kept:
+            other.unlink(missing_ok=True)
+
+
+def saved_states(folder: Path) -> list[Path]:
+    """Files of the states in `folder`, the newest first."""
+    return sorted(folder.glob(f"[0-9]*{SUFFIX}"), reverse=True)
+
+
+def load_state(folder: Path, run: Mapping[str, Any]) -> TrainingState | None:
+    """The newest state in `folder` that can be read, with a warning for each newer one; None if there is none at all.
+
+    Raises:
+        CheckpointError: if none of those there can be read, or it belongs to another run (each difference named).
+    """
+    states = saved_states(folder)
+    for path in states:
+        try:
+            tensors, header = _load(path, STATE_FORMAT)
+            found, step, best = json.loads(header["run"]), int(header["step"]), float(header["best"])
+        except DamagedCheckpointError as error:
+            if path == states[-1]:
+                raise CheckpointError(f"{error}; no older state is left: start again with --fresh") from error
+            warnings.warn(f"{error}; the state before it is taken", stacklevel=2)
+            continue
+        lines = difference_lines(found, json.loads(json.dumps(run)), "state")
+        if lines:
+            raise CheckpointError(
+                "\n".join([f"{path} belongs to another run:", *lines, "Restore these, or start again with --fresh."])
+            )
+        return TrainingState(tensors, step, best)
+    return None
 
 
 def difference_lines(found: Mapping[str, Any], expected: Mapping[str, Any], holder: str, prefix: str = "") -> list[str]:
@@ -207,7 +228,7 @@ def _load(path: Path, expected_format: str) -> tuple[dict[str, Tensor], dict[str
             header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is damaged or not a checkpoint ({error}); train again or use another") from error
+        raise DamagedCheckpointError(f"{path} is damaged or not a checkpoint ({error})") from error
     if header.get("format") != expected_format:
         raise CheckpointError(f"{path}: expected format {expected_format}, found {header.get('format')!r}")
     return tensors, header

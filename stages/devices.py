@@ -7,7 +7,7 @@ import torch
 from data_cache.errors import SettingError
 
 DEVICES = ("auto", "cpu", "cuda")
-PRECISIONS = ("auto", "fp32", "bf16")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 def require_known(device: str, precision: str) -> None:
@@ -52,9 +52,14 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bf16" if fast else "fp32"
 
 
+def dtype_of(precision: str) -> torch.dtype:
+    """The number format of a resolved precision."""
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """Mixed precision for a forward pass; a no-op in fp32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    return torch.autocast(device.type, dtype_of(precision), enabled=precision != "fp32")
 
 
 def place(module: torch.nn.Module, device: torch.device) -> None:

@@ -7,7 +7,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from data_cache.dataset import CachedRigs
-from data_cache.schema import map_arrays
 from stages import losses
 from stages.agreement import agreement_loss
 from stages.binning import Binning
@@ -38,7 +37,6 @@ def loss_terms(
     image: Float[Tensor, "B V 3 H W"],
     spec: LossSpec,
     depth_range_m: tuple[float, float],
-    device: torch.device,
     precision: str,
 ) -> LossTerms:
     """Forward pass and every term whose weight is not zero.
@@ -47,28 +45,26 @@ def loss_terms(
         learner: the student, and its adapter where the feature term has a weight.
         binning: how the teacher's bins of the cache were cut.
         rigs: what the cache says.
-        image: RGB in [0, 1], augmented, on `device`.
+        image: RGB in [0, 1], augmented, on the device of learner and rigs.
         spec: weights.
         depth_range_m: LiDAR depths outside teach nothing.
-        device, precision: where and how.
+        precision: of the student's forward pass; the losses are fp32.
     """
     student = learner.student
-    view_valid = rigs.view_valid.to(device)
-    lidar_depth_m = rigs.lidar_depth_m.to(device)
+    view_valid, lidar_depth_m = rigs.view_valid, rigs.lidar_depth_m
     in_range = (lidar_depth_m > depth_range_m[0]) & (lidar_depth_m < depth_range_m[1])
     lidar_depth_m = torch.where(in_range, lidar_depth_m, 0.0)
-    with autocast(device, precision):
-        out = student(image, rigs.focal_px.to(device), view_valid)
+    with autocast(image.device, precision):
+        out = student(image, rigs.focal_px, view_valid)
 
     def term(weight: float, value: Callable[[], Float[Tensor, ""]]) -> Float[Tensor, ""] | None:
         return value() if weight else None
 
     teacher_prob = target = torch.empty(0)
     if spec.kl or spec.cross or spec.logit or spec.output or spec.completion:
-        teacher_prob = decode(map_arrays(lambda array: array.to(device), rigs.bins), student.bins)
+        teacher_prob = decode(rigs.bins, student.bins)
     if spec.kl or spec.cross:
         target = _framed(teacher_prob, binning, out, lidar_depth_m, spec.frame)
-    teacher_tokens = rigs.tokens.to(device)
 
     def output() -> Float[Tensor, ""]:
         fit = fit_to_lidar(teacher_prob, lidar_depth_m, binning)
@@ -78,7 +74,7 @@ def loss_terms(
 
     def feature() -> Float[Tensor, ""]:
         assert learner.adapter is not None
-        return losses.token_distance(teacher_tokens, learner.adapter(out.tokens), view_valid)
+        return losses.token_distance(rigs.tokens, learner.adapter(out.tokens), view_valid)
 
     def completion() -> Float[Tensor, ""]:
         guide = expected_position(teacher_prob).flatten(0, 1)
@@ -91,18 +87,14 @@ def loss_terms(
         cross=term(spec.cross, lambda: losses.cross_interaction(target, out.centers_m, lidar_depth_m)),
         relation=term(
             spec.relation,
-            lambda: losses.relation_kl(
-                rigs.relation.to(device), ring_relations(out.tokens), neighbours_valid(view_valid)
-            ),
+            lambda: losses.relation_kl(rigs.relation, ring_relations(out.tokens), neighbours_valid(view_valid)),
         ),
         output=term(spec.output, output),
         logit=term(spec.logit, lambda: losses.softened_kl(teacher_prob, out.logit, view_valid)),
         feature=term(spec.feature, feature),
         all_relation=term(
             spec.all_relation,
-            lambda: losses.relation_kl(
-                all_relations(teacher_tokens), all_relations(out.tokens), pairs_valid(view_valid)
-            ),
+            lambda: losses.relation_kl(all_relations(rigs.tokens), all_relations(out.tokens), pairs_valid(view_valid)),
         ),
         completion=term(spec.completion, completion),
         photometric=term(spec.photometric, lambda: photometric_loss(out.depth_m, rigs)),

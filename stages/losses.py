@@ -1,10 +1,15 @@
-"""One function per loss term; weights apart. These are our reconstruction, not the paper's published equations."""
+"""One function per loss term; weights apart. These are our reconstruction, not the paper's published equations.
+
+Where several processes train, the mean over them of what a function returns is the mean over all their frames.
+"""
 
 from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from stages.parallel import mean_count
 
 MIN_POINTS_PER_RIG = 10
 RELATION_TEMPERATURE = 0.1
@@ -104,7 +109,7 @@ def scale_invariant_log(
     var = (torch.where(valid, g - mean[:, None], 0.0) ** 2).sum(1) / points.clamp(min=1)
     per_rig = 10 * (var + 0.15 * mean**2 + 1e-6).sqrt()
     used = points >= MIN_POINTS_PER_RIG
-    return torch.where(used, per_rig, 0.0).sum() / used.sum().clamp(min=1)
+    return torch.where(used, per_rig, 0.0).sum() / mean_count(used.sum())
 
 
 def bin_kl(
@@ -175,4 +180,4 @@ def token_distance(
 
 
 def _mean_over_views(value: Float[Tensor, "B V"], valid: Bool[Tensor, "B V"]) -> Float[Tensor, ""]:
-    return torch.where(valid, value, 0.0).sum() / valid.sum().clamp(min=1)
+    return torch.where(valid, value, 0.0).sum() / mean_count(valid.sum())

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d, pad
 
 from data_cache.dataset import CachedRigs
+from stages.parallel import mean_count
 from stages.reprojection import Cameras, images_in_a_row, in_a_row, neighbour_steps, reproject, sample
 
 SSIM_SHARE = 0.85
@@ -84,7 +85,7 @@ def photometric_loss(depth_m: Float[Tensor, "B V H W"], rigs: CachedRigs) -> Flo
         return depth_m.sum() * 0
     lowest = torch.stack([torch.where(seen, error, torch.inf) for error, seen in found]).amin(0)
     used = lowest < torch.inf
-    return torch.where(used, lowest, 0.0).sum() / used.sum().clamp(min=1)
+    return torch.where(used, lowest, 0.0).sum() / mean_count(used.sum())
 
 
 def _warp(

@@ -12,8 +12,11 @@ class Preempted(SurroundError):
     """The machine asked the stage to stop; everything finished is saved and the same command continues."""
 
 
-def progress_bar(total: int, done: int, description: str, unit: str) -> "tqdm[None]":
-    """A bar on a terminal; elsewhere a line now and then, so that a job's log shows life but does not drown in it."""
+def progress_bar(total: int, done: int, description: str, unit: str, *, quiet: bool = False) -> "tqdm[None]":
+    """A bar on a terminal; elsewhere a line now and then, so that a job's log shows life but does not drown in it.
+
+    `quiet` shows nothing: another process speaks.
+    """
     terminal = sys.stderr.isatty()
     return tqdm(
         total=total,
@@ -23,5 +26,7 @@ def progress_bar(total: int, done: int, description: str, unit: str) -> "tqdm[No
         mininterval=0.2 if terminal else 20,
         maxinterval=10 if terminal else 60,
         dynamic_ncols=terminal,
-        disable=done == total or os.environ.get("TQDM_DISABLE") == "1",  # tqdm itself reads it only when imported
+        disable=quiet
+        or done == total
+        or os.environ.get("TQDM_DISABLE") == "1",  # tqdm itself reads it only when imported
     )

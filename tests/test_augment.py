@@ -9,7 +9,7 @@ from data_cache.dataset import CachedRigs, CachedViews
 from data_cache.geometry import project
 from data_cache.rig import pose_from_quaternion, require_rigid
 from data_cache.schema import ENCODINGS, ClosedFormBins, DenseBins, StoredBins, WindowBins
-from stages.augment import BRIGHTNESS, CONTRAST, jitter_colours, mirror
+from stages.augment import jitter_colours, mirror
 from stages.bins import BinSpec, decode, encode
 from stages.relations import pool_tokens, ring_relations
 
@@ -275,25 +275,14 @@ def test_mirrored_relations_are_those_of_the_mirrored_features(view_count):
     torch.testing.assert_close(mirror(rig).relation, ring_relations(pool_tokens(mirrored)))
 
 
-def test_jitter_is_one_draw_for_all_views_and_comes_from_the_generator():
-    image = 0.3 + 0.4 * torch.rand(6, 3, 4, 5, generator=torch.Generator().manual_seed(0))
-    generator = torch.Generator().manual_seed(3)
-    state = torch.get_rng_state()
-    first, second = jitter_colours(image, generator), jitter_colours(image, generator)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert not torch.equal(first, second)
-    assert torch.equal(jitter_colours(image, torch.Generator().manual_seed(3)), first)
-    # One line through all pixels of all views: brightness * (contrast * (x - mean) + mean).
-    mean = image.mean()
-    slope = (first.max() - first.min()) / (image.max() - image.min())
-    brightness = first.mean() / mean
-    torch.testing.assert_close(first, slope * (image - mean) + brightness * mean)
-    assert 1 - BRIGHTNESS <= brightness <= 1 + BRIGHTNESS
-    assert 1 - CONTRAST <= slope / brightness <= 1 + CONTRAST
+def test_jitter_scales_contrast_then_brightness_by_hand():
+    """Mean 0.5: 0.4 and 0.6 at contrast 1.2 are 0.38 and 0.62, at brightness 0.9 then 0.342 and 0.558."""
+    image = torch.tensor([0.4, 0.6]).repeat(2, 3, 1, 1)
+    torch.testing.assert_close(jitter_colours(image, 0.9, 1.2)[1, 2, 0], torch.tensor([0.342, 0.558]))
 
 
-def test_jittered_images_stay_in_range():
-    image = (torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) > 0.5).float()
-    for seed in range(20):
-        jittered = jitter_colours(image, torch.Generator().manual_seed(seed))
-        assert 0 <= jittered.min() <= jittered.max() <= 1
+def test_jittered_images_stay_in_range_and_all_views_change_alike():
+    image = torch.tensor([0.0, 0.3, 0.5, 1.0]).repeat(2, 3, 2, 1)
+    jittered = jitter_colours(image, 1.2, 1.2)
+    assert 0 <= jittered.min() <= jittered.max() <= 1
+    assert torch.equal(jittered[0], jittered[1])

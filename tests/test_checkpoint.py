@@ -1,4 +1,5 @@
 import errno
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,16 @@ from safetensors.torch import save_file
 
 from stages import checkpoint
 from stages.bins import BinSpec
-from stages.checkpoint import CheckpointError, Lineage, load_state, load_student, save_state, save_student
+from stages.checkpoint import (
+    CheckpointError,
+    Lineage,
+    TrainingState,
+    load_state,
+    load_student,
+    save_state,
+    save_student,
+    saved_states,
+)
 from stages.student.model import Student, StudentSpec
 
 SPEC = StudentSpec(input_size=(32, 64), near_m=0.5, far_m=80.0, focal_px=50.0, decoder_channels=8, attention_width=16)
@@ -21,12 +31,8 @@ def student(seed: int = 0, **changes) -> Student:
     return Student(replace(SPEC, **changes), BinSpec(count=16, window=5))
 
 
-def stepped(seed: int = 0) -> tuple[Student, torch.optim.Optimizer]:
-    model = student(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    sum(p.square().sum() for p in model.parameters()).backward()
-    optimizer.step()
-    return model, optimizer
+def state(step: int, best: float = math.inf) -> TrainingState:
+    return TrainingState({"learner.w": torch.arange(3.0) + step, "optimizer.0.step": torch.tensor(7.0)}, step, best)
 
 
 def test_a_student_comes_back_from_its_file_alone_in_evaluation_mode(tmp_path):
@@ -80,23 +86,46 @@ def test_missing_cut_off_and_foreign_files_are_named_never_a_traceback(tmp_path)
         load_student(tmp_path / "b")
 
 
-def test_state_brings_back_weights_optimiser_and_step(tmp_path):
-    model, optimizer = stepped()
-    save_state(tmp_path / "s", model, optimizer, 3, 0.25, RUN)
-    other, fresh = stepped(seed=1)
-    progress = load_state(tmp_path / "s", other, fresh, RUN)
-    assert (progress.step, progress.best) == (3, 0.25)
-    for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
-        assert torch.equal(mine, theirs)
-        for slot in ("exp_avg", "exp_avg_sq", "step"):
-            assert torch.equal(optimizer.state[mine][slot], fresh.state[theirs][slot])
+def test_the_newest_state_comes_back(tmp_path):
+    assert load_state(tmp_path / "none", RUN) is None
+    save_state(tmp_path, state(3), RUN, keep=2)
+    save_state(tmp_path, state(12, 0.25), RUN, keep=2)
+    found = load_state(tmp_path, RUN)
+    assert found is not None
+    assert (found.step, found.best) == (12, 0.25)
+    assert {name: value.tolist() for name, value in found.tensors.items()} == {
+        "learner.w": [12, 13, 14], "optimizer.0.step": 7,
+    }  # fmt: skip
+
+
+def test_so_many_states_are_kept(tmp_path):
+    for step in (9, 10, 11, 100):
+        save_state(tmp_path, state(step), RUN, keep=2)
+    assert [path.name for path in saved_states(tmp_path)] == ["00000100.safetensors", "00000011.safetensors"]
+
+
+@pytest.mark.parametrize("left", [0, 7, 60, -1])
+def test_a_state_that_was_cut_off_is_never_loaded_but_the_one_before_it(tmp_path, left):
+    for step in (4, 8):
+        save_state(tmp_path, state(step), RUN, keep=2)
+    newest = tmp_path / "00000008.safetensors"
+    newest.write_bytes(newest.read_bytes()[:left])
+    with pytest.warns(UserWarning, match=r"00000008.safetensors is damaged .*the state before it is taken"):
+        found = load_state(tmp_path, RUN)
+    assert found is not None
+    assert found.step == 4
+    save_state(tmp_path, state(6), RUN, keep=2)
+    assert [path.name for path in saved_states(tmp_path)] == ["00000006.safetensors", "00000004.safetensors"]
+    (tmp_path / "00000006.safetensors").write_bytes(b"")
+    (tmp_path / "00000004.safetensors").write_bytes(b"x")
+    with pytest.warns(match="damaged"), pytest.raises(CheckpointError, match="no older state is left: start again with"):
+        load_state(tmp_path, RUN)
 
 
 def test_a_state_of_another_run_is_refused_naming_the_difference(tmp_path):
-    model, optimizer = stepped()
-    save_state(tmp_path / "s", model, optimizer, 3, float("inf"), RUN)
+    save_state(tmp_path, state(3), RUN, keep=2)
     with pytest.raises(CheckpointError, match="train_student.steps: state has 4, recipe says 5"):
-        load_state(tmp_path / "s", model, optimizer, {"train_student": {"steps": 5}, "cache": "abc"})
+        load_state(tmp_path, {"train_student": {"steps": 5}, "cache": "abc"})
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_it_untouched(tmp_path, monkeypatch):

@@ -16,7 +16,6 @@ from stages.losses import LossSpec, LossTerms, bin_kl, output_level
 from stages.student.model import Student
 
 BINS = BinSpec(count=16, prob_stride=4)
-CPU = torch.device("cpu")
 BETWEEN_CAMERAS = ("photometric", "agreement")
 NOTHING = {field.name: 0.0 for field in fields(LossTerms)}
 
@@ -36,7 +35,7 @@ def learner(token_channels: int = 4) -> Learner:
 
 def terms(spec: LossSpec, batch: CachedRigs | None = None, model: Learner | None = None) -> LossTerms:
     batch = batch or rigs()
-    return loss_terms(model or learner(), AffineBinning(), batch, batch.image.float() / 255, spec, RANGE_M, CPU, "fp32")
+    return loss_terms(model or learner(), AffineBinning(), batch, batch.image.float() / 255, spec, RANGE_M, "fp32")
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(LossTerms) if field.name not in BETWEEN_CAMERAS])

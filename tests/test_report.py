@@ -13,16 +13,14 @@ from PIL import Image
 
 from data_cache.files import count_text
 from pipeline.pictures import (
-    NO_DEPTH_RGB,
     PANEL_WIDTH_PX,
-    colour_depth,
-    depth_scale,
     draw_points,
     panel_depth,
     panorama_order,
     scale_ticks,
 )
 from pipeline.report import report_table, write_report
+from stages.colours import NO_DEPTH_RGB, colour_depth, depth_scale
 from stages.evaluate import (
     Consistency,
     EvaluateReport,

@@ -11,7 +11,6 @@ from test_teacher_cache import run as cache_run
 from data_cache.dataset import CachedFrames, collate
 from data_cache.reader import CacheReader
 from data_cache.schema import ENCODINGS
-from stages import train_student as module
 from stages.binning import AffineBinning
 from stages.bins import BinSpec
 from stages.checkpoint import CheckpointError, load_student
@@ -19,12 +18,17 @@ from stages.distill import Learner, loss_terms
 from stages.losses import LossSpec
 from stages.progress import Preempted
 from stages.student.model import Student, StudentSpec
-from stages.train_student import TrainingError, TrainStudentSpec, learning_rate, sample_order, train_student
+from stages.train_spec import TrainStudentSpec
+from stages.train_student import train_student
+from stages.training import Training, TrainingError
 
 STUDENT = StudentSpec(
     input_size=(32, 64), near_m=0.5, far_m=80.0, focal_px=32.0, decoder_channels=8, attention_width=16, pretrained=False
 )
-SPEC = TrainStudentSpec(steps=6, batch_rigs=2, warmup_steps=2, checkpoint_every=2, select_every=2, precision="fp32")
+SPEC = TrainStudentSpec(
+    steps=6, batch_rigs=2, warmup_steps=2, checkpoint_every=2, select_every=2, precision="fp32", workers=0
+)
+CPU = torch.device("cpu")
 RANGE_M = (0.1, 80.0)
 
 
@@ -38,8 +42,14 @@ def cache(tmp_path_factory, teacher_folder) -> Path:
 def train(cache: Path, folder: Path, spec: TrainStudentSpec = SPEC, weights: LossSpec = LossSpec(), **options):  # noqa: B008
     torch.manual_seed(spec.seed)
     student = Student(STUDENT, BinSpec(prob_stride=4))
-    selection = options.pop("selection", ())
-    return train_student(CacheReader(cache), student, ("d/0", "d/1", "d/2", "d/3", "d/4"), selection, folder, spec, weights, RANGE_M, **options)  # fmt: skip # noqa: E501
+    ids, selection = ("d/0", "d/1", "d/2", "d/3", "d/4"), options.pop("selection", ())
+    reader = CacheReader(cache)
+    return train_student(reader, student, ids, selection, folder, spec, weights, RANGE_M, device=CPU, **options)
+
+
+def state(folder: Path) -> bytes:
+    """The newest saved state."""
+    return max((folder / "states").glob("*.safetensors")).read_bytes()
 
 
 def stop_after(calls: int):
@@ -56,13 +66,14 @@ def test_stop_and_resume_gives_the_same_bytes_as_a_straight_run(cache, tmp_path,
             train(cache, tmp_path / "stopped", spec, should_stop=stop_after(calls))
     report = train(cache, tmp_path / "stopped", spec)
     assert (report.steps_skipped, report.steps_done) == (sum(stops), 6 - sum(stops))
-    for name in ("last.safetensors", "state.safetensors"):
-        assert (tmp_path / "straight" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes()
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    assert (straight / "last.safetensors").read_bytes() == (stopped / "last.safetensors").read_bytes()
+    assert state(straight) == state(stopped)
 
 
 def test_a_run_killed_between_saves_resumes_from_the_last_one_to_the_same_bytes(cache, tmp_path, monkeypatch):
     train(cache, tmp_path / "straight")
-    real, calls = module._step, 0
+    real, calls = Training.step, 0
 
     def dying(*arguments):
         nonlocal calls
@@ -71,10 +82,10 @@ def test_a_run_killed_between_saves_resumes_from_the_last_one_to_the_same_bytes(
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(module, "_step", dying)
+    monkeypatch.setattr(Training, "step", dying)
     with pytest.raises(KeyboardInterrupt):
         train(cache, tmp_path / "killed")
-    monkeypatch.setattr(module, "_step", real)
+    monkeypatch.setattr(Training, "step", real)
     assert train(cache, tmp_path / "killed").steps_skipped == 2
     assert (tmp_path / "straight/last.safetensors").read_bytes() == (tmp_path / "killed/last.safetensors").read_bytes()
 
@@ -123,7 +134,7 @@ def test_a_student_trains_on_every_encoding(encoded, tmp_path, encoding):
     torch.manual_seed(0)
     student = Student(STUDENT, BinSpec(prob_stride=4, encoding=encoding))
     ids, spec, weights = ("d/0", "d/1"), replace(SPEC, steps=2), LossSpec(cross=0.3)
-    train_student(CacheReader(encoded[encoding]), student, ids, (), tmp_path, spec, weights, RANGE_M)
+    train_student(CacheReader(encoded[encoding]), student, ids, (), tmp_path, spec, weights, RANGE_M, device=CPU)
     (entry,) = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert entry["step"] == 2
     assert min(entry["kl"], entry["cross"]) > 0
@@ -132,12 +143,12 @@ def test_a_student_trains_on_every_encoding(encoded, tmp_path, encoding):
 def test_every_encoding_says_the_same_and_a_missing_camera_says_nothing(encoded):
     torch.manual_seed(0)
     student = Student(STUDENT, BinSpec(prob_stride=4)).eval()
-    weights, cpu = LossSpec(cross=0.3), torch.device("cpu")
+    weights = LossSpec(cross=0.3)
 
     def terms(encoding: str, **changes) -> torch.Tensor:
         frames = CachedFrames(CacheReader(encoded[encoding]), ["d/0", "d/1"])
         rigs = replace(collate([frames[0], frames[1]]), **changes)
-        t = loss_terms(Learner(student), AffineBinning(), rigs, rigs.image.float() / 255, weights, RANGE_M, cpu, "fp32")
+        t = loss_terms(Learner(student), AffineBinning(), rigs, rigs.image.float() / 255, weights, RANGE_M, "fp32")
         return torch.stack([t.kl, t.cross])
 
     with torch.no_grad():
@@ -194,37 +205,21 @@ def test_a_loss_that_is_not_finite_stops_naming_term_and_frames(cache, tmp_path,
     assert not (tmp_path / "last.safetensors").exists()
 
 
-def test_every_epoch_shows_every_frame_once_and_a_suffix_of_steps_is_the_same_order():
-    order = sample_order(seed=3, frame_count=5, batch_rigs=2, steps=range(10))
-    flat = [position for batch in order for position in batch]
-    epochs = [flat[i : i + 5] for i in range(0, 20, 5)]
-    assert all(sorted(epoch) == [0, 1, 2, 3, 4] for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) > 1
-    assert sample_order(3, 5, 2, range(7, 10)) == order[7:]
-    assert sample_order(4, 5, 2, range(10)) != order
-
-
-def test_the_rate_warms_up_then_falls_to_zero():
-    spec = replace(SPEC, steps=102, warmup_steps=2, learning_rate=0.4)
-    assert [learning_rate(step, spec) for step in (0, 1, 2)] == pytest.approx([0.2, 0.4, 0.4])
-    assert learning_rate(52, spec) == pytest.approx(0.2)
-    assert learning_rate(102, spec) == pytest.approx(0, abs=1e-12)
-
-
 def test_lidar_that_is_all_out_of_range_is_an_error_and_not_a_metric_student(cache, tmp_path):
     torch.manual_seed(0)
     student = Student(STUDENT, BinSpec(prob_stride=4))
     ids, spec, range_m = ("d/0", "d/3"), replace(SPEC, steps=1), (70.0, 80.0)
     with pytest.raises(TrainingError, match=r"no training frame has a LiDAR return between 70.0 and 80.0 m"):
-        train_student(CacheReader(cache), student, ids, (), tmp_path, spec, LossSpec(), range_m)
-    train_student(CacheReader(cache), student, ids, (), tmp_path, spec, LossSpec(supervised=0.0), range_m)
+        train_student(CacheReader(cache), student, ids, (), tmp_path, spec, LossSpec(), range_m, device=CPU)
+    lidar_off = LossSpec(supervised=0.0)
+    train_student(CacheReader(cache), student, ids, (), tmp_path, spec, lidar_off, range_m, device=CPU)
 
 
 def test_a_state_without_its_student_writes_it_again(cache, tmp_path):
     train(cache, tmp_path)
     before = (tmp_path / "last.safetensors").read_bytes()
     (tmp_path / "last.safetensors").unlink()
-    (tmp_path / "state.safetensors.123.partial").write_text("left by a kill")
+    (tmp_path / "states/00000006.safetensors.123.partial").write_text("left by a kill")
     assert train(cache, tmp_path).steps_done == 0
     assert (tmp_path / "last.safetensors").read_bytes() == before
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.rglob("*.partial"))

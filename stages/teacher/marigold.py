@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from data_cache.errors import SettingError
-from stages.devices import synchronize
+from stages.devices import dtype_of, synchronize
 from stages.quiet import quiet_transformers
 from stages.teacher.base import Space, TeacherOutput
 
@@ -53,7 +53,7 @@ class MarigoldTeacher:
         self.attention = "sdpa"
         logging.disable_progress_bar()  # the terminal belongs to our own
         logging.set_verbosity_error()
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        dtype = dtype_of(precision)
         options = {"dtype": dtype, "local_files_only": True, "use_safetensors": True, "low_cpu_mem_usage": False}
         parts, missing = {}, {}
         try:

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForDepthEstimation
 
 from data_cache.errors import SettingError
-from stages.devices import synchronize
+from stages.devices import dtype_of, synchronize
 from stages.quiet import quiet_transformers
 from stages.teacher.attention import use_blocked_attention
 from stages.teacher.base import Space, TeacherOutput
@@ -49,7 +49,7 @@ class TransformersTeacher:
         self.name, self.licence, self.weights_sha256 = name, licence, weights_sha256
         self.input_size, self.precision = input_size, precision
         self.device = device
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        dtype = dtype_of(precision)
         try:
             with quiet_transformers():
                 model, loaded = AutoModelForDepthEstimation.from_pretrained(
@@ -69,8 +69,8 @@ class TransformersTeacher:
             raise SettingError(f"{folder}: expected a ViT, found {self._family}, whose backbone has no patches")
         _require_size(name, model.config, self._patch, input_size)
         self.space: Space = _space(model.config)
-        # Its bin heads weigh logarithms of binomials of 64 in which bf16 would leave nothing.
-        if self._family == "zoedepth" and precision == "bf16":
+        # Its bin heads weigh logarithms of binomials of 64 in which 16 bits would leave nothing.
+        if self._family == "zoedepth" and precision != "fp32":
             model.metric_head.float().register_forward_pre_hook(_to_float, with_kwargs=True)
         # Of several heads ZoeDepth takes the one that the images of a batch vote for.
         self._one_by_one = self._family == "zoedepth" and len(model.config.bin_configurations) > 1

@@ -1,0 +1,95 @@
+"""What stage two says while it runs: log.jsonl, TensorBoard, and what it sees."""
+
+import json
+import math
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch.utils.tensorboard import SummaryWriter
+
+from data_cache.dataset import CachedRigs
+from data_cache.files import PARTIAL, write_atomically, write_error
+from stages.colours import colour_depth, depth_scale
+from stages.devices import autocast
+from stages.student.model import Student
+
+
+class TrainingLog:
+    """log.jsonl and TensorBoard, cut back to the step from which a resumed run goes on."""
+
+    def __init__(self, folder: Path, begin: int):
+        """Open the logs in `folder`, which is made; `begin` steps are done."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise write_error(error, folder) from error
+        for partial in folder.rglob(f"*{PARTIAL}"):  # a killed run's; checkpoints are large
+            partial.unlink(missing_ok=True)
+        self._path = folder / "log.jsonl"
+        if self._path.exists():
+            kept = [line for line in self._path.read_text(errors="replace").splitlines() if _logged_step(line) <= begin]
+            write_atomically(self._path, "".join(line + "\n" for line in kept if begin))
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=begin + 1)
+
+    def __enter__(self) -> "TrainingLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._board.close()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """A line of numbers after `step` steps."""
+        try:
+            with self._path.open("a") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+        except OSError as error:  # a lost line must not cost the steps since the last checkpoint
+            warnings.warn(f"{self._path} cannot be written: {error}; training goes on", stacklevel=2)
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def show(self, step: int, picture: UInt8[np.ndarray, "h w 3"]) -> None:
+        """A picture of what the student sees, in TensorBoard."""
+        self._board.add_image("depth", picture, step, dataformats="HWC")
+
+
+def training_picture(
+    student: Student, rigs: CachedRigs, depth_range_m: tuple[float, float], precision: str
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The first rig of a batch: its cameras side by side, LiDAR below them, the student's depth below that.
+
+    Args:
+        student: put into evaluation mode and back.
+        rigs: on the device of the student.
+        depth_range_m: ends of the colours, logarithmic; the first metre shares one.
+        precision: of the forward pass.
+    """
+    depth_m = predicted_depth_m(student, rigs, precision)[0]
+    scale = depth_scale(depth_range_m)
+    images = rigs.image[0].permute(0, 2, 3, 1).cpu().numpy()
+    lidar_m = rigs.lidar_depth_m[0].cpu().numpy()
+    rows = [list(images)]
+    rows += [[colour_depth(view, scale) for view in views] for views in (lidar_m, depth_m.float().cpu().numpy())]
+    return np.concatenate([np.concatenate(row, axis=1) for row in rows])
+
+
+def predicted_depth_m(student: Student, rigs: CachedRigs, precision: str) -> torch.Tensor:
+    """Depth (B V H W) in metres by a student that is being trained."""
+    student.eval()
+    with torch.inference_mode(), autocast(rigs.image.device, precision):
+        # Not a call: a compiled student would be compiled again for one look.
+        out = student.forward(rigs.image.float() / 255, rigs.focal_px, rigs.view_valid)
+    student.train()
+    depth_m: torch.Tensor = out.depth_m
+    return depth_m
+
+
+def _logged_step(line: str) -> float:
+    """Step of a log line; a line cut off by a kill belongs to no step and is dropped."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
