@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from data_cache.errors import SettingError, SourceError, SurroundError
-from data_cache.files import count_text
+from data_cache.files import count_text, size_text
 from pipeline.errors import RecipeError
 from stages.progress import Preempted
 
 if TYPE_CHECKING:
     from pipeline.config import Recipe
     from pipeline.folders import RunFolder
+    from stages.training_plan import TrainingPlan
 
 EXIT_FAILED, EXIT_USAGE, EXIT_QUARANTINED, EXIT_PREEMPTED = 1, 2, 3, 75
 RETRY = "fix the files and run teacher-cache --retry"
@@ -146,21 +147,56 @@ def teacher_cache(
 @main.command("train-student")
 @recipe_options
 @click.option("--resume/--fresh", default=True, show_default=True, help="Continue the saved state, or start over.")
-def train_student(recipe: str, data: Path | None, run: Path | None, overrides: tuple[str, ...], resume: bool) -> None:
-    """Stage 2: train the student from the cache and sparse LiDAR."""
-    from pipeline.run import run_train_student
+@click.option("--dry-run", is_flag=True, help="Time a few steps, print the plan, write nothing.")
+def train_student(
+    recipe: str, data: Path | None, run: Path | None, overrides: tuple[str, ...], resume: bool, dry_run: bool
+) -> None:
+    """Stage 2: train the student from the cache and sparse LiDAR.
+
+    On several GPUs: torchrun --standalone --nproc-per-node gpu --no-python -- surround train-student RECIPE ...
+    """
+    from pipeline.run import run_plan_training, run_train_student
+    from stages.parallel import leads
 
     with _errors():
         parsed, folder = _open_run(recipe, data, run, overrides)
+        if dry_run:
+            plan = run_plan_training(parsed, folder)
+            if leads():
+                _print_plan(plan, fresh=not resume)
+            return
         report = run_train_student(parsed, folder, fresh=not resume)
+    if not leads():
+        return
     best = f", best selection AbsRel {report.best_abs_rel:.4f}" if report.best_abs_rel is not None else ""
     left_out = (
         f"; {count_text(report.quarantined_count, 'quarantined frame')} left out" if report.quarantined_count else ""
     )
+    waiting = f", {report.waiting_share:.1%} of it waiting for data" if report.waiting_share is not None else ""
     click.echo(
         f"train-student: {count_text(report.steps_done, 'step')} in {report.seconds:.0f} s"
-        f" ({report.frames_per_s:.1f} frames/s), {report.steps_skipped} already done{best}{left_out};"
+        f" ({report.frames_per_s:.1f} frames/s{waiting}), {report.steps_skipped} already done{best}{left_out};"
         f" checkpoint in {folder.student}"
+    )
+
+
+def _print_plan(plan: "TrainingPlan", *, fresh: bool) -> None:
+    done = 0 if fresh else plan.steps_done
+    left = plan.steps - done
+    samples = left * plan.batch_rigs
+    hours, minutes = divmod(round(left * plan.seconds_per_step / 60), 60)
+    shared = f" over {plan.process_count} processes" if plan.process_count > 1 else ""
+    passes = f" in {plan.accumulate} passes" if plan.accumulate > 1 else ""
+    click.echo(
+        f"frames       {plan.frames:,} to learn from, {plan.quarantined:,} quarantined,"
+        f" {plan.selection_frames:,} to choose on\n"
+        f"steps        {left:,} of {plan.steps:,} left, {plan.batch_rigs} frames each{shared}{passes}:"
+        f" {samples:,} samples, {samples / plan.frames:.1f} epochs\n"
+        f"student      {plan.parameters / 1e6:.2f} M parameters, {plan.precision} on {plan.device}\n"
+        f"time         {hours} h {minutes:02d} min: {plan.seconds_per_step:.2f} s a step, and in loader workers"
+        f" {plan.read_seconds_per_step:.2f} s to read its frames; measuring and saving come on top\n"
+        f"memory       {plan.memory_bytes / 2**30:.2f} GiB per process, loader workers apart\n"
+        f"disk         {size_text(plan.disk_bytes)} for checkpoints"
     )
 
 

@@ -50,6 +50,7 @@ from stages.progress import progress_bar
 from stages.student.model import Student
 from stages.teacher_cache import TeacherCacheReport
 from stages.train_student import TrainStudentReport, train_student
+from stages.training_plan import TrainingPlan, plan_training
 
 
 @dataclass(frozen=True)
@@ -204,6 +205,23 @@ def train_recipe(
             fresh=fresh,
             on_accepted=lambda: _keep_recipe(recipe, folder),
             should_stop=should_stop,
+        )
+
+
+def run_plan_training(recipe: Recipe, folder: RunFolder) -> TrainingPlan:
+    """What stage two would do and cost; writes nothing."""
+    reader = CacheReader(cache_location(recipe, folder), expected=decided_identity(recipe))
+    with joined(recipe.train_student.device) as device:
+        return plan_training(
+            reader,
+            _new_student(recipe),
+            reader.frames.train,
+            reader.frames.selection,
+            folder.student,
+            recipe.train_student,
+            recipe.losses,
+            recipe.data.depth_range_m,
+            device=device,
         )
 
 

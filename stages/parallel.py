@@ -55,8 +55,13 @@ def joined(device_name: str) -> Iterator[torch.device]:
 
 
 def rank() -> int:
-    """Number of this process; 0 leads: it alone writes and speaks."""
+    """Number of this process."""
     return dist.get_rank() if dist.is_initialized() else 0
+
+
+def leads() -> bool:
+    """Whether this process writes and speaks for all; asked outside, too, so the launcher's variable counts."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def process_count() -> int:

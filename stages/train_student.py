@@ -29,7 +29,7 @@ from stages.checkpoint import (
 from stages.devices import resolve_precision
 from stages.losses import LossSpec
 from stages.metrics import abs_rel
-from stages.parallel import any_says, process_count, rank, summed
+from stages.parallel import any_says, leads, process_count, rank, summed
 from stages.progress import Preempted, progress_bar
 from stages.schedule import learning_rate, sample_order, split
 from stages.student.model import Student
@@ -102,7 +102,6 @@ def train_student(
         begin, best = state.step, state.best
     order = sample_order(spec.seed, len(frames), spec.batch_rigs, range(begin, spec.steps))
     passes = [part for batch in order for part in split(batch, rank(), process_count(), spec.accumulate)]
-    leads = rank() == 0
 
     def keep_student(name: str, step: int) -> None:
         cache = reader.identity
@@ -110,26 +109,26 @@ def train_student(
         save_student(folder / name, training.student, lineage)
 
     def save(step: int) -> None:
-        if leads:
+        if leads():
             # The state last: a student without its state is trained again, a state without one would count as done.
             keep_student("last.safetensors", step)
             save_state(folder / STATES, TrainingState(training.tensors(), step, best), run, spec.keep_last)
 
     log = None
-    if leads:
+    if leads():
         on_accepted()
         for old in saved_states(folder / STATES) if fresh else ():
             old.unlink()
         if begin and not (folder / "last.safetensors").exists():
             keep_student("last.safetensors", begin)
         log = TrainingLog(folder, begin)
-    shown = _on(device, collate([(selection if len(selection) else frames)[0]]))
+    shown = on_device(device, collate([(selection if len(selection) else frames)[0]]))
     loader = batches(frames, passes, spec.workers, pin_memory=device.type == "cuda")
     clock = first_step_ended = time.perf_counter()
     waited = 0.0
     student.train()
     with ExitStack() as stack:
-        bar = stack.enter_context(progress_bar(spec.steps, begin, "train-student", "step", quiet=not leads))
+        bar = stack.enter_context(progress_bar(spec.steps, begin, "train-student", "step", quiet=not leads()))
         if log is not None:
             stack.enter_context(log)
         for step in range(begin, spec.steps):
@@ -137,7 +136,7 @@ def train_student(
                 save(step)
                 raise Preempted(f"stopped after step {step} of {spec.steps}; the state is saved in {folder}")
             asked = time.perf_counter()
-            found = [_on(device, next(loader)) for _ in range(spec.accumulate)]
+            found = [on_device(device, next(loader)) for _ in range(spec.accumulate)]
             if step == begin:
                 first_step_ended = time.perf_counter()
             else:
@@ -160,7 +159,7 @@ def train_student(
                     log.write(done, {"selection_abs_rel": score})
                 if score < best:
                     best = score
-                    if spec.keep_best and leads:
+                    if spec.keep_best and leads():
                         # Before the state that knows of it: killed in between, the resumed run finds it again.
                         keep_student("best.safetensors", done)
                     save(done)
@@ -228,7 +227,8 @@ def require_tokens(reader: CacheReader, loss_spec: LossSpec) -> None:
         )
 
 
-def _on(device: torch.device, rigs: CachedRigs) -> CachedRigs:
+def on_device(device: torch.device, rigs: CachedRigs) -> CachedRigs:
+    """The rigs there."""
     return map_rigs(lambda tensor: tensor.to(device, non_blocking=True), rigs)
 
 
@@ -237,7 +237,7 @@ def _selection_abs_rel(training: Training, frames: CachedFrames, depth_range_m: 
     total = torch.zeros(2, dtype=torch.float64, device=training.device)
     own = range(rank(), len(frames), process_count())
     for rigs in batches(frames, [[i] for i in own], workers=0):
-        depths_m = predicted_depth_m(training.student, _on(training.device, rigs), training.setting.precision)[0]
+        depths_m = predicted_depth_m(training.student, on_device(training.device, rigs), training.setting.precision)[0]
         for depth_m, lidar_m in zip(depths_m.cpu().numpy(), rigs.lidar_depth_m[0].numpy(), strict=True):
             valid = (lidar_m > depth_range_m[0]) & (lidar_m < depth_range_m[1])
             if valid.any():

@@ -118,7 +118,10 @@ def test_a_state_that_was_cut_off_is_never_loaded_but_the_one_before_it(tmp_path
     assert [path.name for path in saved_states(tmp_path)] == ["00000006.safetensors", "00000004.safetensors"]
     (tmp_path / "00000006.safetensors").write_bytes(b"")
     (tmp_path / "00000004.safetensors").write_bytes(b"x")
-    with pytest.warns(match="damaged"), pytest.raises(CheckpointError, match="no older state is left: start again with"):
+    with (
+        pytest.warns(match="damaged"),
+        pytest.raises(CheckpointError, match="no older state is left: start again with"),
+    ):
         load_state(tmp_path, RUN)
 
 

@@ -35,6 +35,7 @@ attention_width = 16
 [train_student]
 steps = 3
 batch_rigs = 1
+workers = 0
 [eval]
 pictures = 1
 """
