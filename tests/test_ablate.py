@@ -234,7 +234,7 @@ def test_no_worker_outlives_a_killed_parent_and_its_student_is_saved(run, recipe
     command.process.kill()
     command.process.wait()
     wait_for(lambda: not Path(f"/proc/{worker}").exists())
-    assert list((run / "ablate").glob("*-seed3-*/student/state.safetensors"))
+    assert list((run / "ablate").glob("*-seed3-*/student/states/*.safetensors"))
 
 
 def test_a_worker_whose_parent_is_killed_while_it_starts_trains_nothing(run, recipe, tmp_path):
@@ -273,4 +273,4 @@ def test_a_stop_leaves_saved_students_and_the_same_command_goes_on(run, recipe, 
     command.signal(signal.SIGTERM)
     assert command.process.wait(60) == 75, command.output
     assert "Run the same command to continue" in command.output
-    assert len(list((run / "ablate").glob("*-seed1-*/student/state.safetensors"))) == 2
+    assert len(list((run / "ablate").glob("*-seed1-*/student/states/*.safetensors"))) == 2

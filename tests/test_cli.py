@@ -71,7 +71,7 @@ def run(recipe) -> Path:
 def test_a_run_folder_holds_what_the_contract_says(run):
     found = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()}
     assert {
-        "recipe.toml", "cache/cache.json", "student/last.safetensors", "student/state.safetensors",
+        "recipe.toml", "cache/cache.json", "student/last.safetensors", "student/states/00000003.safetensors",
         "student/log.jsonl", "eval/report.json", "eval/report.md", "eval/report.html",
     } <= found  # fmt: skip
     assert "student/best.safetensors" not in found  # the recipe names no selection split
@@ -281,6 +281,16 @@ def test_sigterm_saves_and_exits_75_and_the_same_command_goes_on(run, recipe, tm
 def _last_step(run: Path) -> int:
     lines = (run / "student/log.jsonl").read_text().splitlines()
     return json.loads(lines[-1])["step"] if lines else 0
+
+
+def test_a_plan_of_stage_two_is_printed_and_nothing_is_written(run, recipe, tmp_path):
+    (tmp_path / "cache").symlink_to(run / "cache")
+    code, text = surround("train-student", recipe, "--run", tmp_path, "--dry-run", "--set", "train_student.steps=900")
+    assert code == 0
+    assert "1 to learn from, 0 quarantined, 0 to choose on" in text
+    assert "900 of 900 left, 1 frames each: 900 samples, 900.0 epochs" in text
+    assert re.search(r"\d+ h \d\d min: \d+\.\d\d s a step", text)
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)

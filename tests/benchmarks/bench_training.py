@@ -1,0 +1,171 @@
+"""Stage two on real frames: reading, waiting, the step with the cache and with the teacher online, and their floors."""
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numcodecs
+import numpy as np
+import pytest
+import torch
+from bench_stage_one import pandaset
+from torch.utils.flop_counter import FlopCounterMode
+
+from data_cache.dataset import CachedFrames, batches, collate
+from data_cache.reader import CacheReader
+from data_cache.schema import array_table, record_arrays
+from pipeline.config import Recipe
+from pipeline.stage_one import open_stage_one
+from stages.devices import dtype_of, resolve_device, resolve_precision, synchronize
+from stages.student.model import Student
+from stages.train_student import on_device, open_training, train_student
+
+pytestmark = pytest.mark.bench
+FRAMES, ROUNDS, STEPS = 6, 3, 12
+SIZES = {"small (resnet-18)": "resnet-18", "nano (resnet-10)": "resnet-10"}
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    """The pandaset recipe on a few frames, at its full size."""
+    made = pandaset()
+    return replace(made, data=replace(made.data, train=(f"002[:{FRAMES}]",)))
+
+
+@pytest.fixture(scope="module")
+def reader(recipe, tmp_path_factory) -> CacheReader:
+    stage = open_stage_one(recipe)
+    writer = stage.writer(str(tmp_path_factory.mktemp("cache")))
+    stage.write(writer, writer.pending(), retry_quarantined=False)
+    return CacheReader(writer.store.location)
+
+
+def median_s(call: Callable[[], object], rounds: int = ROUNDS) -> float:
+    """Of a few calls after one to warm up."""
+    seconds = []
+    for _ in range(1 + rounds):
+        begin = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds[1:])
+
+
+def test_bench_training_loader(recipe, reader, capsys):
+    """Frames a second without a student, against plain decompression of the same chunks on one thread."""
+    ids = reader.frames.train
+    record = record_arrays(reader.read(ids[0]))
+    specs = array_table(reader.identity)
+    chunks, raw = [], 0
+    for name, value in record.items():
+        spec = specs[name]
+        blosc = numcodecs.Blosc("zstd", spec.level, numcodecs.Blosc.SHUFFLE)
+        chunks.append((blosc, blosc.encode(np.ascontiguousarray(value))))
+        raw += value.nbytes
+    numcodecs.blosc.set_nthreads(1)
+    decompress = median_s(lambda: [blosc.decode(chunk) for blosc, chunk in chunks], 20)
+    one_view = median_s(lambda: reader.read(ids[0]), 20)
+    stored = sum(len(chunk) for _, chunk in chunks)
+    source = np.random.default_rng(0).integers(0, 255, raw, dtype=np.uint8)
+    copy = median_s(source.copy, 20)
+    disk = _disk_bytes_per_s(reader)
+    lines = [
+        f"a frame: {stored / 1e6:.2f} MB stored, {raw / 1e6:.2f} MB read; floors on one thread:",
+        f"  disk at {disk / 1e9:.2f} GB/s {1e3 * stored / disk:6.1f} ms, memory at {raw / copy / 1e9:.1f} GB/s"
+        f" {1e3 * copy:.1f} ms, decompression {1e3 * decompress:.1f} ms",
+        f"  reader.read {1e3 * one_view:.1f} ms, {decompress / one_view:.2f} of the rate of plain decompression",
+    ]
+    for neighbours in (False, True):
+        frames = CachedFrames(reader, ids, neighbours=neighbours)
+        for workers in (0, 1, 2):
+            rate = _loader_rate(frames, workers)
+            with_neighbours = "with neighbours" if neighbours else "frames alone"
+            lines.append(
+                f"  loader, {with_neighbours:<15} {workers} workers: {rate:6.1f} frames/s,"
+                f" {rate * decompress / max(1, workers):.2f} of the floor per process"
+            )
+    with capsys.disabled():
+        print("\n" + "\n".join(lines))
+
+
+def _loader_rate(frames: CachedFrames, workers: int) -> float:
+    """Frames a second after the workers have started."""
+    order = [[i % len(frames), (i + 1) % len(frames)] for i in range(40)]
+    loader: Iterator[object] = batches(frames, order, workers)
+    for _ in range(2 * workers + 1):  # what was read ahead while they started
+        next(loader)
+    begin = time.perf_counter()
+    count = sum(2 for _ in loader)
+    return count / (time.perf_counter() - begin)
+
+
+def _disk_bytes_per_s(reader: CacheReader) -> float:
+    files = [path for path in Path(reader.store.location).rglob("*") if path.is_file() and path.stat().st_size > 1e5]
+    for path in files:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    begin = time.perf_counter()
+    total = sum(len(path.read_bytes()) for path in files)
+    return total / (time.perf_counter() - begin)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_bench_training_step(recipe, reader, tmp_path, capsys, size):
+    """A step of the recipe from the cache, the same step if the teacher looked at its frames first, and the waiting."""
+    device = resolve_device("auto")
+    precision = resolve_precision("auto", device)
+    spec = recipe.train_student
+    stage = open_stage_one(recipe)
+    ids = reader.frames.train
+    frames = CachedFrames(reader, ids, neighbours=recipe.losses.photometric > 0)
+    student = Student(replace(recipe.student, encoder=SIZES[size], pretrained=False), recipe.bins)
+    training = open_training(reader, student, spec, recipe.losses, recipe.data.depth_range_m, device)
+    student.train()
+    rigs = on_device(device, collate([frames[i] for i in range(spec.batch_rigs)]))
+    prepared = torch.zeros(6 * spec.batch_rigs, *stage.teacher.input_size, 3, dtype=torch.uint8).random_(0, 256)
+
+    def step() -> None:
+        training.step([rigs], 0)
+        synchronize(device)
+
+    def teacher() -> None:
+        stage.teacher(prepared)
+        synchronize(device)
+
+    steps, teachers = [], []
+    for name in (step, teacher):
+        name()
+    for _ in range(ROUNDS):  # in turns, since the machine is not always as fast
+        for call, found in ((step, steps), (teacher, teachers)):
+            begin = time.perf_counter()
+            call()
+            found.append(time.perf_counter() - begin)
+    stepping, looking = statistics.median(steps), statistics.median(teachers)
+    with FlopCounterMode(display=False) as flops:
+        training.step([rigs], 0)
+    side = 4096 if device.type == "cuda" else 2048
+    a, b = (torch.randn(side, side, device=device, dtype=dtype_of(precision)) for _ in range(2))
+
+    def multiply() -> None:
+        a @ b
+        synchronize(device)
+
+    rate = 2 * side**3 / median_s(multiply, 5)
+    floor = flops.get_total_flops() / rate
+    report = train_student(
+        reader, student, ids, (), tmp_path, replace(spec, steps=STEPS, warmup_steps=2), recipe.losses,
+        recipe.data.depth_range_m, device=device,
+    )  # fmt: skip
+    assert report.waiting_share is not None
+    with capsys.disabled():
+        print(
+            f"\n{size}, {precision} on {device}, {spec.batch_rigs} rigs of six {student.spec.input_size}:"
+            f"\n  step {stepping:.2f} s, floor {floor:.2f} s ({flops.get_total_flops() / 1e9:.0f} GFLOP at"
+            f" {rate / 1e12:.2f} TFLOP/s), {floor / stepping:.2f} of the peak"
+            f"\n  teacher for its frames {looking:.2f} s: the step with it online is"
+            f" {(stepping + looking) / stepping:.2f} times as long"
+            f"\n  {STEPS} steps with {spec.workers} loader worker: {report.waiting_share:.2%} of the time waiting"
+        )

@@ -1,0 +1,34 @@
+import numpy as np
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_train_student import RANGE_M, STUDENT
+from test_training import rigs
+
+from stages.bins import BinSpec
+from stages.colours import NO_DEPTH_RGB, colour_depth, depth_scale
+from stages.student.model import Student
+from stages.training_log import TrainingLog, predicted_depth_m, training_picture
+
+
+def test_the_picture_shows_cameras_lidar_and_depth_one_below_the_other():
+    torch.manual_seed(0)
+    student, frames = Student(STUDENT, BinSpec(count=16, prob_stride=4)).train(), rigs(1)
+    frames.lidar_depth_m[0, 1] = 0
+    picture = training_picture(student, frames, RANGE_M, "fp32")
+    assert student.training
+    h, w = STUDENT.input_size
+    assert picture.shape == (3 * h, 3 * w, 3)
+    assert np.array_equal(picture[:h, w : 2 * w], frames.image[0, 1].permute(1, 2, 0).numpy())
+    assert (picture[h : 2 * h, w : 2 * w] == NO_DEPTH_RGB).all()
+    depth_m = predicted_depth_m(student, frames, "fp32")[0, 2].numpy()
+    assert np.array_equal(picture[2 * h :, 2 * w :], colour_depth(depth_m, depth_scale(RANGE_M)))
+
+
+def test_tensorboard_has_what_was_written_and_shown(tmp_path):
+    with TrainingLog(tmp_path, 0) as log:
+        log.write(10, {"kl": 0.5})
+        log.show(10, np.zeros((4, 6, 3), np.uint8))
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in board.Scalars("kl")] == [(10, 0.5)]
+    (shown,) = board.Images("depth")
+    assert (shown.step, shown.height, shown.width) == (10, 4, 6)
