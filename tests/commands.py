@@ -7,9 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from PIL import Image
@@ -56,7 +57,7 @@ def write_recipe(path: Path, teacher: Path, frame_count: int, shard_frames: int 
 class Command:
     """A `surround` process that leads a process group of its own, as a cluster or a terminal starts it."""
 
-    def __init__(self, log: Path, *arguments: object):
+    def __init__(self, log: Path, *arguments: object, environment: Mapping[str, str] = MappingProxyType({})):
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log = log
         with log.open("w") as stream:
@@ -65,7 +66,7 @@ class Command:
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 cwd=REPOSITORY,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
                 start_new_session=True,
             )
 

@@ -1,0 +1,135 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from commands import REPOSITORY, Command, wait_until
+from test_augment import random_rig
+from test_kill_training import drive  # noqa: F401
+from test_train_student import SPEC, STUDENT
+from test_training import training
+
+from data_cache.dataset import CachedRigs, collate, map_rigs
+from stages.losses import LossSpec
+from stages.parallel import joined
+from stages.training import mean_over_processes, term_values
+
+LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python", "--"]
+SETTINGS = [
+    "precision=fp32", "steps=20", "learning_rate=1e-4", "batch_rigs=4", "checkpoint_every=10", "select_every=10"
+]  # fmt: skip
+    "precision=fp32",
+    "steps=20",
+    "learning_rate=1e-4",
+    "batch_rigs=4",
+    "checkpoint_every=10",
+    "select_every=10",
+]
+
+
+def logged(run: Path) -> list[dict[str, float]]:
+    """Lines of the log, without what depends on the clock."""
+    lines = [json.loads(line) for line in (run / "student/log.jsonl").read_text().splitlines()]
+    clocked = ("frames_per_s", "waiting_share")
+    return [{name: value for name, value in line.items() if name not in clocked} for line in lines]
+
+
+def lopsided(count: int) -> CachedRigs:
+    """Frames of three views that differ in what they lack: a camera, all LiDAR, nothing."""
+    singles = [random_rig(3, size=STUDENT.input_size)[0] for _ in range(count)]
+    generator = torch.Generator().manual_seed(5)
+    found = []
+    for i, rig in enumerate(singles):
+        valid = torch.tensor([True, True, i != 0])
+        lidar_m = (1 + 20 * torch.rand(rig.lidar_depth_m.shape, generator=generator)) * (i != 1) * valid[:, None, None]
+        image = (torch.rand(rig.image.shape, generator=generator) * 255).to(torch.uint8)
+        found.append(replace(rig, frame_ids=(f"d/{i}",), view_valid=valid, lidar_depth_m=lidar_m, image=image))
+    return collate(found)
+
+
+def step_alone(rank: int, process_count: int, port: int, folder: Path) -> None:
+    """Process `rank` takes its share of one step and writes what came of it."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(process_count), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    frames, size = lopsided(4), 4 // process_count
+    share = map_rigs(lambda tensor: tensor[rank * size : (rank + 1) * size], frames)
+    share = replace(share, frame_ids=frames.frame_ids[rank * size : (rank + 1) * size])
+    with joined("cpu"):
+        made = training(replace(SPEC, batch_rigs=4, clip_norm=1e9), LossSpec(cross=0.3, output=1.0, agreement=1.0))
+        terms = mean_over_processes(made.step([share], 0))
+        gradients = {name: p.grad for name, p in made.learner.named_parameters() if p.grad is not None}
+        found = gradients | {name: buffer for name, buffer in made.learner.named_buffers() if "running" in name}
+        torch.save({"terms": term_values(terms), **found}, folder / f"{process_count}-{rank}.pt")
+
+
+def test_the_step_of_two_processes_is_that_of_one_also_where_frames_lack_different_things(tmp_path):
+    """Terms, every gradient and the statistics of batch norm."""
+    for process_count in (1, 2):
+        torch.multiprocessing.spawn(step_alone, (process_count, _free_port(), tmp_path), nprocs=process_count)
+    one = torch.load(tmp_path / "1-0.pt")
+    for rank in range(2):
+        two = torch.load(tmp_path / f"2-{rank}.pt")
+        assert two.pop("terms") == pytest.approx(one["terms"], rel=1e-5)
+        assert two.keys() == one.keys() - {"terms"}
+        for name, value in two.items():
+            scale = one[name].abs().max().item() + 1e-6
+            torch.testing.assert_close(value / scale, one[name] / scale, atol=2e-4, rtol=0, msg=name)
+
+
+def test_two_gloo_processes_learn_what_one_does_and_one_continues_what_two_have_begun(drive, tmp_path):  # noqa: F811
+    """The loss terms agree to float tolerance, which Adam makes larger from step to step."""
+    cache, *arguments = drive
+    arguments += [part for setting in SETTINGS for part in ("--set", f"train_student.{setting}")]
+    for name in ("one", "two", "changed"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "cache").symlink_to(cache)
+    one = Command(tmp_path / "one.log", *arguments, "--run", tmp_path / "one")
+    assert one.end() == 0, one.output
+    script = [sys.executable, "-c", "from pipeline.cli import main; main()", *arguments, "--run", tmp_path / "two"]
+    command = [sys.executable, *LAUNCH, *map(str, script)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    two = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=240)
+    assert two.returncode == 0, two.stderr
+    assert two.stdout.count("checkpoint in") == 1  # one of them speaks
+    states = tmp_path / "changed/student/states"
+    states.mkdir(parents=True)
+    (states / "00000010.safetensors").symlink_to(tmp_path / "two/student/states/00000010.safetensors")
+    changed = Command(tmp_path / "changed.log", *arguments, "--run", tmp_path / "changed")
+    assert changed.end() == 0, changed.output
+    expected = logged(tmp_path / "one")
+    assert [line["step"] for line in expected] == [10, 20]
+    for line, other in zip(expected, logged(tmp_path / "two"), strict=True):
+        assert other == pytest.approx(line, rel=1e-3)
+    assert logged(tmp_path / "changed") == [pytest.approx(expected[1], rel=1e-3)]
+
+
+def test_a_signal_to_one_process_of_a_job_saves_and_ends_all_with_75(drive, tmp_path):  # noqa: F811
+    """Started as a SLURM job does it: a task per process, the launcher's variables set by hand."""
+    cache, *arguments = drive
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "cache").symlink_to(cache)
+    arguments += ["--run", run, "--set", "train_student.steps=100000", "--set", "train_student.checkpoint_every=100000"]
+    launch = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    tasks = [
+        Command(tmp_path / f"{i}.log", *arguments, environment=launch | {"RANK": str(i), "LOCAL_RANK": str(i)})
+        for i in range(2)
+    ]
+    wait_until(lambda: (run / "student/log.jsonl").exists() or tasks[0].process.poll() is not None, "ten steps")
+    tasks[1].signal(signal.SIGUSR1)
+    assert [task.end() for task in tasks] == [75, 75], [task.output for task in tasks]
+    (state,) = (run / "student/states").iterdir()
+    assert f"stopped after step {int(state.stem)} of 100000; the state is saved" in tasks[0].output
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
