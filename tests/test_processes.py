@@ -24,13 +24,6 @@ LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"
 SETTINGS = [
     "precision=fp32", "steps=20", "learning_rate=1e-4", "batch_rigs=4", "checkpoint_every=10", "select_every=10"
 ]  # fmt: skip
-    "precision=fp32",
-    "steps=20",
-    "learning_rate=1e-4",
-    "batch_rigs=4",
-    "checkpoint_every=10",
-    "select_every=10",
-]
 
 
 def logged(run: Path) -> list[dict[str, float]]:
