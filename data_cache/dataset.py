@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data_cache.reader import CacheReader
-from data_cache.schema import FrameRecord, StoredBins, map_arrays, unpack_depth_m
+from data_cache.schema import FrameCameras, FrameRecord, StoredBins, map_arrays, unpack_depth_m
 
 MIN_MOVED_M, MAX_MOVED_M = 0.2, 15.0
 """A rig that moved less shows no parallax; one that moved further sees other things or is on another drive."""
@@ -87,7 +87,7 @@ class CachedFrames(Dataset[CachedRigs]):
         world_from_rig = record.world_from_cam[np.argmax(record.view_valid)]
         tokens = record.tokens if record.tokens is not None else np.zeros((*record.relation.shape[:2], 0), np.float16)
         return CachedRigs(
-            **vars(_views(record, world_from_rig)),
+            **vars(_views(record, record.image, world_from_rig)),
             frame_ids=(frame_id,),
             lidar_depth_m=torch.from_numpy(unpack_depth_m(record.lidar_depth)),
             bins=map_arrays(_tensor, record.bins),
@@ -100,10 +100,10 @@ class CachedFrames(Dataset[CachedRigs]):
         """The frame before, or else the one after: what a rig sees ahead it mostly saw from further back, too."""
         for other in (position - 1, position + 1):
             if 0 <= other < len(self) and same_drive(self.frame_ids[position], self.frame_ids[other]):
-                candidate = self.reader.read(self.frame_ids[other])
-                if MIN_MOVED_M < moved_m(record, candidate) < MAX_MOVED_M:
-                    return _views(candidate, world_from_rig)
-        nothing = _views(record, world_from_rig)
+                cameras = self.reader.read_cameras(self.frame_ids[other])
+                if MIN_MOVED_M < moved_m(record, cameras) < MAX_MOVED_M:
+                    return _views(cameras, self.reader.read_image(self.frame_ids[other]), world_from_rig)
+        nothing = _views(record, record.image, world_from_rig)
         return replace(nothing, view_valid=torch.zeros_like(nothing.view_valid))
 
 
@@ -116,26 +116,28 @@ def same_drive(frame_id: str, other_id: str) -> bool:
     return frame_id.rpartition("/")[0] == other_id.rpartition("/")[0]
 
 
-def moved_m(record: FrameRecord, other: FrameRecord) -> float:
+def moved_m(cameras: FrameCameras, other: FrameCameras) -> float:
     """Distance in metres between the places of the first camera that both frames have; infinite if there is none."""
-    both = record.view_valid & other.view_valid
+    both = cameras.view_valid & other.view_valid
     if not both.any():
         return math.inf
     view = np.argmax(both)
-    return float(np.linalg.norm(record.world_from_cam[view, :3, 3] - other.world_from_cam[view, :3, 3]))
+    return float(np.linalg.norm(cameras.world_from_cam[view, :3, 3] - other.world_from_cam[view, :3, 3]))
 
 
-def _views(record: FrameRecord, world_from_rig: Float64[np.ndarray, "4 4"]) -> CachedViews:
-    valid = record.view_valid
+def _views(
+    cameras: FrameCameras, image: UInt8[np.ndarray, "V H W 3"], world_from_rig: Float64[np.ndarray, "4 4"]
+) -> CachedViews:
+    valid = cameras.view_valid
     # The picture of another camera keeps the black frames of missing ones out of batch statistics; `view_valid` keeps
     # them out of every loss.
     shown = np.where(valid, np.arange(len(valid)), np.argmax(valid))
     # Subtracted in float64: world coordinates are kilometres, and float32 would lose centimetres of them.
-    rig_from_cam = np.linalg.solve(world_from_rig, record.world_from_cam)
+    rig_from_cam = np.linalg.solve(world_from_rig, cameras.world_from_cam)
     there = valid[:, None, None]
     return CachedViews(
-        image=torch.from_numpy(record.image[shown]).permute(0, 3, 1, 2),
-        intrinsics=torch.from_numpy(np.where(there, record.intrinsics, np.eye(3, dtype=np.float32))),
+        image=torch.from_numpy(image[shown]).permute(0, 3, 1, 2),
+        intrinsics=torch.from_numpy(np.where(there, cameras.intrinsics, np.eye(3, dtype=np.float32))),
         rig_from_cam=torch.from_numpy(np.where(there, rig_from_cam, np.eye(4)).astype(np.float32)),
         view_valid=torch.from_numpy(valid),
     )

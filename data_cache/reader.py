@@ -3,13 +3,14 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
+from jaxtyping import UInt8
 
 from data_cache.files import PARTIAL
 from data_cache.schema import (
@@ -18,12 +19,14 @@ from data_cache.schema import (
     RECEIPTS,
     CacheIdentity,
     DamagedCacheError,
+    FrameCameras,
     FrameRecord,
     IncompleteCacheError,
     Receipt,
     Resolved,
     SplitFrames,
     StaleCacheError,
+    StoredFile,
     array_table,
     load_description,
     receipt_name,
@@ -75,7 +78,7 @@ def cache_status(location: Path | str) -> CacheStatus:
     identity, resolved = load_description(store)
     sizes = store.sizes(ARRAYS)
     done, damages = [], []
-    for shard, found in _receipts(store, identity):
+    for shard, found in read_receipts(store, identity, range(identity.shard_count)):
         if isinstance(found, DamagedCacheError):
             damages.append(str(found))
         elif wrong := wrong_sizes(sizes, found):
@@ -104,31 +107,43 @@ def verify_files(location: Path | str) -> Iterator[tuple[int, list[str]]]:
     store = open_store(location)
     identity, _ = load_description(store)
     damages = []
-    for look in (read_split_frames, _open_arrays):
+    for look in (read_split_frames, open_arrays):
         try:
             look(store, identity)
         except DamagedCacheError as error:
             damages.append(str(error))
     yield -1, damages
-    for shard, found in _receipts(store, identity):
+    for shard, found in read_receipts(store, identity, range(identity.shard_count)):
         if isinstance(found, DamagedCacheError):
             yield shard, [str(found)]
             continue
-        wrong = {}
+        lines = []
         for name, stored in found.files.items():
             try:
-                data = store.read(name)
-            except FileNotFoundError:
-                wrong[name] = "missing"
-                continue
+                read_checked(store, shard, name, stored)
+            except DamagedCacheError as error:
+                lines.append(str(error))
             except StoreError as error:
-                wrong[name] = str(error)
-                continue
-            if len(data) != stored.bytes:
-                wrong[name] = f"{len(data)} bytes, receipt says {stored.bytes}"
-            elif hashlib.sha256(data).hexdigest() != stored.sha256:
-                wrong[name] = "content differs from its receipt"
-        yield shard, [_damage(store, shard, name, what) for name, what in wrong.items()]
+                lines.append(_damage(store, shard, name, str(error)))
+        yield shard, lines
+
+
+def read_checked(store: CacheStore, shard: int, name: str, stored: StoredFile) -> bytes:
+    """A file of a shard, as its receipt says it was written.
+
+    Raises:
+        DamagedCacheError: if it is missing or of another size or content.
+        StoreError: if it cannot be asked for.
+    """
+    try:
+        data = store.read(name)
+    except FileNotFoundError as error:
+        raise DamagedCacheError(_damage(store, shard, name, "missing")) from error
+    if len(data) != stored.bytes:
+        raise DamagedCacheError(_damage(store, shard, name, f"{len(data)} bytes, receipt says {stored.bytes}"))
+    if hashlib.sha256(data).hexdigest() != stored.sha256:
+        raise DamagedCacheError(_damage(store, shard, name, "content differs from its receipt"))
+    return data
 
 
 class CacheReader:
@@ -153,15 +168,16 @@ class CacheReader:
             raise StaleCacheError(self.store.location, differences)
         sizes = self.store.sizes(ARRAYS)
         self.quarantined: dict[str, str] = {}
-        missing = self.identity.shard_count
+        self._written: set[int] = set()
         damages = []
-        for shard, found in _receipts(self.store, self.identity):
-            missing -= 1
+        for shard, found in read_receipts(self.store, self.identity, range(self.identity.shard_count)):
+            self._written.add(shard)
             if isinstance(found, DamagedCacheError):
                 damages.append(str(found))
                 continue
             damages += [_damage(self.store, shard, name, what) for name, what in wrong_sizes(sizes, found).items()]
             self.quarantined |= found.quarantined
+        missing = self.identity.shard_count - len(self._written)
         if complete and missing:
             raise IncompleteCacheError(
                 f"{self.store.location}: {missing} of {self.identity.shard_count} shards are not written yet;"
@@ -181,33 +197,54 @@ class CacheReader:
         """Those of `frame_ids` that are not quarantined."""
         return tuple(frame_id for frame_id in frame_ids if frame_id not in self.quarantined)
 
+    def shards(self, frame_ids: Iterable[str]) -> tuple[int, ...]:
+        """Numbers of the shards that hold these frames, in order; raises KeyError if a frame is not in the cache."""
+        return tuple(sorted({self._index[frame_id] // self.identity.shard_frames for frame_id in frame_ids}))
+
     def read(self, frame_id: str) -> FrameRecord:
         """All arrays of one frame.
 
         Raises:
             DamagedCacheError: if a stored checksum does not match.
+            IncompleteCacheError: if its shard is not there.
             KeyError: if the frame is not in the cache.
         """
+        return record_from_arrays(self.identity.encoding, self._read(frame_id, array_table(self.identity)))
+
+    def read_cameras(self, frame_id: str) -> FrameCameras:
+        """Only the calibration and poses of one frame: some hundred bytes; raises what `read` raises."""
+        return FrameCameras(**self._read(frame_id, [f.name for f in fields(FrameCameras)]))
+
+    def read_image(self, frame_id: str) -> UInt8[np.ndarray, "V H W 3"]:
+        """Only the images of one frame, RGB; raises what `read` raises."""
+        return self._read(frame_id, ["image"])["image"]
+
+    def _read(self, frame_id: str, names: Iterable[str]) -> dict[str, np.ndarray]:
         if self._opened_by != os.getpid():
             # A store opened before a fork must not be used after it: some codecs deadlock.
-            self._arrays = _open_arrays(self.store, self.identity)
+            self._arrays = open_arrays(self.store, self.identity)
             self._opened_by = os.getpid()
         index = self._index[frame_id]
-        values: dict[str, np.ndarray] = {}
-        for name, array in self._arrays.items():
+        shard = index // self.identity.shard_frames
+        if shard not in self._written and self.store.size(receipt_name(shard)) is None:
+            # Chunks that were never written read as zeros.
+            raise IncompleteCacheError(f"{self.store.location}: frame {frame_id}: shard {shard} is not there (yet)")
+        values = {}
+        for name in names:
             try:
-                values[name] = np.asarray(array[index])
+                values[name] = np.asarray(self._arrays[name][index])
             except (ValueError, RuntimeError, OSError) as error:
-                shard = index // self.identity.shard_frames
                 raise DamagedCacheError(_damage(self.store, shard, name, f"frame {frame_id}: {error}")) from error
-        return record_from_arrays(self.identity.encoding, values)
+        return values
 
 
-def _receipts(store: CacheStore, identity: CacheIdentity) -> Iterator[tuple[int, Receipt | DamagedCacheError]]:
-    """Every receipt that is there, in order of shards, or what is wrong with it."""
+def read_receipts(
+    store: CacheStore, identity: CacheIdentity, shards: Sequence[int]
+) -> Iterator[tuple[int, Receipt | DamagedCacheError]]:
+    """The receipts of these shards, in their order, or what is wrong with them; none where there is none."""
     there = store.sizes(RECEIPTS)
-    texts = store.read_many([name for shard in range(identity.shard_count) if (name := receipt_name(shard)) in there])
-    for shard in range(identity.shard_count):
+    texts = store.read_many([name for shard in shards if (name := receipt_name(shard)) in there])
+    for shard in shards:
         name = receipt_name(shard)
         if name not in texts:
             continue
@@ -243,7 +280,8 @@ def read_split_frames(store: CacheStore, identity: CacheIdentity) -> SplitFrames
     return frames
 
 
-def _open_arrays(store: CacheStore, identity: CacheIdentity) -> dict[str, zarr.Array[Any]]:
+def open_arrays(store: CacheStore, identity: CacheIdentity) -> dict[str, zarr.Array[Any]]:
+    """The arrays of a cache by name, nothing of them read but their metadata; raises DamagedCacheError."""
     try:
         group = zarr.open_group(store.zarr_store(ARRAYS), mode="r")
         arrays = {name: group[name] for name in array_table(identity)}

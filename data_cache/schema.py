@@ -223,7 +223,22 @@ class SplitFrames:
 
 
 @dataclass(frozen=True, eq=False)
-class FrameRecord:
+class FrameCameras:
+    """Where the cameras of one frame stood. Axes: V views in ring order.
+
+    Attributes:
+        view_valid: False where the frame lacks the camera; its other entries are then 0, its pose the identity.
+        intrinsics: pixels of the stored image, pixel centres at half-integers.
+        world_from_cam: pose at the camera's own time stamp, metres.
+    """
+
+    view_valid: Bool[np.ndarray, " V"]
+    intrinsics: Float32[np.ndarray, "V 3 3"]
+    world_from_cam: Float64[np.ndarray, "V 4 4"]
+
+
+@dataclass(frozen=True, eq=False)
+class FrameRecord(FrameCameras):
     """One frame as it is stored. Axes: V views in ring order, H W image, h w probabilities, P tokens.
 
     Attributes:
@@ -231,9 +246,6 @@ class FrameRecord:
         lidar_depth: z in 1/256 m, 0 = no return; `pack_depth` and `unpack_depth_m` convert.
         bins: what the teacher said about order, at (V, h, w), in the encoding of the cache.
         relation: [i] relates tokens of view i (rows) to those of view i + 1 mod V (columns).
-        view_valid: False where the frame lacks the camera; its other entries are then 0, its pose the identity.
-        intrinsics: pixels of `image`, pixel centres at half-integers.
-        world_from_cam: pose at the camera's own time stamp.
         tokens: the teacher's pooled features, None in a cache that does not store them.
     """
 
@@ -241,9 +253,6 @@ class FrameRecord:
     lidar_depth: UInt16[np.ndarray, "V H W"]
     bins: StoredBins[np.ndarray]
     relation: Float16[np.ndarray, "V P P"]
-    view_valid: Bool[np.ndarray, " V"]
-    intrinsics: Float32[np.ndarray, "V 3 3"]
-    world_from_cam: Float64[np.ndarray, "V 4 4"]
     tokens: Float16[np.ndarray, "V P C"] | None = None
 
 

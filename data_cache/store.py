@@ -207,7 +207,7 @@ class FolderStore:
                 for path in self.root.glob(pattern):
                     path.unlink(missing_ok=True)
 
-    def free_bytes(self) -> int | None:
+    def free_bytes(self) -> int:
         """Room on the file system that holds the folder."""
         existing = next(folder for folder in (self.root, *self.root.absolute().parents) if folder.exists())
         return shutil.disk_usage(existing).free

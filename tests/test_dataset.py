@@ -114,14 +114,25 @@ def test_frames_that_stand_still_or_lie_far_apart_are_no_neighbours(tmp_path, ap
 
 
 def test_only_what_was_asked_for_is_read(tmp_path, monkeypatch):
-    ids = ("a/0", "a/1")
-    served(tmp_path, ids, [drive_record(0), drive_record(1, 6)])
+    """Of other frames the cameras, and the images of that one which is the neighbour."""
+    ids = ("a/0", "a/1", "a/2")
+    served(tmp_path, ids, [drive_record(0), drive_record(1), drive_record(2, 6)])
     reader, read = CacheReader(tmp_path), []
-    monkeypatch.setattr(reader, "read", lambda i: read.append(i) or CacheReader.read(reader, i))
-    assert CachedFrames(reader, ids)[0].neighbour is None
-    assert read == ["a/0"]
-    assert CachedFrames(reader, ids[1:], neighbours=True)[0].neighbour is not None
-    assert read == ["a/0", "a/1"]  # a/0 is not among these frames
+
+    def noting(name):
+        return lambda frame_id: read.append((name, frame_id)) or getattr(CacheReader, name)(reader, frame_id)
+
+    for name in ("read", "read_cameras", "read_image"):
+        monkeypatch.setattr(reader, name, noting(name))
+    assert CachedFrames(reader, ids)[1].neighbour is None
+    assert read == [("read", "a/1")]
+    read.clear()
+    rig = CachedFrames(reader, ids, neighbours=True)[1]
+    assert rig.neighbour is not None
+    assert read == [("read", "a/1"), ("read_cameras", "a/0"), ("read_cameras", "a/2"), ("read_image", "a/2")]
+    read.clear()
+    CachedFrames(reader, ids[2:], neighbours=True)[0]
+    assert read == [("read", "a/2")]  # a/1 is not among these frames
 
 
 def test_drives_by_id():

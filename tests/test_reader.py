@@ -131,6 +131,20 @@ def test_quarantined_frames_are_not_usable(tmp_path):
     assert reader.usable(reader.frames.train) == ("d/0", "d/1", "d/3", "d/4")
 
 
+def test_cameras_and_images_read_alone_are_those_of_the_record(tmp_path):
+    fill(tmp_path)
+    reader = CacheReader(tmp_path)
+    record, cameras = reader.read("d/3"), reader.read_cameras("d/3")
+    for name, values in vars(cameras).items():
+        np.testing.assert_array_equal(values, getattr(record, name))
+    assert vars(cameras).keys() == {"view_valid", "intrinsics", "world_from_cam"}
+    np.testing.assert_array_equal(reader.read_image("d/3"), record.image)
+    assert reader.shards(["d/4", "d/1", "d/0"]) == (0, 2)
+    for look in (reader.read, reader.read_cameras, reader.read_image, lambda i: reader.shards([i])):
+        with pytest.raises(KeyError):
+            look("d/5")
+
+
 def test_a_reader_travels_to_another_process_without_its_open_stores(tmp_path):
     fill(tmp_path)
     reader = CacheReader(tmp_path)
