@@ -18,6 +18,7 @@ from pipeline.weight_catalog import KNOWN
 from stages.bins import BinSpec
 from stages.evaluate import EvaluateSpec
 from stages.losses import LossSpec
+from stages.student.encoder import ENCODERS
 from stages.student.model import StudentSpec
 from stages.teacher_cache import TeacherCacheSpec
 from stages.train_spec import TrainStudentSpec
@@ -127,7 +128,7 @@ def parse_recipe(text: str, where: str, overrides: Sequence[str] = (), name: str
         _override(table, override)
     table.setdefault("name", name)
     recipe = parse(Recipe, table, Path(where).name)
-    if recipe.student.pretrained and recipe.student.encoder not in KNOWN:
+    if recipe.student.pretrained and ENCODERS[recipe.student.encoder].weights not in KNOWN:
         raise RecipeError(
             f"{Path(where).name}[student]: no pretrained weights are known for {recipe.student.encoder};"
             ' set pretrained = false, or encoder = "resnet-18"'

@@ -47,6 +47,8 @@ from stages.evaluate import ZERO_SHOT, EvaluateReport, evaluate, require_full_co
 from stages.fit_bins import FittedBins, fit_bins, load_fitted, require_made_with, save_fitted
 from stages.parallel import joined
 from stages.progress import progress_bar
+from stages.student.encoder import ENCODERS
+from stages.student.fold import folded
 from stages.student.model import Student
 from stages.teacher_cache import TeacherCacheReport
 from stages.train_student import TrainStudentReport, train_student
@@ -252,7 +254,7 @@ def run_evaluate(recipe: Recipe, folder: RunFolder, *, checkpoint: Path | None =
     write_atomically(folder.eval / "recipe.toml", recipe_toml(recipe))
     device = resolve_device(recipe.eval.device)
     precision = resolve_precision(recipe.eval.precision, device)
-    student = loaded.student
+    student = folded(loaded.student)
     place(student, device)
     teacher = open_teacher(recipe) if recipe.eval.teacher else None
     with preemption() as should_stop:
@@ -299,9 +301,8 @@ def _learnt_from(recipe: Recipe, folder: RunFolder, source: Source) -> SplitFram
 
 
 def _encoder_weights(recipe: Recipe) -> Path | None:
-    if not recipe.student.pretrained:
-        return None
-    return fetch_weights(recipe.student.encoder).path
+    name = ENCODERS[recipe.student.encoder].weights
+    return fetch_weights(name).path if recipe.student.pretrained and name else None
 
 
 def _keep_recipe(recipe: Recipe, folder: RunFolder) -> None:

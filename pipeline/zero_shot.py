@@ -18,6 +18,7 @@ from pipeline.stage_one import open_data
 from stages.checkpoint import Lineage, load_student
 from stages.devices import place, resolve_device, resolve_precision
 from stages.evaluate import ZERO_SHOT, EvaluateReport, EvaluateSpec, evaluate
+from stages.student.fold import folded
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def run_zero_shot(
         EvaluationError: if a target has nothing to measure.
     """
     loaded = load_student(checkpoint)
+    student = folded(loaded.student)
     recipes = _recipes(targets, overrides)
     for name, recipe in recipes.items():
         _refuse_same_source(name, recipe, loaded.lineage)
@@ -73,17 +75,17 @@ def run_zero_shot(
         for target in opened:
             spec = target.recipe.eval
             device = resolve_device(spec.device)
-            place(loaded.student, device)
+            place(student, device)
             evaluation = evaluate(
                 target.source,
                 target.frame_ids,
                 ", ".join(target.recipe.data.test),
-                loaded.student,
+                student,
                 None,
                 EvaluateSpec(protocol=ZERO_SHOT, teacher=False, latency=False, pictures=0),
                 device=device,
                 precision=resolve_precision(spec.precision, device),
-                decode_size=loaded.student.spec.input_size,
+                decode_size=student.spec.input_size,
                 should_stop=should_stop,
             )
             reports.append(evaluation.report)

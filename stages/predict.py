@@ -41,7 +41,7 @@ def predict_rig(
 def forward_rig(student: Student, rig: RigViews, device: torch.device, precision: str) -> Float[Tensor, "1 V H W"]:
     """Depth in metres as the network gives it, on `device`; what it says of missing cameras means nothing."""
     focal_px = torch.from_numpy(np.where(rig.view_valid, rig.intrinsics[:, 0, 0], 1.0)).float()
-    image = torch.from_numpy(rig.image).to(device).permute(0, 3, 1, 2).float() / 255
+    image = torch.from_numpy(rig.image).to(device).permute(0, 3, 1, 2).float().div_(255)
     with torch.inference_mode(), autocast(device, precision):
         out = student(image[None], focal_px[None].to(device), torch.from_numpy(rig.view_valid)[None].to(device))
     depth_m: Tensor = out.depth_m

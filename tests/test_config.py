@@ -32,6 +32,10 @@ def test_overrides_reach_their_key_with_their_type():
     assert (recipe.student.encoder, recipe.bins.sigma) == ("resnet-34", 0.5)
 
 
+def test_nano_may_be_pretrained_since_it_starts_from_resnet_18():
+    assert load_recipe("demo", ("student.encoder=resnet-10",)).student.pretrained
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -52,7 +56,11 @@ def test_overrides_reach_their_key_with_their_type():
         ("student.near_m=500", "need 0 < near_m < far_m"),
         ("student.focal_px=-1", "focal_px: expected a positive number of pixels"),
         ("student.encoder=resnet-34", "no pretrained weights are known for resnet-34; set pretrained = false"),
-        ("student.encoder=vgg", "encoder: expected one of resnet-18, resnet-34"),
+        (
+            "student.encoder=convnextv2-atto",
+            "no pretrained weights are known for convnextv2-atto; set pretrained = false",
+        ),
+        ("student.encoder=vgg", "encoder: expected one of resnet-10, resnet-18, resnet-34, convnextv2-atto"),
         ("bins.count=1", "count: expected 2 to 256 bins, got 1"),
         ("bins.window=100", "window: expected 1 to count = 64, got 100"),
         ("bins.prob_stride=3", "prob_stride: expected 2 or 4, got 3"),

@@ -11,8 +11,9 @@ from data_cache.errors import SettingError
 from stages.bins import BinSpec
 from stages.relations import pool_tokens
 from stages.student.cross_view import RingAttention
-from stages.student.encoder import CHANNELS, STRIDES, build_encoder
-from stages.student.head import MetricBinCenters
+from stages.student.encoder import ENCODERS, STRIDES, build_encoder
+from stages.student.fold import folded
+from stages.student.head import MetricBinCenters, expected_depth_m
 from stages.student.model import Student, StudentSpec
 
 SPEC = StudentSpec(
@@ -151,11 +152,13 @@ def test_everything_that_learns_gets_a_finite_gradient_even_with_a_missing_view(
         assert parameter.grad.isfinite().all(), name
 
 
-@pytest.mark.parametrize("name", ["resnet-18", "resnet-34"])
+@pytest.mark.parametrize("name", ENCODERS)
 def test_encoder_maps_have_the_promised_strides_and_channels(name):
     with torch.inference_mode():
         maps = build_encoder(name, None).eval()(random(1, 3, 64, 96)).feature_maps
-    assert [tuple(m.shape[1:]) for m in maps] == [(c, 64 // s, 96 // s) for c, s in zip(CHANNELS, STRIDES, strict=True)]
+    assert [tuple(m.shape[1:]) for m in maps] == [
+        (c, 64 // s, 96 // s) for c, s in zip(ENCODERS[name].channels, STRIDES, strict=True)
+    ]
 
 
 def test_encoder_weights_come_from_the_folder(tmp_path: Path):
@@ -170,6 +173,95 @@ def test_encoder_weights_come_from_the_folder(tmp_path: Path):
         SettingError, match=r"expected resnet-34 \(depths \(3, 4, 6, 3\)\), found depths \[2, 2, 2, 2\]"
     ):
         build_encoder("resnet-34", tmp_path)
+
+
+def test_resnet_10_starts_from_the_first_block_of_each_stage_of_resnet_18(tmp_path: Path):
+    torch.manual_seed(1)
+    saved = build_encoder("resnet-18", None)
+    saved.save_pretrained(tmp_path)
+    loaded, larger = build_encoder("resnet-10", tmp_path).state_dict(), saved.state_dict()
+    assert loaded.keys() == {name for name in larger if ".layers.1." not in name}
+    for name, value in loaded.items():
+        assert torch.equal(value, larger[name]), name
+    build_encoder("resnet-34", None).save_pretrained(tmp_path / "34")
+    with pytest.raises(
+        SettingError, match=r"expected resnet-18 \(depths \(2, 2, 2, 2\)\), found depths \[3, 4, 6, 3\]"
+    ):
+        build_encoder("resnet-10", tmp_path / "34")
+
+
+def test_an_encoder_without_imagenet_weights_refuses_a_folder(tmp_path: Path):
+    with pytest.raises(SettingError, match="convnextv2-atto: expected .* found .* set student.pretrained = false"):
+        build_encoder("convnextv2-atto", tmp_path)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_student_of_any_encoder_sees_and_has_its_channels(name):
+    """Tokens of a 96 x 160 image are of the stride-16 map, the third: 160 channels in convnextv2-atto."""
+    student = make_student(spec=replace(SPEC, encoder=name))
+    out = see(student)
+    channels = {"convnextv2-atto": 160, "convnextv2-nano": 320}.get(name, 256)
+    assert out.tokens.shape == (1, 3, 60, channels)
+    assert student.token_channels == channels
+    assert ((out.depth_m > 1) & (out.depth_m < 80)).all()
+
+
+def trained(student: Student) -> Student:
+    """A student whose batch norms have seen something, each channel something else."""
+    for i, norm in enumerate(m for m in student.modules() if isinstance(m, nn.BatchNorm2d)):
+        shape = norm.weight.shape
+        norm.running_mean.copy_(0.3 * random(*shape, seed=4 * i))
+        norm.running_var.copy_(random(*shape, seed=4 * i + 1).exp())
+        norm.weight.data.copy_(1 + 0.3 * random(*shape, seed=4 * i + 2))
+        norm.bias.data.copy_(0.3 * random(*shape, seed=4 * i + 3))
+    return student
+
+
+@pytest.mark.parametrize("encoder", ["resnet-10", "resnet-18", "convnextv2-atto"])
+def test_a_folded_student_says_the_same_without_batch_norms(encoder):
+    student = trained(make_student(BinSpec(count=16, prob_stride=2), replace(SPEC, encoder=encoder)))
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    ready = folded(student)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in ready.modules())
+    expected, found = see(student), see(ready)
+    torch.testing.assert_close(found.depth_m, expected.depth_m, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.tokens, expected.tokens, rtol=1e-3, atol=1e-5)
+    assert expected.depth_m.std() > 0.1
+    for name, value in student.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_a_folded_convolution_by_hand():
+    """Weight 3, mean 1, variance 4, scale 2, shift 5: (3 x - 1) / 2 * 2 + 5 = 3 x + 4."""
+    student = make_student()
+    convolution, norm = student.fuse[0][0], student.fuse[0][1]
+    norm.eps = 0.0
+    for tensor, value in ((norm.running_mean, 1.0), (norm.running_var, 4.0), (norm.weight, 2.0), (norm.bias, 5.0)):
+        tensor.data.fill_(value)
+    convolution.weight.data.fill_(3.0)
+    ready = folded(student).fuse[0][0]
+    assert ready.weight.unique().item() == pytest.approx(3.0)
+    assert ready.bias.unique().item() == pytest.approx(4.0)
+
+
+def test_a_student_in_training_is_not_folded():
+    with pytest.raises(ValueError, match=r"expected a student in evaluation mode, .* call .eval\(\) first"):
+        folded(make_student().train())
+
+
+def test_expected_depth_by_hand():
+    """Odds 3 to 1 between 8 m and 2 m: 6.5 m; even between 10 m and 1 m: 5.5 m; in float32 whatever the logits are."""
+    logit = torch.tensor([[math.log(3.0), 0.0], [2.0, 2.0]]).view(2, 2, 1, 1)
+    depth_m = expected_depth_m(logit, torch.tensor([[8.0, 2.0], [10.0, 1.0]]))
+    torch.testing.assert_close(depth_m, torch.tensor([6.5, 5.5]).view(2, 1, 1))
+    assert expected_depth_m(logit.bfloat16(), torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_depth_in_training_and_in_evaluation_is_the_same_function():
+    """Two ways to the same sum; batch norms are folded away first, which differ between the modes by design."""
+    ready = folded(make_student())
+    expected = see(ready).depth_m
+    torch.testing.assert_close(see(ready.train()).depth_m, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_encoder_weights_that_lack_a_layer_are_a_setting_error(tmp_path: Path):
@@ -287,7 +379,7 @@ def test_the_attention_knows_where_in_the_image_a_neighbour_speaks():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"encoder": "vit"}, "encoder: expected one of resnet-18, resnet-34, got 'vit'"),
+        ({"encoder": "vit"}, "encoder: expected one of resnet-10, resnet-18, resnet-34, .* got 'vit'"),
         ({"input_size": (100, 160)}, r"input_size: expected positive multiples of 32, got \[100, 160\]"),
         ({"input_size": (0, 160)}, r"input_size: expected positive multiples of 32, got \[0, 160\]"),
         ({"near_m": 80.0}, "need 0 < near_m < far_m, got near_m=80.0, far_m=80.0"),

@@ -37,7 +37,10 @@ class RingAttention(nn.Module):
         alone = absent.all(1)
         # A row with every key masked is NaN in softmax; such a view asks both and its answer is dropped.
         mask = (absent & ~alone[:, None]).repeat_interleave(H * W, dim=1)
-        answer, _ = self.attention(tokens.flatten(0, 1), asked, asked, key_padding_mask=mask, need_weights=False)
+        # The attention takes positions first. Of a transposed view its projections would multiply position by position,
+        # each with a copy of the weights.
+        query, asked = (x.transpose(0, 1).contiguous().transpose(0, 1) for x in (tokens.flatten(0, 1), asked))
+        answer, _ = self.attention(query, asked, asked, key_padding_mask=mask, need_weights=False)
         answer = torch.where(alone[:, None, None], 0.0, answer)
         added: Tensor = self.outward(answer.transpose(1, 2).reshape(B * V, -1, H, W))
         return features + added.view_as(features)

@@ -1,42 +1,80 @@
-"""ResNet encoders: ImageNet weights from a folder, or random ones."""
+"""Convolutional encoders: ImageNet weights from a folder, or random ones."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import ResNetBackbone, ResNetConfig
+from transformers import ConvNextV2Backbone, ConvNextV2Config, ResNetBackbone, ResNetConfig
 
 from data_cache.errors import SettingError
 from stages.quiet import quiet_transformers
 
-DEPTHS = {"resnet-18": (2, 2, 2, 2), "resnet-34": (3, 4, 6, 3)}
-CHANNELS = (64, 128, 256, 512)
+
+@dataclass(frozen=True)
+class EncoderShape:
+    """What an encoder is made of.
+
+    Attributes:
+        channels: of its maps, finest first; their strides are STRIDES.
+        depths: blocks per stage.
+        weights: name of the ImageNet weights that it starts from, None where there is no way to get any.
+    """
+
+    channels: tuple[int, int, int, int]
+    depths: tuple[int, int, int, int]
+    weights: str | None
+
+
 STRIDES = (4, 8, 16, 32)
+_RESNET = (64, 128, 256, 512)
+ENCODERS = {
+    "resnet-10": EncoderShape(_RESNET, (1, 1, 1, 1), weights="resnet-18"),
+    "resnet-18": EncoderShape(_RESNET, (2, 2, 2, 2), weights="resnet-18"),
+    "resnet-34": EncoderShape(_RESNET, (3, 4, 6, 3), weights="resnet-34"),
+    "convnextv2-atto": EncoderShape((40, 80, 160, 320), (2, 2, 6, 2), weights=None),
+    "convnextv2-nano": EncoderShape((80, 160, 320, 640), (2, 2, 8, 2), weights=None),
+}
+"""By `student.encoder`. ResNets have basic blocks; resnet-10 starts from the first block of each stage of resnet-18."""
 _STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
 
 def build_encoder(name: str, weights: Path | None) -> nn.Module:
-    """A ResNet whose `feature_maps` have strides 4, 8, 16, 32 and 64, 128, 256, 512 channels.
+    """An encoder whose `feature_maps` have the strides STRIDES and the channels of its shape.
 
     Args:
-        name: a key of DEPTHS.
-        weights: folder with config.json and model.safetensors of the same ResNet; None for random weights.
+        name: a key of ENCODERS.
+        weights: folder with config.json and model.safetensors of `ENCODERS[name].weights`; None for random weights.
 
     Raises:
-        SettingError: if the folder holds another architecture, or not all of its weights.
+        SettingError: if the folder holds another architecture, or not all of its weights, or the encoder takes none.
     """
-    if weights is None:
-        config = ResNetConfig(
-            hidden_sizes=list(CHANNELS), depths=list(DEPTHS[name]), layer_type="basic", out_features=_STAGES
+    shape = ENCODERS[name]
+    if weights is not None:
+        return _pretrained_resnet(name, shape, weights)
+    sizes = {"hidden_sizes": list(shape.channels), "depths": list(shape.depths), "out_features": _STAGES}
+    encoder: nn.Module
+    if name.startswith("resnet"):
+        encoder = ResNetBackbone(ResNetConfig(layer_type="basic", **sizes))
+    else:
+        encoder = ConvNextV2Backbone(ConvNextV2Config(**sizes))
+    return encoder
+
+
+def _pretrained_resnet(name: str, shape: EncoderShape, weights: Path) -> nn.Module:
+    if shape.weights is None:
+        raise SettingError(
+            f"{name}: expected an encoder with ImageNet weights, found one without; set student.pretrained = false"
         )
-        random: nn.Module = ResNetBackbone(config)
-        return random
-    with quiet_transformers():  # it would report the classifier, which a backbone rightly leaves out
+    config = ResNetConfig.from_pretrained(weights, out_features=_STAGES, local_files_only=True)
+    held = ENCODERS[shape.weights].depths
+    if tuple(config.depths) != held or config.layer_type != "basic":
+        raise SettingError(f"{weights}: expected {shape.weights} (depths {held}), found depths {config.depths}")
+    config.depths = list(shape.depths)
+    with quiet_transformers():  # it would report the classifier and blocks, which an encoder rightly leaves out
         encoder, loaded = ResNetBackbone.from_pretrained(
-            weights, out_features=_STAGES, dtype=torch.float32, local_files_only=True, output_loading_info=True
+            weights, config=config, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
-    if tuple(encoder.config.depths) != DEPTHS[name] or encoder.config.layer_type != "basic":
-        raise SettingError(f"{weights}: expected {name} (depths {DEPTHS[name]}), found depths {encoder.config.depths}")
     missing = sorted(loaded["missing_keys"])
     if missing:  # transformers would start them at random
         raise SettingError(f"{weights}: the weights lack {len(missing)} tensors, first {missing[0]}")

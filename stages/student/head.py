@@ -38,3 +38,17 @@ class MetricBinCenters(nn.Module):
         middle = width.cumsum(-1) - width / 2
         canonical = torch.exp(self.log_far - middle * (self.log_far - self.log_near))
         return canonical * (focal_px / self.focal_px)[:, None]
+
+
+def expected_depth_m(logit: Float[Tensor, "N K h w"], centers_m: Float[Tensor, "N K"]) -> Float[Tensor, "N h w"]:
+    """Mean of the bin centres under softmax(logit), metres; float32 whatever the precision of the logits.
+
+    Bins are summed where they lie side by side (channels-last); on a CPU a view at a time, which stays in the cache.
+    """
+    at_once = 1 if logit.device.type == "cpu" else len(logit)
+    return torch.cat(
+        [
+            (scores.permute(0, 2, 3, 1).softmax(-1, dtype=torch.float32) * centers[:, None, None]).sum(-1)
+            for scores, centers in zip(torch.split(logit, at_once), torch.split(centers_m, at_once), strict=True)
+        ]
+    )

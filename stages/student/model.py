@@ -11,8 +11,8 @@ from torch.nn.functional import interpolate
 from stages.bins import BinSpec
 from stages.relations import GRID, pool_tokens
 from stages.student.cross_view import RingAttention
-from stages.student.encoder import CHANNELS, DEPTHS, STRIDES, build_encoder
-from stages.student.head import MetricBinCenters
+from stages.student.encoder import ENCODERS, STRIDES, build_encoder
+from stages.student.head import MetricBinCenters, expected_depth_m
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -23,7 +23,7 @@ class StudentSpec:
     """The student's shape; part of every checkpoint.
 
     Attributes:
-        encoder: resnet-18 or resnet-34.
+        encoder: a key of ENCODERS.
         pretrained: start from ImageNet weights (`surround weights`), else from random ones.
         input_size: (H, W) of its images, multiples of 32.
         near_m, far_m: range of the canonical bin centres.
@@ -42,8 +42,8 @@ class StudentSpec:
     attention_width: int = 128
 
     def __post_init__(self) -> None:
-        if self.encoder not in DEPTHS:
-            raise ValueError(f"encoder: expected one of {', '.join(DEPTHS)}, got {self.encoder!r}")
+        if self.encoder not in ENCODERS:
+            raise ValueError(f"encoder: expected one of {', '.join(ENCODERS)}, got {self.encoder!r}")
         if any(side < 32 or side % 32 for side in self.input_size):
             raise ValueError(f"input_size: expected positive multiples of 32, got {list(self.input_size)}")
         if not 0 < self.near_m < self.far_m < float("inf"):
@@ -62,7 +62,8 @@ class StudentOutput:
     """What the student says about a batch of rigs.
 
     Attributes:
-        logit: bin scores at probability resolution; softmax over K gives probabilities.
+        logit: bin scores at probability resolution; softmax over K gives probabilities. Float32 in training mode, in
+            evaluation mode what the last convolution gives (bf16 under autocast).
         centers_m: per image, farthest first.
         depth_m: expected depth, bilinearly upsampled to the input size.
         tokens: unit-length tokens of the deepest map that is at least 6 x 10, before the views are mixed.
@@ -84,23 +85,23 @@ class Student(nn.Module):
         """Build it; `encoder_weights` is the folder of ImageNet weights, None for a random start."""
         super().__init__()
         self.spec, self.bins = spec, bins
-        width = spec.decoder_channels
+        width, encoder_channels = spec.decoder_channels, ENCODERS[spec.encoder].channels
         self.register_buffer("mean", torch.tensor(IMAGE_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGE_STD).view(3, 1, 1), persistent=False)
         self.encoder = build_encoder(spec.encoder, encoder_weights)
-        self.attention = RingAttention(CHANNELS[-1], spec.attention_width) if spec.attention_width else None
-        self.lateral = nn.ModuleList([nn.Conv2d(channels, width, 1) for channels in CHANNELS])
-        self.fuse = nn.ModuleList([_conv(width, width) for _ in CHANNELS])
+        self.attention = RingAttention(encoder_channels[-1], spec.attention_width) if spec.attention_width else None
+        self.lateral = nn.ModuleList([nn.Conv2d(channels, width, 1) for channels in encoder_channels])
+        self.fuse = nn.ModuleList([_conv(width, width) for _ in encoder_channels])
         # Strides below 4 have no encoder map: fine detail comes from the image itself.
         self.detail = _conv(3, width, stride=2) if bins.prob_stride == 2 else None
         self.detail_fuse = _conv(width, width) if bins.prob_stride == 2 else None
         self.classify = nn.Conv2d(width, bins.count, 1)
-        self.centers = MetricBinCenters(CHANNELS[-1], bins.count, spec.near_m, spec.far_m, spec.focal_px)
+        self.centers = MetricBinCenters(encoder_channels[-1], bins.count, spec.near_m, spec.far_m, spec.focal_px)
 
     @property
     def token_channels(self) -> int:
         """C of its tokens."""
-        return CHANNELS[_token_level(self.spec.input_size)]
+        return ENCODERS[self.spec.encoder].channels[_token_level(self.spec.input_size)]
 
     def forward(
         self,
@@ -116,7 +117,7 @@ class Student(nn.Module):
             view_valid: False for missing cameras; their outputs mean nothing.
         """
         B, V = image.shape[:2]
-        flat = ((image - self.mean) / self.std).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        flat = (image - self.mean).div_(self.std).flatten(0, 1).contiguous(memory_format=torch.channels_last)
         maps = list(self.encoder(flat).feature_maps)
         tokens = pool_tokens(maps[_token_level(self.spec.input_size)])
         if self.attention is not None:
@@ -129,9 +130,13 @@ class Student(nn.Module):
         if self.detail is not None and self.detail_fuse is not None:
             detail = self.detail(flat)
             x = self.detail_fuse(detail + _upsample_like(x, detail))
-        logit = self.classify(x).float()
+        logit = self.classify(x)
         centers_m = self.centers(maps[-1].mean((-2, -1)), focal_px.flatten())
-        depth_m = (logit.softmax(1) * centers_m[..., None, None]).sum(1)  # not einsum: autocast would round it to bf16
+        if self.training:  # in the order of sums that the bytes of a trained student depend on
+            logit = logit.float()
+            depth_m = (logit.softmax(1) * centers_m[..., None, None]).sum(1)  # not einsum: autocast would round to bf16
+        else:
+            depth_m = expected_depth_m(logit, centers_m)
         depth_m = interpolate(depth_m[:, None], size=self.spec.input_size, mode="bilinear", align_corners=False)[:, 0]
         return StudentOutput(*(x.reshape(B, V, *x.shape[1:]) for x in (logit, centers_m, depth_m, tokens)))
 

@@ -1,0 +1,34 @@
+"""A student made ready to look at many frames: batch norms folded, activations in place."""
+
+import copy
+from itertools import pairwise
+
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from stages.student.model import Student
+
+
+def folded(student: Student) -> Student:
+    """A copy for inference that says the same, up to rounding, in less time.
+
+    Every batch norm behind a convolution goes into its weights (in their own precision, which is float32), and
+    rectifiers write over their input. The copy has other tensors than a checkpoint and is not to be trained or saved.
+
+    Args:
+        student: in evaluation mode; not changed.
+
+    Raises:
+        ValueError: if it is in training mode, where a batch norm is another function of every batch.
+    """
+    if any(module.training for module in student.modules()):
+        raise ValueError("expected a student in evaluation mode, found one in training mode; call .eval() first")
+    ready = copy.deepcopy(student).requires_grad_(False)
+    for module in ready.modules():
+        for (name, convolution), (follower, norm) in pairwise(list(module.named_children())):
+            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(module, name, fuse_conv_bn_eval(convolution, norm))
+                setattr(module, follower, nn.Identity())
+        if isinstance(module, nn.ReLU):
+            module.inplace = True
+    return ready
