@@ -21,6 +21,7 @@ from data_cache.schema import (
     load_description,
 )
 from data_cache.sources import Source, select, spread
+from data_cache.staging import stage_cache
 from data_cache.store import CacheStore, open_store
 from data_cache.writer import CachePlan
 from pipeline import cluster
@@ -45,7 +46,7 @@ from stages.checkpoint import LoadedStudent, load_student
 from stages.devices import place, resolve_device, resolve_precision
 from stages.evaluate import ZERO_SHOT, EvaluateReport, evaluate, require_full_count
 from stages.fit_bins import FittedBins, fit_bins, load_fitted, require_made_with, save_fitted
-from stages.parallel import joined
+from stages.parallel import joined, leads
 from stages.progress import progress_bar
 from stages.student.encoder import ENCODERS
 from stages.student.fold import folded
@@ -195,7 +196,7 @@ def train_recipe(
     reader = CacheReader(cache_location(recipe, folder), expected=decided_identity(recipe))
     with joined(recipe.train_student.device) as device:
         return train_student(
-            reader,
+            _staged(reader, recipe.train_student.stage_to),
             _new_student(recipe),
             reader.frames.train,
             reader.frames.selection,
@@ -208,6 +209,19 @@ def train_recipe(
             on_accepted=lambda: _keep_recipe(recipe, folder),
             should_stop=should_stop,
         )
+
+
+def _staged(reader: CacheReader, folder: str) -> CacheReader:
+    """A copy of what is learnt from on a disk of this machine, where the recipe names one."""
+    if not folder:
+        return reader
+    with progress_bar(1, 0, "stage", "B", quiet=not leads(), unit_scale=True) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        return stage_cache(reader, reader.frames.ordered, Path(folder), on_bytes=show)
 
 
 def run_plan_training(recipe: Recipe, folder: RunFolder) -> TrainingPlan:

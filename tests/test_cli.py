@@ -25,6 +25,7 @@ precision = "fp32"
 [bins]
 prob_stride = 2
 [student]
+encoder = "resnet-10"
 input_size = [32, 64]
 pretrained = false
 near_m = 0.5
@@ -281,6 +282,16 @@ def test_sigterm_saves_and_exits_75_and_the_same_command_goes_on(run, recipe, tm
 def _last_step(run: Path) -> int:
     lines = (run / "student/log.jsonl").read_text().splitlines()
     return json.loads(lines[-1])["step"] if lines else 0
+
+
+def test_a_cache_that_is_copied_to_a_disk_of_the_node_teaches_the_same(run, recipe, tmp_path):
+    (tmp_path / "cache").symlink_to(run / "cache")
+    stage_to = f'train_student.stage_to="{tmp_path / "disk"}"'
+    code, text = surround("train-student", recipe, "--run", tmp_path, "--set", stage_to)
+    assert code == 0, text
+    (copy,) = (tmp_path / "disk").iterdir()
+    assert len(list((copy / "receipts").iterdir())) == 1
+    assert (tmp_path / "student/last.safetensors").read_bytes() == (run / "student/last.safetensors").read_bytes()
 
 
 def test_a_plan_of_stage_two_is_printed_and_nothing_is_written(run, recipe, tmp_path):

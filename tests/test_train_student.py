@@ -23,7 +23,14 @@ from stages.train_student import train_student
 from stages.training import Training, TrainingError
 
 STUDENT = StudentSpec(
-    input_size=(32, 64), near_m=0.5, far_m=80.0, focal_px=32.0, decoder_channels=8, attention_width=16, pretrained=False
+    encoder="resnet-10",
+    input_size=(32, 64),
+    near_m=0.5,
+    far_m=80.0,
+    focal_px=32.0,
+    decoder_channels=8,
+    attention_width=16,
+    pretrained=False,
 )
 SPEC = TrainStudentSpec(
     steps=6, batch_rigs=2, warmup_steps=2, checkpoint_every=2, select_every=2, precision="fp32", workers=0
