@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Float64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from data_cache.deaf import deaf_children
 from data_cache.reader import CacheReader
 from data_cache.schema import FrameCameras, FrameRecord, StoredBins, map_arrays, unpack_depth_m
 
@@ -195,4 +196,7 @@ def batches(
         pin_memory=pin_memory,
         multiprocessing_context="spawn" if workers else None,
     )
-    return iter(loader)
+    if not workers:
+        return iter(loader)
+    with deaf_children():
+        return iter(loader)

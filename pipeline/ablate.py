@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from data_cache.deaf import STOP_SIGNALS
 from data_cache.errors import SurroundError
 from data_cache.files import write_atomically
 from data_cache.reader import CacheReader
@@ -29,7 +30,7 @@ from pipeline.errors import RecipeError
 from pipeline.folders import RunFolder, cache_location
 from pipeline.provenance import surroundings
 from pipeline.run import frames_to_test
-from pipeline.signals import STOP_SIGNALS, preemption
+from pipeline.signals import preemption
 from pipeline.stage_one import decided_identity, open_data, refuse_leak
 from stages.progress import Preempted, progress_bar
 

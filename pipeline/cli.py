@@ -158,12 +158,12 @@ def train_student(
     from pipeline.run import run_plan_training, run_train_student
     from stages.parallel import leads
 
-    with _errors():
+    with _errors(*([] if resume else ["Run it again, without --fresh, to continue."])):
         parsed, folder = _open_run(recipe, data, run, overrides)
         if dry_run:
-            plan = run_plan_training(parsed, folder)
+            plan = run_plan_training(parsed, folder, fresh=not resume)
             if leads():
-                _print_plan(plan, fresh=not resume)
+                _print_plan(plan)
             return
         report = run_train_student(parsed, folder, fresh=not resume)
     if not leads():
@@ -180,12 +180,12 @@ def train_student(
     )
 
 
-def _print_plan(plan: "TrainingPlan", *, fresh: bool) -> None:
-    done = 0 if fresh else plan.steps_done
-    left = plan.steps - done
+def _print_plan(plan: "TrainingPlan") -> None:
+    left = plan.steps - plan.steps_done
     samples = left * plan.batch_rigs
-    hours, minutes = divmod(round(left * plan.seconds_per_step / 60), 60)
+    minutes, seconds = divmod(round(plan.seconds_left), 60)
     shared = f" over {plan.process_count} processes" if plan.process_count > 1 else ""
+    reader = f"in {count_text(plan.workers, 'loader worker')} beside it" if plan.workers else "before it"
     passes = f" in {plan.accumulate} passes" if plan.accumulate > 1 else ""
     click.echo(
         f"frames       {plan.frames:,} to learn from, {plan.quarantined:,} quarantined,"
@@ -193,8 +193,8 @@ def _print_plan(plan: "TrainingPlan", *, fresh: bool) -> None:
         f"steps        {left:,} of {plan.steps:,} left, {plan.batch_rigs} frames each{shared}{passes}:"
         f" {samples:,} samples, {samples / plan.frames:.1f} epochs\n"
         f"student      {plan.parameters / 1e6:.2f} M parameters, {plan.precision} on {plan.device}\n"
-        f"time         {hours} h {minutes:02d} min: {plan.seconds_per_step:.2f} s a step, and in loader workers"
-        f" {plan.read_seconds_per_step:.2f} s to read its frames; measuring and saving come on top\n"
+        f"time         {minutes // 60} h {minutes % 60:02d} min {seconds:02d} s: {plan.seconds_per_step:.2f} s a step,"
+        f" {plan.read_seconds_per_step:.2f} s to read its frames {reader}; measuring and saving come on top\n"
         f"memory       {plan.memory_bytes / 2**30:.2f} GiB per process, loader workers apart\n"
         f"disk         {size_text(plan.disk_bytes)} for checkpoints"
     )
@@ -427,12 +427,12 @@ def _say(text: str) -> None:
 
 
 @contextmanager
-def _errors() -> Iterator[None]:
+def _errors(how_to_continue: str = "Run the same command to continue.") -> Iterator[None]:
     """Turn our own errors into a message and an exit code; anything else is a bug and keeps its traceback."""
     try:
         yield
     except Preempted as error:
-        click.echo(f"{error}. Run the same command to continue.", err=True)
+        click.echo(f"{error}. {how_to_continue}", err=True)
         sys.exit(EXIT_PREEMPTED)
     except SurroundError as error:
         click.echo(f"Error: {error}", err=True)

@@ -5,20 +5,17 @@ import functools
 import logging
 import os
 import re
-import signal
-import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_cache.deaf import deaf_children
 from data_cache.errors import SettingError, SurroundError
-from pipeline.signals import STOP_SIGNALS
 from stages.progress import Preempted
 
 if TYPE_CHECKING:
@@ -278,29 +275,12 @@ def _workers(scheduler: str, spec: ClusterSpec, logs: Path | None) -> Iterator[_
     workers = spec.workers or _gpu_count() or cores
     settings["distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS"] = max(1, cores // workers)
     with dask.config.set(settings):
-        with _stop_signals_blocked():
+        with deaf_children():
             started = LocalCluster(
                 n_workers=workers, threads_per_worker=1, dashboard_address=ANY_PORT, silence_logs=logging.CRITICAL
             )
         with started as cluster, Client(cluster, set_as_default=False) as client:
             yield _Workers(client)
-
-
-@contextmanager
-def _stop_signals_blocked() -> Iterator[None]:
-    """Threads started inside, and the workers that they start, never see the signals that ask us to stop.
-
-    Queues and terminals send them to the whole process group. It is for us to stop the workers.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    # Started now because it unblocks two of them where it is started; it would warn of what a killed worker leaves.
-    sys.warnoptions.append("ignore:resource_tracker")
-    resource_tracker.ensure_running()
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

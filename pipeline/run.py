@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -46,12 +47,14 @@ from stages.checkpoint import LoadedStudent, load_student
 from stages.devices import place, resolve_device, resolve_precision
 from stages.evaluate import ZERO_SHOT, EvaluateReport, evaluate, require_full_count
 from stages.fit_bins import FittedBins, fit_bins, load_fitted, require_made_with, save_fitted
-from stages.parallel import joined, leads
-from stages.progress import progress_bar
+from stages.parallel import joined, leads, process_count, rank
+from stages.progress import Preempted, progress_bar
+from stages.schedule import split
 from stages.student.encoder import ENCODERS
 from stages.student.fold import folded
 from stages.student.model import Student
 from stages.teacher_cache import TeacherCacheReport
+from stages.train_spec import TrainStudentSpec
 from stages.train_student import TrainStudentReport, train_student
 from stages.training_plan import TrainingPlan, plan_training
 
@@ -196,7 +199,7 @@ def train_recipe(
     reader = CacheReader(cache_location(recipe, folder), expected=decided_identity(recipe))
     with joined(recipe.train_student.device) as device:
         return train_student(
-            _staged(reader, recipe.train_student.stage_to),
+            _staged(reader, recipe.train_student, should_stop),
             _new_student(recipe),
             reader.frames.train,
             reader.frames.selection,
@@ -211,20 +214,26 @@ def train_recipe(
         )
 
 
-def _staged(reader: CacheReader, folder: str) -> CacheReader:
+def _staged(reader: CacheReader, spec: TrainStudentSpec, should_stop: Callable[[], bool]) -> CacheReader:
     """A copy of what is learnt from on a disk of this machine, where the recipe names one."""
-    if not folder:
+    split(list(range(spec.batch_rigs)), rank(), process_count(), spec.accumulate)  # before any waiting
+    if not spec.stage_to:
         return reader
+    folder = Path(os.path.expandvars(spec.stage_to)).expanduser()
+    if "$" in str(folder):
+        raise RecipeError(f"train_student.stage_to: {spec.stage_to!r} names a variable that is not set here; set it")
     with progress_bar(1, 0, "stage", "B", quiet=not leads(), unit_scale=True) as bar:
 
         def show(done: int, total: int) -> None:
+            if should_stop():
+                raise Preempted("stopped while the cache was copied; what is copied stays")
             bar.total = total
             bar.update(done - bar.n)
 
-        return stage_cache(reader, reader.frames.ordered, Path(folder), on_bytes=show)
+        return stage_cache(reader, reader.frames.ordered, folder, on_bytes=show)
 
 
-def run_plan_training(recipe: Recipe, folder: RunFolder) -> TrainingPlan:
+def run_plan_training(recipe: Recipe, folder: RunFolder, *, fresh: bool = False) -> TrainingPlan:
     """What stage two would do and cost; writes nothing."""
     reader = CacheReader(cache_location(recipe, folder), expected=decided_identity(recipe))
     with joined(recipe.train_student.device) as device:
@@ -238,6 +247,7 @@ def run_plan_training(recipe: Recipe, folder: RunFolder) -> TrainingPlan:
             recipe.losses,
             recipe.data.depth_range_m,
             device=device,
+            fresh=fresh,
         )
 
 

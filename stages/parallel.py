@@ -8,7 +8,6 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce as all_reduce_with_gradient
 
 from data_cache.errors import SettingError
 from stages.devices import resolve_device
@@ -32,14 +31,21 @@ def joined(device_name: str) -> Iterator[torch.device]:
         SettingError: if the variables are not all there or there are fewer GPUs than processes on this machine.
     """
     device = resolve_device(device_name)
-    found = [name for name in LAUNCH if name in os.environ]
-    if not {"RANK", "WORLD_SIZE"} & set(found):
+    found = {name: os.environ[name] for name in LAUNCH if os.environ.get(name)}
+    if not {"RANK", "WORLD_SIZE"} & found.keys():
         yield device
         return
-    if missing := sorted(set(LAUNCH) - set(found)):
-        raise SettingError(f"{', '.join(found)} are set, as torchrun sets them, but not {', '.join(missing)}")
+    missing = [name for name in LAUNCH if name not in found]
+    wrong = [name for name in found.keys() - {"MASTER_ADDR"} if not found[name].isdigit()]
+    if missing or wrong:
+        raise SettingError(
+            f"of what torchrun sets, {', '.join(found)} are set, {', '.join(missing) or 'nothing'} missing,"
+            f" {', '.join(wrong) or 'none'} no number; start it with torchrun or set all of them, or unset RANK and"
+            " WORLD_SIZE for one process"
+        )
     if device.type == "cuda":
-        local = int(os.environ["LOCAL_RANK"])
+        # A job may show each of its tasks no GPU but its own.
+        local = int(found["LOCAL_RANK"]) if torch.cuda.device_count() > 1 else 0
         if local >= torch.cuda.device_count():
             raise SettingError(
                 f"process {local} of this machine has no GPU: torch sees {torch.cuda.device_count()};"
@@ -61,7 +67,7 @@ def rank() -> int:
 
 def leads() -> bool:
     """Whether this process writes and speaks for all; asked outside, too, so the launcher's variable counts."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return os.environ.get("RANK", "") in ("", "0")
 
 
 def process_count() -> int:
@@ -89,6 +95,21 @@ def any_says(*answers: bool, device: torch.device) -> tuple[bool, ...]:
     if not dist.is_initialized():
         return answers
     return tuple(bool(count) for count in summed(torch.tensor(answers, dtype=torch.int32, device=device)).tolist())
+
+
+def meet() -> None:
+    """Wait here until every process is here: one that ends early may take the others with it."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def everybody(value: object) -> list[object]:
+    """What each process has to say, in order of their numbers."""
+    if not dist.is_initialized():
+        return [value]
+    found: list[object] = [None] * process_count()
+    dist.all_gather_object(found, value)
+    return found
 
 
 def share_batch_statistics(module: nn.Module, device: torch.device) -> nn.Module:
@@ -131,5 +152,17 @@ class _SharedBatchNorm2d(nn.BatchNorm2d):
 
 
 def _summed_with_gradient(values: Tensor) -> Tensor:
-    total: Tensor = all_reduce_with_gradient(values)  # type: ignore[no-untyped-call]
+    total: Tensor = _Sum.apply(values)  # type: ignore[no-untyped-call]
     return total
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over processes; what each of them loses by it is the sum of what all lose."""
+
+    @staticmethod
+    def forward(ctx: object, values: Tensor) -> Tensor:
+        return summed(values)
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return summed(gradient)

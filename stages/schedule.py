@@ -68,7 +68,9 @@ def draws(spec: TrainStudentSpec, step: int) -> list[Draw]:
 
 
 def split(batch: list[T], rank: int, process_count: int, accumulate: int) -> list[list[T]]:
-    """The passes of one process: its consecutive share of a step's frames, in `accumulate` equal parts.
+    """The passes of one process: a step's frames in `accumulate` equal parts, and of each its consecutive share.
+
+    What is in a pass does not depend on the number of processes, since batch norm looks at a pass as a whole.
 
     Raises:
         SettingError: if the frames cannot be shared out evenly.
@@ -79,8 +81,8 @@ def split(batch: list[T], rank: int, process_count: int, accumulate: int) -> lis
             f"train_student.batch_rigs: expected a multiple of {process_count} processes x accumulate = {accumulate},"
             f" got {len(batch)}"
         )
-    first = rank * accumulate
-    return [batch[i * size : (i + 1) * size] for i in range(first, first + accumulate)]
+    begins = [(i * process_count + rank) * size for i in range(accumulate)]
+    return [batch[begin : begin + size] for begin in begins]
 
 
 def _generator(seed: int, index: int, purpose: int) -> torch.Generator:

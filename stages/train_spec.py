@@ -74,5 +74,5 @@ class TrainStudentSpec:
             raise ValueError(f"accumulate: expected a divisor of batch_rigs = {self.batch_rigs}, got {self.accumulate}")
 
 
-HOW_NOT_WHAT = ("checkpoint_every", "keep_last", "keep_best", "workers", "stage_to", "device")
+HOW_NOT_WHAT = ("checkpoint_every", "keep_last", "workers", "stage_to", "device")
 """Settings that two runs may differ in and still be the same run."""

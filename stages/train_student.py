@@ -18,6 +18,7 @@ from data_cache.dataset import CachedFrames, CachedRigs, batches, collate, map_r
 from data_cache.reader import CacheReader
 from stages.binning import stored_binning
 from stages.checkpoint import (
+    CheckpointError,
     Lineage,
     TrainingState,
     architecture,
@@ -29,7 +30,7 @@ from stages.checkpoint import (
 from stages.devices import resolve_precision
 from stages.losses import LossSpec
 from stages.metrics import abs_rel
-from stages.parallel import any_says, leads, process_count, rank, summed
+from stages.parallel import any_says, everybody, leads, meet, process_count, rank, summed
 from stages.progress import Preempted, progress_bar
 from stages.schedule import learning_rate, sample_order, split
 from stages.student.model import Student
@@ -93,13 +94,20 @@ def train_student(
     """
     frames = training_frames(reader, train_ids, loss_spec, depth_range_m)
     selection = CachedFrames(reader, reader.usable(tuple(selection_ids)))
+    if len(selection) and not _any_lidar(selection, depth_range_m):
+        raise TrainingError("the selection split has no LiDAR point in range; choose other frames for data.selection")
     training = open_training(reader, student, spec, loss_spec, depth_range_m, device)
     precision = training.setting.precision
-    run = _run_identity(reader, student, frames.frame_ids, spec, loss_spec, depth_range_m, precision)
+    run = run_identity(reader, student, frames.frame_ids, spec, loss_spec, depth_range_m, precision)
     begin, best = 0, math.inf
     if not fresh and (state := load_state(folder / STATES, run)) is not None:
         training.restore(state.tensors)
         begin, best = state.step, state.best
+    if len(set(begins := everybody(begin))) > 1:
+        raise CheckpointError(
+            f"{folder}: the processes found states of different steps there, {begins}; all of them must see the same"
+            " folder: give --run a path on a disk that they share"
+        )
     order = sample_order(spec.seed, len(frames), spec.batch_rigs, range(begin, spec.steps))
     passes = [part for batch in order for part in split(batch, rank(), process_count(), spec.accumulate)]
 
@@ -117,13 +125,12 @@ def train_student(
     log = None
     if leads():
         on_accepted()
-        for old in saved_states(folder / STATES) if fresh else ():
+        for old in (*saved_states(folder / STATES), *folder.glob("*.safetensors")) if fresh else ():
             old.unlink()
         if begin and not (folder / "last.safetensors").exists():
             keep_student("last.safetensors", begin)
         log = TrainingLog(folder, begin)
-    shown = on_device(device, collate([(selection if len(selection) else frames)[0]]))
-    loader = batches(frames, passes, spec.workers, pin_memory=device.type == "cuda")
+    loader = batches(frames, passes, spec.workers if passes else 0, pin_memory=device.type == "cuda")
     clock = first_step_ended = time.perf_counter()
     waited = 0.0
     student.train()
@@ -134,6 +141,7 @@ def train_student(
         for step in range(begin, spec.steps):
             if any_says(should_stop(), device=device) == (True,):
                 save(step)
+                meet()
                 raise Preempted(f"stopped after step {step} of {spec.steps}; the state is saved in {folder}")
             asked = time.perf_counter()
             found = [on_device(device, next(loader)) for _ in range(spec.accumulate)]
@@ -153,20 +161,23 @@ def train_student(
                     bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()}, refresh=False)
                     log.write(done, values | speed | {"waiting_share": waited / max(now - first_step_ended, 1e-9)})
             bar.update()
+            improved = False
             if len(selection) and (done % spec.select_every == 0 or done == spec.steps):
                 score = _selection_abs_rel(training, selection, depth_range_m)
                 if log is not None:
                     log.write(done, {"selection_abs_rel": score})
-                if score < best:
+                if improved := score < best:
                     best = score
                     if spec.keep_best and leads():
                         # Before the state that knows of it: killed in between, the resumed run finds it again.
                         keep_student("best.safetensors", done)
-                    save(done)
-            if done % spec.checkpoint_every == 0 or done == spec.steps:
+            due = done % spec.checkpoint_every == 0 or done == spec.steps
+            if due or improved:
                 save(done)
-                if log is not None:
-                    log.show(done, training_picture(training.student, shown, depth_range_m, precision))
+            if due and log is not None:
+                shown = on_device(device, collate([(selection if len(selection) else frames)[0]]))
+                log.show(done, training_picture(training.student, shown, depth_range_m, precision))
+    meet()
     now = time.perf_counter()
     steps_done = spec.steps - begin
     return TrainStudentReport(
@@ -244,8 +255,6 @@ def _selection_abs_rel(training: Training, frames: CachedFrames, depth_range_m: 
                 score = abs_rel(predicted_m=depth_m[valid].clip(*depth_range_m), truth_m=lidar_m[valid])
                 total += torch.tensor([score, 1.0], dtype=torch.float64, device=training.device)
     score, images = summed(total).tolist()
-    if not images:
-        raise TrainingError("the selection split has no LiDAR point in range; choose other frames for data.selection")
     return float(score / images)
 
 
@@ -258,7 +267,7 @@ def _any_lidar(frames: CachedFrames, depth_range_m: tuple[float, float]) -> bool
     )
 
 
-def _run_identity(
+def run_identity(
     reader: CacheReader,
     student: Student,
     train_ids: Sequence[str],

@@ -98,9 +98,9 @@ class Training:
             student.compile()
         self._objective: nn.Module = _Objective(self.learner, setting)
         if process_count() > 1:
-            # Statistics are shared already; without LiDAR's term parts of the student may learn nothing in a step.
+            # Without LiDAR's term parts of the student may learn nothing in a step.
             self._objective = DistributedDataParallel(
-                self._objective, broadcast_buffers=False, find_unused_parameters=not setting.losses.supervised
+                self._objective, find_unused_parameters=not setting.losses.supervised
             )
 
     @property
@@ -122,7 +122,7 @@ class Training:
 
         Raises:
             TrainingError: in every process, if a loss of any of them is not finite; those that have met it name the
-                terms and frames. Nothing was changed.
+                terms and frames. Also if a gradient is not. No weight has changed then.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.spec)
@@ -141,7 +141,13 @@ class Training:
                 self.scaler.scale(total / len(passes)).backward()  # type: ignore[no-untyped-call]
             found.append(terms)
         self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.learner.parameters(), self.spec.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self.learner.parameters(), self.spec.clip_norm)
+        if not self.scaler.is_enabled() and not torch.isfinite(norm):  # fp16's loss scale skips such a step itself
+            frames = ", ".join(frame_id for rigs in passes for frame_id in rigs.frame_ids)
+            raise TrainingError(
+                f"step {step + 1}: a gradient is not finite though the losses are: {term_values(_mean(found))}; frames"
+                f" {frames}. Lower train_student.learning_rate or look at these frames; the last saved state is kept"
+            )
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.averaged is not None:

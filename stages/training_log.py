@@ -3,7 +3,8 @@
 import json
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -33,13 +34,17 @@ class TrainingLog:
         if self._path.exists():
             kept = [line for line in self._path.read_text(errors="replace").splitlines() if _logged_step(line) <= begin]
             write_atomically(self._path, "".join(line + "\n" for line in kept if begin))
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=begin + 1)
+        self._board: SummaryWriter | None = None
+        with self._board_may_fail():
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=begin + 1)
 
     def __enter__(self) -> "TrainingLog":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._board.close()
+        with self._board_may_fail():
+            if self._board is not None:
+                self._board.close()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """A line of numbers after `step` steps."""
@@ -48,12 +53,26 @@ class TrainingLog:
                 file.write(json.dumps({"step": step, **values}) + "\n")
         except OSError as error:  # a lost line must not cost the steps since the last checkpoint
             warnings.warn(f"{self._path} cannot be written: {error}; training goes on", stacklevel=2)
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        with self._board_may_fail():
+            board = self._board
+            for name, value in values.items():
+                if board is not None:
+                    board.add_scalar(name, value, step)
 
     def show(self, step: int, picture: UInt8[np.ndarray, "h w 3"]) -> None:
         """A picture of what the student sees, in TensorBoard."""
-        self._board.add_image("depth", picture, step, dataformats="HWC")
+        with self._board_may_fail():
+            if self._board is not None:
+                self._board.add_image("depth", picture, step, dataformats="HWC")
+
+    @contextmanager
+    def _board_may_fail(self) -> Iterator[None]:
+        """Do without TensorBoard from here on if the disk says no: steps are worth more."""
+        try:
+            yield
+        except OSError as error:
+            self._board = None
+            warnings.warn(f"TensorBoard cannot be written: {error}; training goes on without it", stacklevel=3)
 
 
 def training_picture(

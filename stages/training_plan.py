@@ -10,14 +10,14 @@ import torch
 
 from data_cache.dataset import batches
 from data_cache.reader import CacheReader
-from stages.checkpoint import saved_states
+from stages.checkpoint import load_state
 from stages.devices import synchronize
 from stages.losses import LossSpec
 from stages.parallel import process_count, rank
 from stages.schedule import sample_order, split
 from stages.student.model import Student
 from stages.train_spec import TrainStudentSpec
-from stages.train_student import STATES, on_device, open_training, training_frames
+from stages.train_student import STATES, on_device, open_training, run_identity, training_frames
 
 TIMED_STEPS = 3
 
@@ -33,7 +33,8 @@ class TrainingPlan:
         batch_rigs, process_count, accumulate: frames of a step, and among how many they are shared out.
         parameters: of the student.
         seconds_per_step: median of the timed steps, frames at hand.
-        read_seconds_per_step: to read its frames in this process, which loader workers do beside the steps.
+        read_seconds_per_step: to read the frames of this process in it, which loader workers do beside the steps.
+        workers: loader processes.
         memory_bytes: highest so far of this process, on the GPU where it is on one.
         disk_bytes: of everything that will be kept, logs apart.
         device, precision: where and how.
@@ -50,6 +51,7 @@ class TrainingPlan:
     parameters: int
     seconds_per_step: float
     read_seconds_per_step: float
+    workers: int
     memory_bytes: int
     disk_bytes: int
     device: str
@@ -58,7 +60,9 @@ class TrainingPlan:
     @property
     def seconds_left(self) -> float:
         """Estimate for the steps that are left; measuring and saving apart."""
-        return (self.steps - self.steps_done) * self.seconds_per_step
+        reading = self.read_seconds_per_step
+        step = max(self.seconds_per_step, reading / self.workers) if self.workers else self.seconds_per_step + reading
+        return (self.steps - self.steps_done) * step
 
 
 def plan_training(
@@ -72,16 +76,19 @@ def plan_training(
     depth_range_m: tuple[float, float],
     *,
     device: torch.device,
+    fresh: bool = False,
 ) -> TrainingPlan:
     """Take `TIMED_STEPS` steps after one to warm up, and tell what all of them would cost. Nothing is written.
 
     Args: those of stages/train_student.py; `student` is of no use afterwards.
 
     Raises:
-        SettingError, TrainingError, DamagedCacheError: as train_student would.
+        SettingError, TrainingError, CheckpointError, DamagedCacheError: as train_student would.
     """
     frames = training_frames(reader, train_ids, loss_spec, depth_range_m)
     training = open_training(reader, student, spec, loss_spec, depth_range_m, device)
+    run = run_identity(reader, student, frames.frame_ids, spec, loss_spec, depth_range_m, training.setting.precision)
+    state = None if fresh else load_state(folder / STATES, run)
     order = sample_order(spec.seed, len(frames), spec.batch_rigs, range(1 + TIMED_STEPS))
     reading, stepping = [], []
     student.train()
@@ -94,7 +101,6 @@ def plan_training(
         synchronize(device)
         reading.append(read - begin)
         stepping.append(time.perf_counter() - read)
-    states = saved_states(folder / STATES)
     state_bytes = sum(tensor.numel() * tensor.element_size() for tensor in training.tensors().values())
     student_bytes = sum(tensor.numel() * tensor.element_size() for tensor in student.state_dict().values())
     keeps_best = bool(selection_ids) and spec.keep_best
@@ -103,13 +109,14 @@ def plan_training(
         quarantined=len(train_ids) - len(frames),
         selection_frames=len(reader.usable(tuple(selection_ids))),
         steps=spec.steps,
-        steps_done=int(states[0].stem) if states else 0,
+        steps_done=state.step if state is not None else 0,
         batch_rigs=spec.batch_rigs,
         process_count=process_count(),
         accumulate=spec.accumulate,
         parameters=sum(parameter.numel() for parameter in student.parameters()),
         seconds_per_step=sorted(stepping[1:])[TIMED_STEPS // 2],
         read_seconds_per_step=sorted(reading[1:])[TIMED_STEPS // 2],
+        workers=spec.workers,
         memory_bytes=_peak_bytes(device),
         # One state more than is kept is there while the newest is written.
         disk_bytes=(spec.keep_last + 1) * state_bytes + (1 + keeps_best) * student_bytes,

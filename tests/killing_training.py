@@ -12,11 +12,29 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from commands import Command, descendants
+from commands import Command, descendants, write_drive, write_recipe
+from test_cli import surround
 
-STEPS = 16
+STEPS = 8
 SPREAD = 1.2
 HARD_LIMIT_S = 300
+
+
+def small_training(root: Path, teacher: Path, *settings: str) -> tuple[Path, list[object]]:
+    """A cache of six frames in `root`, and the arguments of a training of a few steps from it.
+
+    Args:
+        root: an empty folder.
+        teacher: folder of its weights.
+        settings: `key=value` of train_student, besides those of a training that saves each step.
+    """
+    data = write_drive(root / "data", 6)
+    recipe = write_recipe(root / "r.toml", teacher, 6, shard_frames=3)
+    code, text = surround("teacher-cache", recipe, "--data", data, "--run", root / "run")
+    assert code == 0, text
+    chosen = [f"steps={STEPS}", "batch_rigs=2", "checkpoint_every=1", *settings]
+    overrides = [part for setting in chosen for part in ("--set", f"train_student.{setting}")]
+    return root / "run/cache", ["train-student", recipe, "--data", data, *overrides]
 
 
 @dataclass

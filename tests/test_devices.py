@@ -23,8 +23,8 @@ def test_a_gpu_that_is_not_there_is_an_error_with_a_remedy(monkeypatch):
 def test_unknown_names_are_errors_that_list_the_known_ones():
     with pytest.raises(SettingError, match="device: expected one of auto, cpu, cuda, got 'gpu'"):
         resolve_device("gpu")
-    with pytest.raises(SettingError, match="precision: expected one of auto, fp32, bf16, got 'fp16'"):
-        resolve_precision("fp16", CPU)
+    with pytest.raises(SettingError, match="precision: expected one of auto, fp32, bf16, fp16, got 'fp8'"):
+        resolve_precision("fp8", CPU)
 
 
 @pytest.mark.parametrize(("capability", "expected"), [((7, 5), "fp32"), ((8, 0), "bf16"), ((9, 0), "bf16")])

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from commands import REPOSITORY, Command, wait_until
+from killing_training import small_training
 from test_augment import random_rig
-from test_kill_training import drive  # noqa: F401
+from test_cli import surround
 from test_train_student import SPEC, STUDENT
 from test_training import training
 
@@ -22,7 +23,7 @@ from stages.training import mean_over_processes, term_values
 
 LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python", "--"]
 SETTINGS = [
-    "precision=fp32", "steps=20", "learning_rate=1e-4", "batch_rigs=4", "checkpoint_every=10", "select_every=10"
+    "precision=fp32", "steps=20", "learning_rate=1e-4", "batch_rigs=4", "checkpoint_every=10"
 ]  # fmt: skip
 
 
@@ -31,6 +32,20 @@ def logged(run: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (run / "student/log.jsonl").read_text().splitlines()]
     clocked = ("frames_per_s", "waiting_share")
     return [{name: value for name, value in line.items() if name not in clocked} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def drive(tmp_path_factory, teacher_folder) -> tuple[Path, list[object]]:
+    return small_training(tmp_path_factory.mktemp("drive"), teacher_folder)
+
+
+def prepared(run: Path, drive: tuple[Path, list[object]], *settings: str) -> list[object]:
+    """Arguments of a training in `run`."""
+    cache, arguments = drive
+    run.mkdir()
+    (run / "cache").symlink_to(cache)
+    overrides = [part for setting in settings for part in ("--set", f"train_student.{setting}")]
+    return [*arguments, *overrides, "--run", run]
 
 
 def lopsided(count: int) -> CachedRigs:
@@ -76,26 +91,22 @@ def test_the_step_of_two_processes_is_that_of_one_also_where_frames_lack_differe
             torch.testing.assert_close(value / scale, one[name] / scale, atol=2e-4, rtol=0, msg=name)
 
 
-def test_two_gloo_processes_learn_what_one_does_and_one_continues_what_two_have_begun(drive, tmp_path):  # noqa: F811
+def test_two_gloo_processes_learn_what_one_does_and_one_continues_what_two_have_begun(drive, tmp_path):
     """The loss terms agree to float tolerance, which Adam makes larger from step to step."""
-    cache, *arguments = drive
-    arguments += [part for setting in SETTINGS for part in ("--set", f"train_student.{setting}")]
-    for name in ("one", "two", "changed"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "cache").symlink_to(cache)
-    one = Command(tmp_path / "one.log", *arguments, "--run", tmp_path / "one")
-    assert one.end() == 0, one.output
-    script = [sys.executable, "-c", "from pipeline.cli import main; main()", *arguments, "--run", tmp_path / "two"]
-    command = [sys.executable, *LAUNCH, *map(str, script)]
+    code, text = surround(*prepared(tmp_path / "one", drive, *SETTINGS))
+    assert code == 0, text
+    script = ["from pipeline.cli import main; main()", *prepared(tmp_path / "two", drive, *SETTINGS)]
+    command = [sys.executable, *LAUNCH, sys.executable, "-c", *map(str, script)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     two = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=240)
     assert two.returncode == 0, two.stderr
     assert two.stdout.count("checkpoint in") == 1  # one of them speaks
+    changed = prepared(tmp_path / "changed", drive, *SETTINGS)
     states = tmp_path / "changed/student/states"
     states.mkdir(parents=True)
     (states / "00000010.safetensors").symlink_to(tmp_path / "two/student/states/00000010.safetensors")
-    changed = Command(tmp_path / "changed.log", *arguments, "--run", tmp_path / "changed")
-    assert changed.end() == 0, changed.output
+    code, text = surround(*changed)
+    assert code == 0, text
     expected = logged(tmp_path / "one")
     assert [line["step"] for line in expected] == [10, 20]
     for line, other in zip(expected, logged(tmp_path / "two"), strict=True):
@@ -103,23 +114,60 @@ def test_two_gloo_processes_learn_what_one_does_and_one_continues_what_two_have_
     assert logged(tmp_path / "changed") == [pytest.approx(expected[1], rel=1e-3)]
 
 
-def test_a_signal_to_one_process_of_a_job_saves_and_ends_all_with_75(drive, tmp_path):  # noqa: F811
+ENDLESS = ("steps=100000", "checkpoint_every=100000")
+
+
+def test_a_signal_to_a_command_and_its_loader_workers_saves_and_the_same_command_goes_on(drive, tmp_path):
+    """As terminals and clusters send it, to all that the command has started; each time a few steps further."""
+    run, reached = tmp_path / "run", 0
+    arguments = prepared(run, drive, *ENDLESS, "workers=2")
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        command = Command(tmp_path / "log", *arguments)
+        wait_until(
+            lambda done=reached, command=command: _logged(run) > done or command.process.poll() is not None, "steps"
+        )
+        command.signal(number, group=True)
+        assert command.end() == 75, command.output
+        assert "Run the same command to continue" in command.output
+        assert "Traceback" not in command.output
+        (state, *older) = sorted((run / "student/states").iterdir(), reverse=True)
+        assert len(older) == (reached > 0)
+        assert int(state.stem) > reached
+        reached = int(state.stem)
+
+
+def test_a_signal_to_one_process_of_a_job_saves_and_ends_all_with_75(drive, tmp_path):
     """Started as a SLURM job does it: a task per process, the launcher's variables set by hand."""
-    cache, *arguments = drive
     run = tmp_path / "run"
-    run.mkdir()
-    (run / "cache").symlink_to(cache)
-    arguments += ["--run", run, "--set", "train_student.steps=100000", "--set", "train_student.checkpoint_every=100000"]
+    arguments = prepared(run, drive, *ENDLESS)
     launch = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     tasks = [
         Command(tmp_path / f"{i}.log", *arguments, environment=launch | {"RANK": str(i), "LOCAL_RANK": str(i)})
         for i in range(2)
     ]
-    wait_until(lambda: (run / "student/log.jsonl").exists() or tasks[0].process.poll() is not None, "ten steps")
+    wait_until(lambda: _logged(run) > 0 or tasks[0].process.poll() is not None, "ten steps")
     tasks[1].signal(signal.SIGUSR1)
     assert [task.end() for task in tasks] == [75, 75], [task.output for task in tasks]
     (state,) = (run / "student/states").iterdir()
     assert f"stopped after step {int(state.stem)} of 100000; the state is saved" in tasks[0].output
+
+
+def test_processes_that_see_different_states_are_refused(drive, tmp_path):
+    """As when each machine has a run folder of its own."""
+    own = [prepared(tmp_path / name, drive, "steps=4") for name in ("a", "b")]
+    assert surround(*own[0])[0] == 0
+    launch = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    tasks = [
+        Command(tmp_path / f"{i}.log", *arguments, environment=launch | {"RANK": str(i), "LOCAL_RANK": str(i)})
+        for i, arguments in enumerate(own)
+    ]
+    assert [task.end() for task in tasks] == [1, 1], [task.output for task in tasks]
+    assert "states of different steps there, [4, 0]" in tasks[1].output
+
+
+def _logged(run: Path) -> int:
+    """Newest step in the log."""
+    return max((int(line["step"]) for line in logged(run)), default=0) if (run / "student/log.jsonl").exists() else 0
 
 
 def _free_port() -> int:

@@ -32,12 +32,14 @@ def test_processes_and_passes_share_a_step_in_order(process_count, accumulate):
     batch = list(range(100, 108))
     shares = [split(batch, rank, process_count, accumulate) for rank in range(process_count)]
     assert {len(passes) for passes in shares} == {accumulate}
-    assert [frame for passes in shares for part in passes for frame in part] == batch
+    together = [[frame for passes in shares for frame in passes[i]] for i in range(accumulate)]
+    assert [frame for frames in together for frame in frames] == batch
+    assert together == split(batch, 0, 1, accumulate)
     assert len({len(part) for passes in shares for part in passes}) == 1
 
 
 def test_the_second_of_two_processes_with_two_passes_by_hand():
-    assert split(list("abcdefgh"), 1, 2, 2) == [["e", "f"], ["g", "h"]]
+    assert split(list("abcdefgh"), 1, 2, 2) == [["c", "d"], ["g", "h"]]
 
 
 def test_frames_that_cannot_be_shared_out_are_refused():

@@ -99,7 +99,7 @@ def test_the_rows_are_what_evaluate_says_of_the_same_student_at_its_own_size(fol
         source = SOURCES[name]
         spec = EvaluateSpec(latency=False, teacher=False)
         expected = evaluate(
-            source, source.drives["d"][1:], "d[1:]", student(), None, spec, device=CPU, precision="fp32"
+            source, source.drives["d"][1:], "d[1:]", folded(student()), None, spec, device=CPU, precision="fp32"
         )
         assert target == json.loads(json.dumps(asdict(replace(expected.report, protocol="zero-shot"))))
     near, far = written["targets"]
