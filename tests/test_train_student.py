@@ -105,6 +105,13 @@ def test_running_it_twice_trains_once_and_fresh_starts_over(cache, tmp_path):
     assert (tmp_path / "last.safetensors").read_bytes() == before
 
 
+def test_processes_that_found_different_states_are_refused(cache, tmp_path, monkeypatch):
+    """As when each machine has a run folder of its own."""
+    monkeypatch.setattr("stages.train_student.everybody", lambda begin: [4, begin])
+    with pytest.raises(CheckpointError, match=r"different steps there, \[4, 0\]; all of them must see the same folder"):
+        train(cache, tmp_path)
+
+
 def test_other_settings_do_not_continue_a_run(cache, tmp_path):
     train(cache, tmp_path)
     with pytest.raises(CheckpointError, match=r"learning_rate: state has 0.001, recipe says 0.1(.|\n)*--fresh"):

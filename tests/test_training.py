@@ -70,7 +70,7 @@ def test_two_passes_teach_what_one_does_where_statistics_are_frozen():
     for mine, theirs in zip(one.learner.parameters(), two.learner.parameters(), strict=True):
         assert mine.grad is not None
         scale = mine.grad.abs().max() + 1e-9
-        torch.testing.assert_close(theirs.grad / scale, mine.grad / scale, atol=1e-4, rtol=0)
+        torch.testing.assert_close(theirs.grad / scale, mine.grad / scale, atol=1e-3, rtol=0)
 
 
 def test_the_frame_that_makes_a_loss_infinite_is_named_and_nothing_is_changed():

@@ -28,8 +28,8 @@ def test_a_plan_tells_what_a_run_does_and_writes_nothing(cache, tmp_path):
     assert (found.steps, found.steps_done, found.batch_rigs, found.process_count) == (6, 2, 2, 1)
     assert found.parameters == sum(p.numel() for p in Student(STUDENT, BinSpec(prob_stride=4)).parameters())
     assert found.seconds_left == pytest.approx(4 * (found.seconds_per_step + found.read_seconds_per_step))
-    assert replace(found, workers=1, read_seconds_per_step=3, seconds_per_step=2).seconds_left == 4 * 3
-    assert replace(found, workers=2, read_seconds_per_step=3, seconds_per_step=2).seconds_left == 4 * 2
+    assert replace(found, workers=1, read_seconds_per_step=3.0, seconds_per_step=2.0).seconds_left == 4 * 3
+    assert replace(found, workers=2, read_seconds_per_step=3.0, seconds_per_step=2.0).seconds_left == 4 * 2
     with pytest.raises(CheckpointError, match="learning_rate"):
         plan(cache, tmp_path, replace(SPEC, learning_rate=0.1))
     assert found.seconds_per_step > found.read_seconds_per_step > 0

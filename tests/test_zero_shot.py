@@ -21,6 +21,7 @@ from stages.evaluate import EvaluateSpec, evaluate
 from stages.metrics import depth_errors
 from stages.predict import predict_rig
 from stages.resize import resize_views
+from stages.student.fold import folded
 
 CPU = torch.device("cpu")
 LINEAGE = Lineage("tiny", "none", "c0ffee" * 10, "home", (0.1, 80.0), 1234)
