@@ -47,4 +47,4 @@ bench: $(READY) ## print speed, memory and size; asserts nothing
 	$(BIN)/python -m pytest -m bench -o addopts= tests/benchmarks $(ARGS)
 
 torture: $(READY) ## kill both stages at random moments, flip bytes of a cache; half an hour
-	$(BIN)/python -m pytest -m torture -o addopts= -n 2 -rP tests/torture $(ARGS)
+	$(BIN)/python -m pytest -m torture -o addopts= -n 2 -rP $(ARGS)

@@ -226,6 +226,7 @@ def test_losses_of_the_recipe_reach_every_row(run, recipe):
     assert {spec.kl for spec in losses} == {0.0, 0.3}
 
 
+@pytest.mark.torture
 def test_no_worker_outlives_a_killed_parent_and_its_student_is_saved(run, recipe, tmp_path):
     arguments = ("ablate", recipe, "--run", run, "--set", "train_student.steps=4000", "--set", "ablate.seeds=[3]")
     command = Command(tmp_path / "log", *arguments, "--jobs", "1")
@@ -237,6 +238,7 @@ def test_no_worker_outlives_a_killed_parent_and_its_student_is_saved(run, recipe
     assert list((run / "ablate").glob("*-seed3-*/student/states/*.safetensors"))
 
 
+@pytest.mark.torture
 def test_a_worker_whose_parent_is_killed_while_it_starts_trains_nothing(run, recipe, tmp_path):
     command = Command(tmp_path / "log", "ablate", recipe, "--run", run, "--set", "ablate.seeds=[8]", "--jobs", "1")
     wait_for(lambda: workers(command), command)
@@ -250,6 +252,7 @@ def workers(command: Command) -> list[int]:
     return [pid for pid in children(command.process.pid) if b"spawn_main" in cmdline(pid)]
 
 
+@pytest.mark.torture
 def test_ctrl_c_while_workers_start_is_a_stop(run, recipe, tmp_path):
     command = Command(tmp_path / "log", "ablate", recipe, "--run", run, "--set", "ablate.seeds=[5]", "--jobs", "1")
     wait_for(lambda: workers(command), command)

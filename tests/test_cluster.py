@@ -161,6 +161,7 @@ def test_a_job_array_may_have_more_parts_than_there_are_shards(drive, recipe, st
     assert contents(tmp_path / "cache") == straight
 
 
+@pytest.mark.torture
 def test_the_same_part_started_twice_damages_nothing_and_the_loser_says_so(drive, recipe, straight, tmp_path):
     options = ("teacher-cache", recipe, "--data", drive, "--run", tmp_path)
     with HeldFrame(sweep(drive, 2)) as held:
@@ -180,7 +181,6 @@ def test_the_same_part_started_twice_damages_nothing_and_the_loser_says_so(drive
 @pytest.mark.parametrize(
     ("engine", "numbers", "group"),
     [
-        ("threads", [signal.SIGTERM], False),
         ("threads", [signal.SIGUSR1], False),
         # A queue and a terminal send theirs to all processes; the workers must neither die of any nor complain.
         ("local", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], True),

@@ -122,6 +122,7 @@ def test_stage_two_and_verify_need_the_cache_alone(recipe, fitted, tmp_path):
     assert (code, "bin_definition: cache has" in text) == (1, True), text
 
 
+@pytest.mark.torture
 def test_workers_elsewhere_get_what_was_fitted(recipe, fitted, tmp_path):
     """A worker of a foreign scheduler, which sees no run folder of this process."""
     shutil.copytree(fitted, tmp_path / "run", ignore=lambda folder, names: {"cache"} & {*names})
