@@ -46,5 +46,5 @@ check: lint test  ## lint, types, tests
 bench: $(READY) ## print speed, memory and size; asserts nothing
 	$(BIN)/python -m pytest -m bench -o addopts= tests/benchmarks $(ARGS)
 
-torture: $(READY) ## kill both stages at random moments, flip bytes of a cache; half an hour
+torture: $(READY) ## kill both stages at random moments, flip bytes of a cache; long
 	$(BIN)/python -m pytest -m torture -o addopts= -n 2 -rP $(ARGS)

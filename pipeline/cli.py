@@ -158,7 +158,7 @@ def train_student(
     from pipeline.run import run_plan_training, run_train_student
     from stages.parallel import leads
 
-    with _errors(*([] if resume else ["Run it again, without --fresh, to continue."])):
+    with _errors("Run the same command to continue." if resume else "Run it again, without --fresh, to continue."):
         parsed, folder = _open_run(recipe, data, run, overrides)
         if dry_run:
             plan = run_plan_training(parsed, folder, fresh=not resume)

@@ -90,11 +90,9 @@ def mean_count(count: Tensor) -> Tensor:
     return summed(count).clamp(min=1) / process_count()
 
 
-def any_says(*answers: bool, device: torch.device) -> tuple[bool, ...]:
-    """For each question, whether any process says yes."""
-    if not dist.is_initialized():
-        return answers
-    return tuple(bool(count) for count in summed(torch.tensor(answers, dtype=torch.int32, device=device)).tolist())
+def any_says(answer: bool, device: torch.device) -> bool:
+    """Whether any process says yes."""
+    return bool(summed(torch.tensor(answer, dtype=torch.int32, device=device))) if dist.is_initialized() else answer
 
 
 def meet() -> None:

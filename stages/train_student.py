@@ -139,7 +139,7 @@ def train_student(
         if log is not None:
             stack.enter_context(log)
         for step in range(begin, spec.steps):
-            if any_says(should_stop(), device=device) == (True,):
+            if any_says(should_stop(), device):
                 save(step)
                 meet()
                 raise Preempted(f"stopped after step {step} of {spec.steps}; the state is saved in {folder}")

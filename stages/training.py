@@ -136,7 +136,7 @@ class Training:
                 augmented, image = augment(rigs, share, self.spec.lidar_share)
                 terms = self._objective(augmented, image)
                 total = weighted_sum(terms, self.setting.losses)
-                if any_says(not bool(torch.isfinite(total)), device=self.device) != (False,):
+                if any_says(not bool(torch.isfinite(total)), self.device):
                     raise self._not_finite(terms, augmented, image, step)
                 self.scaler.scale(total / len(passes)).backward()  # type: ignore[no-untyped-call]
             found.append(terms)

@@ -29,7 +29,7 @@ class TrainingPlan:
     Attributes:
         frames, quarantined: training frames, and those that are left out.
         selection_frames: of the selection split.
-        steps, steps_done: in all, and in the newest saved state, as its name says.
+        steps, steps_done: in all, and in the newest saved state.
         batch_rigs, process_count, accumulate: frames of a step, and among how many they are shared out.
         parameters: of the student.
         seconds_per_step: median of the timed steps, frames at hand.
