@@ -28,7 +28,7 @@ def agreement_loss(depth_m: Float[Tensor, "B V H W"], rigs: CachedRigs) -> Float
     errors, pixels = [depth_m.sum() * 0], [torch.zeros((), dtype=torch.long, device=depth_m.device)]
     for step in neighbour_steps(depth_m.shape[1]):
         landed = reproject(depths_m, target, in_a_row(rigs, depth_m, step))
-        other_m = sample(depth_m.roll(-step, 1).flatten(0, 1)[:, None], landed)[:, 0]
+        other_m = sample(depth_m.roll(-step, 1).flatten(0, 1)[:, None], landed.grid)[:, 0]
         error = (landed.depth_m.log() - other_m.log()).abs().clamp(max=math.log(OCCLUSION_RATIO))
         errors.append(torch.where(landed.seen, error, 0.0).sum())
         pixels.append(landed.seen.sum())

@@ -1,38 +1,58 @@
 """Photometric consistency: a surface looks the same to two cameras, and to one camera at two moments."""
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import max_pool2d, pad
 
-from data_cache.dataset import CachedRigs
+from data_cache.dataset import CachedRigs, CachedViews
 from stages.parallel import mean_count
-from stages.reprojection import Cameras, images_in_a_row, in_a_row, neighbour_steps, reproject, sample
+from stages.reprojection import Landed, images_in_a_row, in_a_row, neighbour_steps, reproject, sample
 
 SSIM_SHARE = 0.85
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
 MAX_GAIN = 2.0
 
 
-def photometric_error(target: Float[Tensor, "N 3 H W"], warped: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N H W"]:
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """An image, and for windows of 3 x 3 pixels around each of its pixels the sums of its colours and their squares."""
+
+    rgb: Float[Tensor, "N 3 H W"]
+    sums: Float[Tensor, "N 3 H W"]
+    squares: Float[Tensor, "N 3 H W"]
+
+    def within(self, box: "_Box") -> "Windows":
+        """A part of the image; windows at its border still reach over it."""
+        return Windows(box.of(self.rgb), box.of(self.sums), box.of(self.squares))
+
+
+def windows(rgb: Float[Tensor, "N 3 H W"]) -> Windows:
+    """The windows of an image, RGB in [0, 1], at least 2 x 2 pixels, reflected at the border as in Monodepth2."""
+    return Windows(rgb, _sum_3x3(rgb), _sum_3x3(rgb**2))
+
+
+def photometric_error(target: Windows, warped: Windows) -> Float[Tensor, "N H W"]:
     """0.85 (1 - SSIM) / 2 + 0.15 |difference|, mean over colours, RGB in [0, 1] (Godard et al. 2017, 2019).
 
-    SSIM (Wang et al. 2004) over windows of 3 x 3 pixels, reflected at the border as in Monodepth2.
+    SSIM (Wang et al. 2004) over windows of 3 x 3 pixels, multiplied out by 9^2 so that sums serve for means.
     """
-    a, b = (pad(image, (1, 1, 1, 1), mode="reflect") for image in (target, warped))
-    mean_a, mean_b = _mean_3x3(a), _mean_3x3(b)
-    var_a, var_b = _mean_3x3(a**2) - mean_a**2, _mean_3x3(b**2) - mean_b**2
-    cov = _mean_3x3(a * b) - mean_a * mean_b
-    alike = (2 * mean_a * mean_b + SSIM_C1) * (2 * cov + SSIM_C2)
-    ssim = alike / ((mean_a**2 + mean_b**2 + SSIM_C1) * (var_a + var_b + SSIM_C2))
+    product = target.sums * warped.sums
+    power = target.sums**2 + warped.sums**2
+    cov = 9 * _sum_3x3(target.rgb * warped.rgb) - product
+    var = 9 * (target.squares + warped.squares) - power
+    ssim = (2 * product + 81 * SSIM_C1) * (2 * cov + 81 * SSIM_C2) / ((power + 81 * SSIM_C1) * (var + 81 * SSIM_C2))
     dissimilar = ((1 - ssim) / 2).clamp(0, 1)
-    return (SSIM_SHARE * dissimilar + (1 - SSIM_SHARE) * (target - warped).abs()).mean(1)
+    return (SSIM_SHARE * dissimilar + (1 - SSIM_SHARE) * (target.rgb - warped.rgb).abs()).mean(1)
 
 
-def _mean_3x3(image: Float[Tensor, "N 3 _ _"]) -> Float[Tensor, "N 3 _ _"]:
+def _sum_3x3(image: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N 3 H W"]:
     # Sums of shifted images: a quarter of the time of avg_pool2d on a CPU (`make bench ARGS="-k photometric"`).
+    image = pad(image, (1, 1, 1, 1), mode="reflect")
     rows = image[..., :-2, :] + image[..., 1:-1, :] + image[..., 2:, :]
-    return (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]) / 9
+    return rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
 
 
 def match_exposure(
@@ -68,32 +88,89 @@ def photometric_loss(depth_m: Float[Tensor, "B V H W"], rigs: CachedRigs) -> Flo
         depth_m: predictions in metres, > 0; the gradient flows to them alone.
         rigs: on any device; images, cameras and neighbours are used.
     """
-    depths_m = depth_m.flatten(0, 1)
-    target, rgb = in_a_row(rigs, depth_m), images_in_a_row(rigs, depth_m)
-    found = []
-    for step in neighbour_steps(depth_m.shape[1]):
-        source, other = in_a_row(rigs, depth_m, step), images_in_a_row(rigs, depth_m, step)
-        warped, seen = _warp(other, depths_m, target, source)
-        error = photometric_error(rgb, match_exposure(warped, rgb, seen))
-        found.append((error, _whole_windows(seen)))
+    V, rgb = depth_m.shape[1], images_in_a_row(rigs, depth_m)
+    others = [_others(depth_m, rigs, rigs, step) for step in neighbour_steps(V)]
     if rigs.neighbour is not None:
-        source, other = in_a_row(rigs.neighbour, depth_m), images_in_a_row(rigs.neighbour, depth_m)
-        warped, seen = _warp(other, depths_m, target, source)
-        error = photometric_error(rgb, warped)
-        found.append((error, _whole_windows(seen) & (error < photometric_error(rgb, other))))
-    if not found:
-        return depth_m.sum() * 0
-    lowest = torch.stack([torch.where(seen, error, torch.inf) for error, seen in found]).amin(0)
-    used = lowest < torch.inf
-    return torch.where(used, lowest, 0.0).sum() / mean_count(used.sum())
+        others.append(_others(depth_m, rigs, rigs.neighbour))
+    total, pixels = depth_m.sum() * 0, torch.zeros((), dtype=torch.long, device=depth_m.device)
+    for view in range(V):  # a camera at a time: what is compared stays in the cache of a CPU
+        target = windows(rgb[view::V])
+        lowest = torch.full_like(depth_m[:, view], torch.inf)
+        for other in others:
+            box = other.boxes[view]
+            if not box.is_empty:
+                error = _error(target.within(box), other, view)
+                lowest = torch.minimum(lowest, box.put_back(error, torch.inf, lowest))
+        used = lowest < torch.inf
+        total, pixels = total + torch.where(used, lowest, 0.0).sum(), pixels + used.sum()
+    return total / mean_count(pixels)
 
 
-def _warp(
-    source_rgb: Float[Tensor, "N 3 H W"], depth_m: Float[Tensor, "N H W"], target: Cameras, source: Cameras
-) -> tuple[Float[Tensor, "N 3 H W"], Bool[Tensor, "N H W"]]:
-    """Source images as the targets would see them, were their depths right, and which of their pixels are true."""
-    landed = reproject(depth_m, target, source)
-    return sample(source_rgb, landed), landed.seen
+@dataclass(frozen=True)
+class _Box:
+    """Rows and columns of an image."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    @property
+    def is_empty(self) -> bool:
+        return self.top >= self.bottom
+
+    def of(self, image: Tensor) -> Tensor:
+        """The part of an image (..., H, W) that it frames."""
+        return image[..., self.top : self.bottom, self.left : self.right]
+
+    def put_back(self, part: Float[Tensor, "B h w"], fill: float, like: Float[Tensor, "B H W"]) -> Tensor:
+        """A part in its place, `fill` around it."""
+        height, width = like.shape[-2:]
+        return pad(part, (self.left, width - self.right, self.top, height - self.bottom), value=fill)
+
+
+@dataclass(frozen=True, eq=False)
+class _Others:
+    """One other image for each target, where its pixels fall in it, and per camera of the rig the box that is seen."""
+
+    rgb: Float[Tensor, "N 3 H W"]
+    landed: Landed
+    boxes: tuple[_Box, ...]
+    in_time: bool
+
+
+def _others(depth_m: Float[Tensor, "B V H W"], rigs: CachedRigs, views: CachedViews, step: int = 0) -> _Others:
+    landed = reproject(depth_m.flatten(0, 1), in_a_row(rigs, depth_m), in_a_row(views, depth_m, step))
+    boxes = _boxes(landed.seen.view_as(depth_m))
+    return _Others(images_in_a_row(views, depth_m, step), landed, boxes, in_time=step == 0)
+
+
+def _boxes(seen: Bool[Tensor, "B V H W"]) -> tuple[_Box, ...]:
+    """For each camera the box outside of which nothing is seen, and one pixel more for its windows.
+
+    Ring neighbours share a strip of their images: the rest need not be warped and compared.
+    """
+    ends = []
+    for along in (seen.any(3).any(0), seen.any(2).any(0)):
+        size = along.shape[1]
+        first, last = along.int().argmax(1), size - 1 - along.flip(1).int().argmax(1)
+        nothing = ~along.any(1)
+        ends += [(first - 1).clamp(min=0).masked_fill(nothing, 0), (last + 2).clamp(max=size).masked_fill(nothing, 0)]
+    return tuple(_Box(*view) for view in torch.stack(ends, 1).tolist())
+
+
+def _error(target: Windows, other: _Others, view: int) -> Float[Tensor, "B h w"]:
+    """The photometric error of one camera within its box, infinite where it says nothing."""
+    V, box = len(other.boxes), other.boxes[view]
+    seen = box.of(other.landed.seen[view::V])
+    grid = other.landed.grid[view::V, box.top : box.bottom, box.left : box.right]
+    warped = sample(other.rgb[view::V], grid)
+    if other.in_time:
+        error = photometric_error(target, windows(warped))
+        still = photometric_error(target, windows(box.of(other.rgb[view::V])))
+        return torch.where(_whole_windows(seen) & (error < still), error, torch.inf)
+    error = photometric_error(target, windows(match_exposure(warped, target.rgb, seen)))
+    return torch.where(_whole_windows(seen), error, torch.inf)
 
 
 def _whole_windows(seen: Bool[Tensor, "N H W"]) -> Bool[Tensor, "N H W"]:

@@ -81,6 +81,6 @@ def reproject(depth_m: Float[Tensor, "N H W"], target: Cameras, source: Cameras)
     return Landed(grid, z, inside & (target.valid & source.valid)[:, None, None])
 
 
-def sample(source: Float[Tensor, "N C H W"], landed: Landed) -> Float[Tensor, "N C H W"]:
+def sample(source: Float[Tensor, "N C H W"], grid: Float[Tensor, "N h w 2"]) -> Float[Tensor, "N C h w"]:
     """What the sources show where the pixels fall (bilinear; Jaderberg et al. 2015); its border where they miss it."""
-    return grid_sample(source, landed.grid, padding_mode="border", align_corners=False)
+    return grid_sample(source, grid, padding_mode="border", align_corners=False)

@@ -9,14 +9,15 @@ from data_cache.dataset import CachedRigs, CachedViews, collate, single
 from data_cache.geometry import resized_intrinsics
 from data_cache.rig import Frame
 from data_cache.sources.synthetic import SyntheticSource
+from stages import photometric
 from stages.augment import mirror
-from stages.photometric import match_exposure, photometric_error, photometric_loss
+from stages.photometric import _boxes, match_exposure, photometric_error, photometric_loss, windows
 from stages.resize import resize_rgb
 
 
 def test_the_error_of_two_plain_images_by_hand():
     """0.2 and 0.6: SSIM is (2 * 0.12 + 0.0001) / (0.04 + 0.36 + 0.0001) = 0.60010, and the structure is the same."""
-    error = photometric_error(torch.full((1, 3, 4, 5), 0.2), torch.full((1, 3, 4, 5), 0.6))
+    error = photometric_error(windows(torch.full((1, 3, 4, 5), 0.2)), windows(torch.full((1, 3, 4, 5), 0.6)))
     torch.testing.assert_close(error, torch.full((1, 4, 5), 0.85 * (1 - 0.60010) / 2 + 0.15 * 0.4), atol=1e-5, rtol=0)
 
 
@@ -27,7 +28,7 @@ def test_the_error_of_a_window_by_hand():
     """
     target = torch.zeros(1, 3, 3, 3)
     target[..., 0, 2] = 0.9
-    error = photometric_error(target, torch.full_like(target, 0.1))[0, 1, 1]
+    error = photometric_error(windows(target), windows(torch.full_like(target, 0.1)))[0, 1, 1]
     assert error.item() == pytest.approx(0.85 * (1 - 0.01112) / 2 + 0.15 * 0.1, abs=1e-4)
 
 
@@ -35,7 +36,7 @@ def test_a_changed_pixel_is_felt_by_the_windows_around_it():
     image = smooth(1, 3, 8, 9)
     other = image.clone()
     other[..., 3, 5] += 0.3
-    error = photometric_error(image, other)
+    error = photometric_error(windows(image), windows(other))
     assert (error[0, 2:5, 4:7] > 1e-4).all()
     error[0, 2:5, 4:7] = 0
     assert error.abs().max() < 1e-6
@@ -65,6 +66,32 @@ def test_the_gradient_is_that_of_finite_differences():
             # Exposures are held still in the gradient; a change of one pixel hardly moves them.
             slope = (photometric_loss(depth_m + step, rigs) - photometric_loss(depth_m - step, rigs)) / 2e-7
         assert slope.item() == pytest.approx(depth_m.grad.flatten()[i].item(), rel=0.15)
+
+
+def test_the_box_of_what_is_seen_by_hand():
+    """Rows 2 to 4 and column 6, the last one, and one more where there is one; the other camera sees nothing."""
+    seen = torch.zeros(2, 2, 6, 7, dtype=torch.bool)
+    seen[0, 0, 2, 6] = seen[1, 0, 4, 6] = True
+    found, nothing = _boxes(seen)
+    assert (found.top, found.bottom, found.left, found.right) == (1, 6, 5, 7)
+    assert nothing.is_empty and not found.is_empty
+
+
+def test_only_what_is_seen_is_compared_and_nothing_is_lost(monkeypatch):
+    """Loss and gradient are those of whole images, from which the boxes are a saving."""
+    rigs = surround()
+
+    def loss_and_gradient() -> tuple[torch.Tensor, torch.Tensor]:
+        depth_m = (2 + 3 * smooth(1, 4, 9, 22, seed=5)).requires_grad_()
+        loss = photometric_loss(depth_m, rigs)
+        (gradient,) = torch.autograd.grad(loss, depth_m)
+        return loss, gradient
+
+    loss, gradient = loss_and_gradient()
+    monkeypatch.setattr(photometric, "_boxes", lambda seen: (photometric._Box(0, 9, 0, 22),) * 4)
+    whole_loss, whole_gradient = loss_and_gradient()
+    torch.testing.assert_close(loss, whole_loss)
+    torch.testing.assert_close(gradient, whole_gradient)
 
 
 @pytest.mark.parametrize("view_count", [1, 2, 3, 6])

@@ -13,7 +13,7 @@ def warp(
     """Images of sources that stand at `source` as cameras at the origin would see them."""
     there, origin = torch.ones(len(image), dtype=torch.bool), torch.eye(4).expand(len(image), 4, 4)
     landed = reproject(depth_m, Cameras(K_target, origin, there), Cameras(K_source, source.expand_as(origin), there))
-    return sample(image, landed), landed.seen
+    return sample(image, landed.grid), landed.seen
 
 
 def test_the_identity_gives_the_image_back():

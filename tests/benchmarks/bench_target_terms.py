@@ -11,7 +11,7 @@ from pipeline.config import load_recipe
 from pipeline.stage_one import open_data, open_teacher
 from stages.bins import affine_invariant_map
 from stages.completion import densify
-from stages.photometric import _mean_3x3
+from stages.photometric import _sum_3x3
 from stages.regions import truth_at
 from stages.resize import resize_views
 from stages.teacher.base import to_disparity
@@ -56,14 +56,14 @@ def test_bench_completion(capsys):
 
 
 def test_bench_photometric_windows(capsys):
-    """Milliseconds of the 3 x 3 means of SSIM, forward and backward, as they are and by avg_pool2d."""
+    """Milliseconds of the 3 x 3 sums of SSIM, forward and backward, as they are and by avg_pool2d."""
     image = torch.rand(12, 3, 98, 162, requires_grad=True)
     lines = []
-    for name, mean in (("sums of shifted images", _mean_3x3), ("avg_pool2d", lambda x: avg_pool2d(x, 3, 1))):
+    for name, total in (("sums of shifted images", _sum_3x3), ("avg_pool2d", lambda x: avg_pool2d(x, 3, 1))):
         times = []
         for _ in range(20):
             begin = time.perf_counter()
-            mean(image).sum().backward()
+            total(image).sum().backward()
             times.append(time.perf_counter() - begin)
         lines.append(f"{name}: {1e3 * sorted(times)[10]:.2f} ms")
     with capsys.disabled():
