@@ -2,16 +2,15 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import zarr
 from jaxtyping import UInt8
 
+from data_cache.chunks import ChunkError, read_chunks
 from data_cache.files import PARTIAL
 from data_cache.schema import (
     ARRAYS,
@@ -107,7 +106,7 @@ def verify_files(location: Path | str) -> Iterator[tuple[int, list[str]]]:
     store = open_store(location)
     identity, _ = load_description(store)
     damages = []
-    for look in (read_split_frames, open_arrays):
+    for look in (read_split_frames, check_metadata):
         try:
             look(store, identity)
         except DamagedCacheError as error:
@@ -147,7 +146,7 @@ def read_checked(store: CacheStore, shard: int, name: str, stored: StoredFile) -
 
 
 class CacheReader:
-    """A cache, frame by frame. Safe to send to another process: stores open there, on first use."""
+    """A cache, frame by frame. Safe to send to another process."""
 
     def __init__(self, location: Path | str, expected: Mapping[str, object] | None = None, *, complete: bool = True):
         """Open the cache at a path or URL.
@@ -187,11 +186,7 @@ class CacheReader:
             raise DamagedCacheError(damages[0])
         self.frames = read_split_frames(self.store, self.identity)
         self._index = {frame_id: index for index, frame_id in enumerate(self.frames.ordered)}
-        self._arrays: dict[str, zarr.Array[Any]] = {}
-        self._opened_by = -1
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_arrays": {}, "_opened_by": -1}
+        self._metadata_read = False
 
     def usable(self, frame_ids: tuple[str, ...]) -> tuple[str, ...]:
         """Those of `frame_ids` that are not quarantined."""
@@ -209,33 +204,31 @@ class CacheReader:
             IncompleteCacheError: if its shard is not there.
             KeyError: if the frame is not in the cache.
         """
-        return record_from_arrays(self.identity.encoding, self._read(frame_id, array_table(self.identity)))
+        return record_from_arrays(self.identity.encoding, self._read(frame_id))
 
     def read_cameras(self, frame_id: str) -> FrameCameras:
         """Only the calibration and poses of one frame: some hundred bytes; raises what `read` raises."""
-        return FrameCameras(**self._read(frame_id, [f.name for f in fields(FrameCameras)]))
+        return FrameCameras(**self._read(frame_id, *(f.name for f in fields(FrameCameras))))
 
     def read_image(self, frame_id: str) -> UInt8[np.ndarray, "V H W 3"]:
         """Only the images of one frame, RGB; raises what `read` raises."""
-        return self._read(frame_id, ["image"])["image"]
+        return self._read(frame_id, "image")["image"]
 
-    def _read(self, frame_id: str, names: Iterable[str]) -> dict[str, np.ndarray]:
-        if self._opened_by != os.getpid():
-            # A store opened before a fork must not be used after it: some codecs deadlock.
-            self._arrays = open_arrays(self.store, self.identity)
-            self._opened_by = os.getpid()
-        index = self._index[frame_id]
-        shard = index // self.identity.shard_frames
+    def _read(self, frame_id: str, *names: str) -> dict[str, np.ndarray]:
+        """Arrays of a frame, all of them where none is named."""
+        if not self._metadata_read:
+            check_metadata(self.store, self.identity)
+            self._metadata_read = True
+        shard_frames = self.identity.shard_frames
+        shard, position = divmod(self._index[frame_id], shard_frames)
         if shard not in self._written and self.store.size(receipt_name(shard)) is None:
-            # Chunks that were never written read as zeros.
+            # What a killed writer left is no shard yet.
             raise IncompleteCacheError(f"{self.store.location}: frame {frame_id}: shard {shard} is not there (yet)")
-        values = {}
-        for name in names:
-            try:
-                values[name] = np.asarray(self._arrays[name][index])
-            except (ValueError, RuntimeError, OSError) as error:
-                raise DamagedCacheError(_damage(self.store, shard, name, f"frame {frame_id}: {error}")) from error
-        return values
+        specs = {name: spec for name, spec in array_table(self.identity).items() if not names or name in names}
+        try:
+            return read_chunks(self.store, specs, shard, position, shard_frames)
+        except ChunkError as error:
+            raise DamagedCacheError(_damage(self.store, shard, error.array, f"frame {frame_id}: {error}")) from error
 
 
 def read_receipts(
@@ -280,16 +273,20 @@ def read_split_frames(store: CacheStore, identity: CacheIdentity) -> SplitFrames
     return frames
 
 
-def open_arrays(store: CacheStore, identity: CacheIdentity) -> dict[str, zarr.Array[Any]]:
-    """The arrays of a cache by name, nothing of them read but their metadata; raises DamagedCacheError."""
+def check_metadata(store: CacheStore, identity: CacheIdentity) -> None:
+    """Check that zarr can open the arrays of a cache; nothing of them is read but their metadata.
+
+    Raises:
+        DamagedCacheError: if it cannot.
+    """
     try:
         group = zarr.open_group(store.zarr_store(ARRAYS), mode="r")
-        arrays = {name: group[name] for name in array_table(identity)}
+        for name in array_table(identity):
+            group[name]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedCacheError(
             f"{store.location}/{ARRAYS}: metadata cannot be read ({error!r}); {_REWRITE}"
         ) from error
-    return {name: array for name, array in arrays.items() if isinstance(array, zarr.Array)}
 
 
 def _damage(store: CacheStore, shard: int, name: str, what: str) -> str:

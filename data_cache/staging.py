@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from data_cache.files import PARTIAL, DiskFullError, size_text, write_error
-from data_cache.reader import CacheReader, open_arrays, read_checked, read_receipts
+from data_cache.reader import CacheReader, check_metadata, read_checked, read_receipts
 from data_cache.schema import (
     ARRAYS,
     DESCRIPTION,
@@ -89,7 +89,7 @@ def _needed_receipts(reader: CacheReader, frame_ids: Iterable[str]) -> list[Rece
 
 def _read_metadata(reader: CacheReader) -> dict[str, bytes]:
     """Every file of a cache that belongs to no shard, the description last, as a writer leaves them."""
-    open_arrays(reader.store, reader.identity)  # what cannot be read is better said of the cache than of its copy
+    check_metadata(reader.store, reader.identity)  # what cannot be read is better said of the cache than of its copy
     arrays = [f"{ARRAYS}/{name}/zarr.json" for name in array_table(reader.identity)]
     return {name: reader.store.read(name) for name in (FRAME_LIST, f"{ARRAYS}/zarr.json", *arrays, DESCRIPTION)}
 

@@ -31,6 +31,15 @@ class StoreError(SurroundError):
     """A file or object cannot be asked for: no permission, no credentials, no network, or a folder in its place."""
 
 
+@dataclass(frozen=True)
+class Range:
+    """A part of a file: `length` bytes from `start` on, or the last ones where `start` is None."""
+
+    name: str
+    start: int | None
+    length: int
+
+
 @runtime_checkable
 class CacheStore(Protocol):
     """Files by name, relative and with slashes. Reading what is not there raises FileNotFoundError."""
@@ -46,6 +55,10 @@ class CacheStore(Protocol):
 
     def read_many(self, names: Sequence[str]) -> Mapping[str, bytes]:
         """Those of these files that are there, by name."""
+        ...
+
+    def read_ranges(self, ranges: Sequence[Range]) -> list[bytes | None]:
+        """These parts of files, in their order, shorter where a file ends before; None where a file is missing."""
         ...
 
     def write(self, name: str, data: bytes) -> None:
@@ -127,14 +140,8 @@ class FolderStore:
 
     def read(self, name: str) -> bytes:
         """A whole file."""
-        try:
+        with _reading_file(self.root / name):
             return (self.root / name).read_bytes()
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise StoreError(
-                f"cannot read {self.root / name}: {error.strerror or error}; it should be a file that you may read"
-            ) from error
 
     def read_many(self, names: Sequence[str]) -> Mapping[str, bytes]:
         """Those of these files that are there, by name."""
@@ -143,6 +150,20 @@ class FolderStore:
             with suppress(FileNotFoundError):
                 found[name] = self.read(name)
         return found
+
+    def read_ranges(self, ranges: Sequence[Range]) -> list[bytes | None]:
+        """These parts of files, in their order."""
+        return [self._read_range(asked) for asked in ranges]
+
+    def _read_range(self, asked: Range) -> bytes | None:
+        with _reading_file(self.root / asked.name):
+            try:
+                with (self.root / asked.name).open("rb", buffering=0) as file:
+                    size = os.fstat(file.fileno()).st_size
+                    start = max(0, size - asked.length) if asked.start is None else asked.start
+                    return os.pread(file.fileno(), max(0, min(asked.length, size - start)), start)
+            except FileNotFoundError:
+                return None
 
     def write(self, name: str, data: bytes) -> None:
         """Replace a file in one step, flushed to disk."""
@@ -252,6 +273,22 @@ class ObjectStore:
                 found[name] = answer
         return found
 
+    def read_ranges(self, ranges: Sequence[Range]) -> list[bytes | None]:
+        """These parts of objects, in their order; many requests at a time."""
+        starts = [-asked.length if asked.start is None else asked.start for asked in ranges]
+        stops = [None if asked.start is None else asked.start + asked.length for asked in ranges]
+        answers = self.fs.cat_ranges([self._path(asked.name) for asked in ranges], starts, stops, on_error="return")
+        found: list[bytes | None] = []
+        for asked, answer in zip(ranges, answers, strict=True):
+            try:
+                with _reading(self._url(asked.name)):
+                    if isinstance(answer, Exception):
+                        raise answer
+                found.append(answer)
+            except FileNotFoundError:
+                found.append(None)
+        return found
+
     def write(self, name: str, data: bytes) -> None:
         """Replace an object."""
         with _writing(self._url(name)):
@@ -320,6 +357,18 @@ class _ZarrObjects(FsspecStore):
         """An object or a range of it, None if it is not there; raises StoreError."""
         with _reading(self.fs.unstrip_protocol(f"{self.path}/{key}")):
             return await super().get(key, prototype, byte_range)
+
+
+@contextmanager
+def _reading_file(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StoreError(
+            f"cannot read {path}: {error.strerror or error}; it should be a file that you may read"
+        ) from error
 
 
 @contextmanager

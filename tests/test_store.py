@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from conftest import Bucket
 
-from data_cache.store import CacheStore, open_store
+from data_cache.store import CacheStore, Range, open_store
 
 
 class Elsewhere:
@@ -75,6 +75,14 @@ def test_read_many_leaves_out_what_is_missing(store):
     assert store.read_many([*(f"r/{i}" for i in range(0, 40, 2)), "q"]) == {f"r/{i}": bytes([i]) for i in range(0, 20, 2)}  # fmt: skip # noqa: E501
     assert store.read_many([]) == {}
     assert store.read_many(["r/77"]) == {}
+
+
+def test_parts_of_files_by_hand(store):
+    store.write("a/b", b"0123456789")
+    asked = [Range("a/b", 2, 3), Range("c", 0, 1), Range("a/b", None, 4), Range("a/b", 8, 5)]
+    assert store.read_ranges(asked) == [b"234", None, b"6789", b"89"]
+    assert store.read_ranges([Range("a/b", None, 40)]) == [b"0123456789"]
+    assert store.read_ranges([]) == []
 
 
 def test_a_removed_file_is_gone_and_may_be_removed_again(store):
