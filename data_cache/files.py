@@ -12,8 +12,6 @@ from data_cache.errors import SurroundError
 
 PARTIAL = ".partial"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_UMASK = os.umask(0)
-os.umask(_UMASK)
 
 
 class WriteError(SurroundError):
@@ -45,7 +43,6 @@ def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             write(partial)
-            partial.chmod(0o666 & ~_UMASK)  # some writers make files that only their owner can read
             fsync(partial)
             partial.replace(path)
         finally:

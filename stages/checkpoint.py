@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from data_cache.errors import SurroundError
-from data_cache.files import WriteError, replace_atomically
+from data_cache.files import PARTIAL, WriteError, replace_atomically
 from stages.bins import TEACHER_FIELDS, BinSpec
 from stages.student.model import Student, StudentSpec
 
@@ -161,6 +161,12 @@ def save_state(folder: Path, state: TrainingState, run: Mapping[str, Any], keep:
             other.unlink(missing_ok=True)
 
 
+def clear_partials(folder: Path) -> None:
+    """Remove the partial files of checkpoints and states that a killed training left in its folder."""
+    for partial in folder.rglob(f"*{PARTIAL}"):
+        partial.unlink(missing_ok=True)
+
+
 def saved_states(folder: Path) -> list[Path]:
     """Files of the states in `folder`, the newest first."""
     return sorted(folder.glob(f"[0-9]*{SUFFIX}"), reverse=True)
@@ -212,7 +218,9 @@ def _save(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str]) -> 
     plain = {name: value.detach().cpu().contiguous() for name, value in sorted(tensors.items())}
     try:
         # One entry: safetensors writes several in an order that differs from process to process.
-        replace_atomically(path, lambda partial: save_file(plain, partial, metadata={HEADER: json.dumps(header)}))
+        # Bytes: its `save_file` writes to a file with a name of its own, which nobody would clear away after a kill.
+        data = to_bytes(plain, metadata={HEADER: json.dumps(header)})
+        replace_atomically(path, lambda partial: partial.write_bytes(data))
     except (WriteError, SafetensorError) as error:
         raise CheckpointError(
             f"the checkpoint {path} cannot be written; the one before it is untouched, free some space if the disk is"

@@ -22,6 +22,7 @@ from stages.checkpoint import (
     Lineage,
     TrainingState,
     architecture,
+    clear_partials,
     load_state,
     save_state,
     save_student,
@@ -125,6 +126,7 @@ def train_student(
     log = None
     if leads():
         on_accepted()
+        clear_partials(folder)
         for old in (*saved_states(folder / STATES), *folder.glob("*.safetensors")) if fresh else ():
             old.unlink()
         if begin and not (folder / "last.safetensors").exists():

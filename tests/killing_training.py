@@ -88,7 +88,7 @@ def kill_training_until_done(
     return result
 
 
-def outcome(run: Path) -> dict[str, bytes | list[int]]:
+def outcome(run: Path) -> dict[str, bytes | list[int] | list[str]]:
     """What must be the same whatever has happened on the way: student, newest state, steps of the log."""
     states = sorted((run / "student/states").iterdir())
     lines = (run / "student/log.jsonl").read_text().splitlines()
@@ -97,6 +97,7 @@ def outcome(run: Path) -> dict[str, bytes | list[int]]:
         states[-1].name: states[-1].read_bytes(),
         "states": [int(state.stem) for state in states],
         "logged": [json.loads(line)["step"] for line in lines],
+        "files": sorted(path.name for path in (run / "student").rglob("*") if "tfevents" not in path.name),
     }
 
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from stages import checkpoint
 from stages.bins import BinSpec
 from stages.checkpoint import (
     CheckpointError,
@@ -135,11 +134,12 @@ def test_a_full_disk_leaves_the_checkpoint_before_it_untouched(tmp_path, monkeyp
     save_student(tmp_path / "a", student(0), LINEAGE)
     before = (tmp_path / "a").read_bytes()
 
-    def full(tensors: object, path: Path, metadata: object) -> None:
-        path.write_bytes(b"half")
+    def full(path: Path, data: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(data[: len(data) // 2])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(CheckpointError, match="the one before it is untouched, free some space"):
         save_student(tmp_path / "a", student(1), LINEAGE)
     assert (tmp_path / "a").read_bytes() == before

@@ -97,6 +97,17 @@ def test_a_run_killed_between_saves_resumes_from_the_last_one_to_the_same_bytes(
     assert (tmp_path / "straight/last.safetensors").read_bytes() == (tmp_path / "killed/last.safetensors").read_bytes()
 
 
+def test_what_a_killed_training_left_half_written_is_cleared_away(cache, tmp_path):
+    (tmp_path / "states").mkdir()
+    for name in ("last.safetensors.1a2b.partial", "states/00000002.safetensors.3c4d.partial"):
+        (tmp_path / name).write_bytes(b"half")
+    train(cache, tmp_path, replace(SPEC, steps=1))
+    assert sorted(path.name for path in tmp_path.rglob("*.safetensors*")) == [
+        "00000001.safetensors",
+        "last.safetensors",
+    ]
+
+
 def test_running_it_twice_trains_once_and_fresh_starts_over(cache, tmp_path):
     train(cache, tmp_path)
     before = (tmp_path / "last.safetensors").read_bytes()
