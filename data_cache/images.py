@@ -13,6 +13,9 @@ DEFINITION = (
 )
 """Part of the cache identity: a change to the definitions below must change this text."""
 
+# What Pillow reads besides is rare on a vehicle, and some of it starts other programs (EPS) on a stranger's file.
+FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP")
+
 
 def larger(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
     """The smallest (H, W) that neither size exceeds: what to decode when an image is wanted in both."""
@@ -25,8 +28,8 @@ def load_rgb(
     """Decode an image file to RGB.
 
     Args:
-        path: any format that Pillow reads.
-        size: (H, W) that the calibration was made for; another size is an error.
+        path: a file of one of FORMATS.
+        size: (H, W) that the calibration was made for; another size is an error, before anything is decoded.
         at_least: (H, W) that is enough; a JPEG is then decoded at 1/2, 1/4 or 1/8 if that is no smaller, which is much
             faster and averages the pixels that it leaves out. None for native size.
 
@@ -34,8 +37,10 @@ def load_rgb(
         FrameError: if the file is missing, truncated, not an image, or not of `size`.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             found = (image.height, image.width)
+            if size is not None and found != size:
+                raise FrameError(f"{path}: expected {size[0]} x {size[1]} px (h x w), found {found[0]} x {found[1]}")
             if at_least is not None:
                 image.draft("RGB", (at_least[1], at_least[0]))
             rgb = np.array(image.convert("RGB"))
@@ -43,6 +48,4 @@ def load_rgb(
         raise FrameError(f"image missing: {path}") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise FrameError(f"image cannot be decoded: {path}: {error}") from error
-    if size is not None and found != size:
-        raise FrameError(f"{path}: expected {size[0]} x {size[1]} px (h x w), found {found[0]} x {found[1]}")
     return rgb

@@ -6,6 +6,7 @@ x right, y down, z forward; pixel centres lie at half-integers (the top left pix
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -55,12 +56,14 @@ class View:
         time_ns: the camera's time stamp.
         load_image: decodes the native (height_px, width_px, 3) RGB image; with the keyword `at_least`, an (H, W) that
             is enough, a smaller one that shows the same if that is cheaper. Raises FrameError if it is damaged.
+        image_file: the file that holds exactly this image; None where it is rendered, or undistorted on reading.
     """
 
     camera: Camera
     world_from_cam: Float[np.ndarray, "4 4"]
     time_ns: int
     load_image: Callable[..., UInt8[np.ndarray, "H W 3"]]
+    image_file: Path | None = None
 
     def __post_init__(self) -> None:
         require_rigid(self.world_from_cam, f"camera {self.camera.name}: world_from_cam")

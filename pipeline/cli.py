@@ -29,8 +29,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 def main() -> None:
     """Metric depth for full-surround cameras, distilled offline from a depth foundation model.
 
-    RECIPE is a built-in name (demo, pandaset, nuscenes, ddad) or a TOML file. Exit codes: 0 done; 1 failed; 2 bad usage
-    or recipe; 3 done, but some frames were quarantined; 75 stopped by a signal after saving, run it again to go on.
+    RECIPE is a built-in name (demo, pandaset, nuscenes, ddad, rig) or a TOML file. Exit codes: 0 done; 1 failed; 2 bad
+    usage or recipe; 3 done, but some frames were quarantined; 75 stopped by a signal after saving, run it again to go
+    on.
     """
 
 
@@ -406,6 +407,36 @@ def cache_verify(target: str, recompute: int, data: Path | None, run: Path | Non
                 f" {'equal' if frame.inputs_equal else 'DIFFER'}"
             )
     _exit_quarantined(verified.quarantined, RETRY)
+
+
+@main.group()
+def rig() -> None:
+    """A vehicle of your own, as a folder of images, LiDAR and two JSON files: data_cache/RIG_FOLDER.md."""
+
+
+@rig.command("export")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="New folder to write.")
+@click.option("--data", type=click.Path(path_type=Path), help="Data set folder.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help='Override a recipe value, e.g. data.train=["002[:17]"]; repeatable.',
+)
+@click.argument("recipe")
+def rig_export(recipe: str, data: Path | None, overrides: tuple[str, ...], out: Path) -> None:
+    """Write the frames of any recipe (data.train, data.selection, data.test) as a rig folder that reads back equal."""
+    from pipeline.config import load_recipe
+    from pipeline.rig_export import run_rig_export
+
+    with _errors():
+        done = run_rig_export(load_recipe(recipe, overrides, data), out)
+    click.echo(
+        f"rig export: {count_text(done.frame_count, 'frame')} in {out},"
+        f" {count_text(done.copied_count, 'image')} copied, {done.encoded_count} written as PNG"
+    )
+    _exit_quarantined(done.left_out, "they were not exported")
 
 
 @main.command()

@@ -32,7 +32,7 @@ class DataSpec:
     """Which frames.
 
     Attributes:
-        source: synthetic, pandaset, nuscenes or ddad.
+        source: synthetic, pandaset, nuscenes, ddad or rig_folder.
         root: data set folder, relative to the recipe file; --data overrides it; empty for synthetic.
         version: which release under one root (nuScenes), empty where there is one.
         train, selection, test: selectors, see data_cache/sources: a drive or split, optionally sliced.

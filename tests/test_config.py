@@ -4,7 +4,7 @@ from pipeline.config import built_in_recipes, load_recipe, recipe_toml
 from pipeline.errors import RecipeError
 
 
-@pytest.mark.parametrize("name", ["demo", "pandaset", "nuscenes", "ddad"])
+@pytest.mark.parametrize("name", ["demo", "pandaset", "nuscenes", "ddad", "rig"])
 def test_built_in_recipes_load_and_survive_being_written_down(tmp_path, name):
     recipe = load_recipe(name)
     (tmp_path / "again.toml").write_text(recipe_toml(recipe))
@@ -98,7 +98,7 @@ def test_what_is_not_toml_is_named(tmp_path, content):
 
 
 def test_an_unknown_recipe_lists_the_built_in_ones():
-    built_in = "ddad, demo, evidence, evidence_pandaset, nuscenes, pandaset"
+    built_in = "ddad, demo, evidence, evidence_pandaset, nuscenes, pandaset, rig"
     with pytest.raises(RecipeError, match=f"built-in ones are {built_in}"):
         load_recipe("kitti")
 

@@ -38,7 +38,7 @@ class Source(Protocol):
         ...
 
 
-SOURCES = ("synthetic", "ddad", "nuscenes", "pandaset")
+SOURCES = ("synthetic", "ddad", "nuscenes", "pandaset", "rig_folder")
 
 
 def open_source(kind: str, root: Path | None, version: str = "") -> Source:
@@ -72,9 +72,13 @@ def open_source(kind: str, root: Path | None, version: str = "") -> Source:
         from data_cache.sources.nuscenes import NuscenesSource
 
         return NuscenesSource(root, version)
-    from data_cache.sources.pandaset import PandasetSource
+    if kind == "pandaset":
+        from data_cache.sources.pandaset import PandasetSource
 
-    return PandasetSource(root)
+        return PandasetSource(root)
+    from data_cache.sources.rig_folder import RigFolderSource
+
+    return RigFolderSource(root)
 
 
 _SELECTOR = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<slice>-?\d*:-?\d*(:([1-9]\d*)?)?)\])?")

@@ -217,6 +217,7 @@ def _view(sample: _Sample, name: str) -> View:
         datum.world_from_sensor(),
         _time_ns(datum.stamp_us),
         partial(load_rgb, sample.folder / datum.file, datum.size),
+        sample.folder / datum.file,
     )
 
 

@@ -105,6 +105,7 @@ class NuscenesSource:
             self._world_from_sensor(datum),
             datum.time_us * 1000,
             partial(load_rgb, self._root / datum.file, datum.size),
+            self._root / datum.file,
         )
 
     def _world_from_sensor(self, datum: _Datum) -> Float[np.ndarray, "4 4"]:

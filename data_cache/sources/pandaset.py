@@ -137,11 +137,13 @@ def _view(sequence: _Sequence, name: str, index: int) -> View | None:
     if track is None or index >= len(track.time_ns):
         return None
     w, x, y, z, *position_m = track.poses[index].tolist()
+    file = sequence.folder / "camera" / name / f"{index:02d}.jpg"
     return View(
         Camera(name, track.K_px, width_px=IMAGE_SIZE[1], height_px=IMAGE_SIZE[0]),
         pose_from_quaternion((w, x, y, z), (position_m[0], position_m[1], position_m[2])),
         int(track.time_ns[index]),
-        partial(load_rgb, sequence.folder / "camera" / name / f"{index:02d}.jpg", IMAGE_SIZE),
+        partial(load_rgb, file, IMAGE_SIZE),
+        file,
     )
 
 

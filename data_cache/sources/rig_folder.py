@@ -1,0 +1,330 @@
+"""A vehicle of one's own: `rig.json`, `frames.jsonl`, images and LiDAR in one folder; RIG_FOLDER.md describes it."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from data_cache.errors import FrameError, SourceError
+from data_cache.images import load_rgb
+from data_cache.rig import Frame, Rig, Sweep, View, make_sweep
+from data_cache.sources import strict
+from data_cache.sources.metadata import found_in
+from data_cache.sources.points import load_points
+from data_cache.sources.rig_json import (
+    RIG_FILE,
+    Calibration,
+    RigDescription,
+    decoded,
+    read_rig,
+    read_text,
+    recalibrated,
+    rigid,
+)
+from data_cache.undistort import load_undistorted
+
+FRAMES_FILE = "frames.jsonl"
+SPLITS_FILE = "splits.json"
+_LINE_LIMIT = 2**20  # bytes; six cameras with poses of their own take three thousand
+_SPLITS_LIMIT = 16 * 2**20
+_LATEST_NS = 2**62  # the year 2116
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Shot:
+    """What one camera took for a frame."""
+
+    file: str
+    time_ns: int
+    world_from_cam: Float[np.ndarray, "4 4"]
+    calibration: Calibration
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Scan:
+    """What the LiDAR recorded for a frame."""
+
+    file: str
+    world_from_lidar: Float[np.ndarray, "4 4"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Line:
+    """A line of `frames.jsonl`, checked."""
+
+    number: int
+    id: str
+    drive: str
+    has_poses: bool
+    shots: Mapping[str, _Shot]
+    scan: _Scan | None
+    stamps: Mapping[str, int]
+    """Time stamps that the line gives, by what they belong to."""
+
+
+class RigFolderSource:
+    """A rig folder as frames, with the ids, drives and splits that it gives itself.
+
+    Everything written in it is checked when it is opened; images and LiDAR are read when asked for.
+
+    Args:
+        root: the folder of `rig.json`.
+
+    Raises:
+        SourceError: naming the file and the line or key, if anything in them is missing, unknown or impossible.
+    """
+
+    name = "rig_folder"
+
+    def __init__(self, root: Path) -> None:
+        for name in (RIG_FILE, FRAMES_FILE):
+            if not (root / name).is_file():
+                raise SourceError(
+                    f"rig_folder: expected {RIG_FILE} and {FRAMES_FILE}, {found_in(root)}; pass the folder that holds"
+                    " them"
+                )
+        self._root = root
+        described = read_rig(root / RIG_FILE)
+        self.rig = Rig(described.name, tuple(described.cameras))
+        self._lines: dict[str, _Line] = {}
+        drives: dict[str, list[str]] = {}
+        for line in _checked(_read_lines(root, described), str(root / FRAMES_FILE)):
+            self._lines[line.id] = line
+            drives.setdefault(line.drive, []).append(line.id)
+        if not drives:
+            raise SourceError(f"{root / FRAMES_FILE}: expected a frame per line, found none")
+        self.drives: Mapping[str, tuple[str, ...]] = {name: tuple(ids) for name, ids in drives.items()}
+        self.splits: Mapping[str, tuple[str, ...]] = _read_splits(root / SPLITS_FILE, self.drives)
+
+    def frame(self, frame_id: str) -> Frame:
+        """One frame; images and LiDAR are read when asked for. Raises FrameError if there is no such frame."""
+        line = self._lines.get(frame_id)
+        if line is None:
+            raise FrameError(f"rig_folder: no frame {frame_id!r} in {self._root / FRAMES_FILE}")
+        where = f"{self._root / FRAMES_FILE} line {line.number}"
+        views = tuple(self._view(line.shots[name], where) if name in line.shots else None
+                      for name in self.rig.camera_names)  # fmt: skip
+        if line.scan is None:
+            return Frame(frame_id, views)
+        return Frame(frame_id, views, partial(_load_sweep, self._root, line.scan, where))
+
+    def _view(self, shot: _Shot, where: str) -> View:
+        plain = shot.calibration.lens is None
+        return View(
+            shot.calibration.camera,
+            shot.world_from_cam,
+            shot.time_ns,
+            partial(_load_image, self._root, shot, where),
+            self._root / shot.file if plain else None,
+        )
+
+
+def _load_image(root: Path, shot: _Shot, where: str, at_least: tuple[int, int] | None = None) -> np.ndarray:
+    path = _inside(root, shot.file, where)
+    camera, lens = shot.calibration.camera, shot.calibration.lens
+    if lens is None:
+        return load_rgb(path, (camera.height_px, camera.width_px), at_least)
+    return load_undistorted(path, lens, at_least)
+
+
+def _load_sweep(root: Path, scan: _Scan, where: str) -> Sweep:
+    path = _inside(root, scan.file, where)
+    return make_sweep(load_points(path), scan.world_from_lidar, str(path))
+
+
+def _inside(root: Path, file: str, where: str) -> Path:
+    """Path of a listed file that is there, is a file, and lies in the folder whatever links lead to it."""
+    path = root / file
+    try:
+        target = path.resolve(strict=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        raise FrameError(f"file missing: {path}, listed in {where}") from error
+    if not target.is_relative_to(root.resolve()):
+        raise FrameError(f"{where}: expected a file in {root}, found that {file} leads to {target}; copy it there")
+    if not target.is_file():
+        raise FrameError(f"{where}: expected a file at {path}, found something else")
+    return path
+
+
+def _read_lines(root: Path, described: RigDescription) -> Iterator[_Line]:
+    """The frames of `frames.jsonl`, each checked by itself; blank lines are passed over."""
+    path = root / FRAMES_FILE
+    folders: dict[PurePosixPath, None] = {}
+    try:
+        with path.open("rb") as stream:
+            number = 0
+            while data := stream.readline(_LINE_LIMIT + 1):
+                number += 1
+                where = f"{path} line {number}"
+                if len(data) > _LINE_LIMIT:
+                    raise SourceError(f"{where}: expected at most {_LINE_LIMIT} bytes, found more")
+                if not data.strip():
+                    continue
+                line = _read_line(strict.parse(decoded(data, where), where), number, where, described)
+                files = [shot.file for shot in line.shots.values()] + ([line.scan.file] if line.scan else [])
+                for folder in {PurePosixPath(file).parent for file in files} - folders.keys():
+                    # Here once per folder; the files themselves are looked at when they are read.
+                    _require_inside(root, folder, where)
+                    folders[folder] = None
+                yield line
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _require_inside(root: Path, folder: PurePosixPath, where: str) -> None:
+    try:
+        target = (root / folder).resolve()
+    except (OSError, RuntimeError) as error:
+        raise SourceError(f"{where}: the folder {folder} cannot be followed: {error}") from error
+    if not target.is_relative_to(root.resolve()):
+        raise SourceError(
+            f"{where}: expected files in {root}, found that {folder} leads to {target}; move the files there, or put"
+            f" {RIG_FILE} and {FRAMES_FILE} beside them"
+        )
+
+
+def _read_line(value: Any, number: int, where: str, described: RigDescription) -> _Line:
+    table = strict.fields(value, where, ("id", "drive", "cameras"), ("time_ns", "world_from_ego", "lidar"))
+    frame_id = strict.string(table["id"], f"{where}: id")
+    drive = strict.label(table["drive"], f"{where}: drive")
+    stamps = _stamp(table, "frame", where)
+    cameras = strict.entries(table["cameras"], f"{where}: cameras")
+    sensors: dict[str, dict[str, Any]] = {}
+    for name, entry in cameras.items():
+        if name not in described.cameras:
+            raise SourceError(
+                f"{where}: cameras: no camera {name[:80]!r} in {RIG_FILE}; it has {', '.join(described.cameras)}"
+            )
+        at = f"{where}: cameras.{name}"
+        optional = ("time_ns", "world_from_ego", "world_from_cam", "intrinsics")
+        sensors[name] = strict.fields(entry, at, ("image",), optional)
+        stamps |= _stamp(entry, name, at)
+        if name not in stamps and "frame" not in stamps:
+            raise SourceError(f"{at}: expected the key 'time_ns' here or in the line, found neither")
+    lidar = None
+    if "lidar" in table:
+        at = f"{where}: lidar"
+        lidar = strict.fields(table["lidar"], at, ("points",), ("time_ns", "world_from_ego", "world_from_lidar"))
+        stamps |= _stamp(lidar, "LiDAR", at)
+    has_poses = any(key.startswith("world_from_") for entry in (table, *sensors.values(), lidar or {}) for key in entry)
+    if not has_poses:
+        table = table | {"world_from_ego": np.eye(4).tolist()}
+    shots = {
+        name: _Shot(
+            _relative(entry["image"], f"{where}: cameras.{name}.image"),
+            stamps.get(name, stamps.get("frame", 0)),
+            _pose(table, entry, "world_from_cam", described.cameras[name].ego_from_cam, f"{where}: cameras.{name}"),
+            _calibration(entry, name, described, f"{where}: cameras.{name}"),
+        )
+        for name, entry in sensors.items()
+    }
+    scan = None
+    if lidar is not None:
+        scan = _Scan(
+            _relative(lidar["points"], f"{where}: lidar.points"),
+            _pose(table, lidar, "world_from_lidar", described.ego_from_lidar, f"{where}: lidar"),
+        )
+    return _Line(number, frame_id, drive, has_poses, shots, scan, stamps)
+
+
+def _calibration(entry: Mapping[str, Any], name: str, described: RigDescription, where: str) -> Calibration:
+    calibration = described.cameras[name].calibration
+    if calibration is None:
+        raise SourceError(f"{where}: expected width, height and intrinsics of it in {RIG_FILE}, found only its name")
+    if "intrinsics" not in entry:
+        return calibration
+    return recalibrated(calibration, entry["intrinsics"], where, described.center_shift_px)
+
+
+def _stamp(table: Mapping[str, Any], of: str, where: str) -> dict[str, int]:
+    if "time_ns" not in table:
+        return {}
+    return {of: strict.whole(table["time_ns"], f"{where}: time_ns", 0, _LATEST_NS)}
+
+
+def _pose(
+    line: Mapping[str, Any],
+    sensor: Mapping[str, Any],
+    own: str,
+    ego_from_sensor: Float[np.ndarray, "4 4"] | None,
+    where: str,
+) -> Float[np.ndarray, "4 4"]:
+    """Pose of a sensor: what it gives itself under the key `own`, or through the vehicle, at its own stamp or once."""
+    if own in sensor:
+        if "world_from_ego" in sensor:
+            raise SourceError(f"{where}: expected one of {own} and world_from_ego, found both")
+        return rigid(sensor[own], f"{where}.{own}")
+    if "world_from_ego" not in sensor and "world_from_ego" not in line:
+        raise SourceError(
+            f"{where}: expected a pose, found none while others of this line have one; give it {own} or world_from_ego,"
+            " or give the line world_from_ego"
+        )
+    if ego_from_sensor is None:
+        key = own.replace("world", "ego")
+        raise SourceError(
+            f"{where}: expected {own} here or {key} in {RIG_FILE}, found neither: where on the vehicle is it?"
+        )
+    at = where if "world_from_ego" in sensor else where.rpartition(":")[0]
+    given = sensor["world_from_ego"] if "world_from_ego" in sensor else line["world_from_ego"]
+    pose: np.ndarray = rigid(given, f"{at}: world_from_ego") @ ego_from_sensor
+    return pose
+
+
+def _relative(value: Any, where: str) -> str:
+    """A path below the folder, written with forward slashes."""
+    text = strict.string(value, where)
+    path = PurePosixPath(text)
+    if path.is_absolute() or ".." in path.parts or "\\" in text or text[1:2] == ":" or not path.parts:
+        raise SourceError(f"{where}: expected a path below the folder, with / and without .., found {text!r}")
+    return str(path)
+
+
+def _checked(lines: Iterator[_Line], path: str) -> Iterator[_Line]:
+    """The same lines, compared with those before: ids once, time stamps in order, poses in a whole drive or nowhere."""
+    numbers: dict[str, int] = {}
+    latest: dict[tuple[str, str], int] = {}
+    with_poses: dict[str, _Line] = {}
+    for line in lines:
+        where = f"{path} line {line.number}"
+        if line.id in numbers:
+            raise SourceError(f"{where}: expected each id once, found {line.id!r} in line {numbers[line.id]}, too")
+        numbers[line.id] = line.number
+        first = with_poses.setdefault(line.drive, line)
+        if first.has_poses != line.has_poses:
+            raise SourceError(
+                f"{where}: expected poses in every frame of drive {line.drive} or in none, found"
+                f" {'some' if line.has_poses else 'none'} here and {'some' if first.has_poses else 'none'} in line"
+                f" {first.number}"
+            )
+        for of, time_ns in line.stamps.items():
+            before = latest.get((line.drive, of), 0)
+            if time_ns < before:
+                raise SourceError(
+                    f"{where}: expected time stamps in order, found that the {of} goes back {before - time_ns} ns in"
+                    f" drive {line.drive}"
+                )
+            latest[line.drive, of] = time_ns
+        yield line
+
+
+def _read_splits(path: Path, drives: Mapping[str, object]) -> dict[str, tuple[str, ...]]:
+    """Drive names by split; none where the folder has no such file."""
+    if not path.exists():
+        return {}
+    splits: dict[str, tuple[str, ...]] = {}
+    for split, value in strict.entries(strict.parse(read_text(path, _SPLITS_LIMIT), str(path)), str(path)).items():
+        where = f"{path}: {strict.label(split, f'{path}: split')}"
+        names = [strict.label(name, where) for name in strict.items(value, where, len(drives))]
+        unknown = [name for name in names if name not in drives]
+        if unknown:
+            raise SourceError(f"{where}: expected drives of {FRAMES_FILE}, found {unknown[0]!r}, which has no frame")
+        if len(set(names)) != len(names):
+            raise SourceError(f"{where}: expected each drive once, found one twice")
+        if split in drives:
+            raise SourceError(f"{where}: expected another name than that of a drive, selectors could mean either")
+        splits[split] = tuple(names)
+    return splits

@@ -1,0 +1,185 @@
+"""`rig.json` of a rig folder: which cameras a vehicle has, and where they are."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from data_cache.errors import FrameError, SourceError
+from data_cache.rig import Camera, require_rigid
+from data_cache.sources import strict
+from data_cache.undistort import Lens, pinhole_rows
+
+RIG_FILE = "rig.json"
+FORMAT = 1
+CENTER_SHIFTS_PX = {"half_integers": 0.0, "integers": 0.5}
+"""By where the centre of the top left pixel lies for a calibration, 0.5 or 0: what to add to its cx and cy."""
+
+_BYTE_LIMIT = 2**20
+_CAMERA_LIMIT = 64
+_SIDE_LIMIT_PX = 16384
+_TRANSLATION_LIMIT_M = 1e8  # a pose on earth, in whatever map, is nearer than this; one in millimetres is not
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """The pinhole camera that images are read as, and how the photographs are distorted, None where they are not."""
+
+    camera: Camera
+    lens: Lens | None
+
+
+@dataclass(frozen=True, eq=False)
+class RigCamera:
+    """A camera as `rig.json` describes it.
+
+    Attributes:
+        calibration: None for a camera that only has a place in the ring, and no images.
+        ego_from_cam: (4, 4) pose on the vehicle; None where every frame has to give `world_from_cam`.
+    """
+
+    calibration: Calibration | None
+    ego_from_cam: Float[np.ndarray, "4 4"] | None
+
+
+@dataclass(frozen=True, eq=False)
+class RigDescription:
+    """A vehicle: its name, cameras by name in ring order, and the LiDAR's pose on it, where one is given."""
+
+    name: str
+    center_shift_px: float
+    cameras: Mapping[str, RigCamera]
+    ego_from_lidar: Float[np.ndarray, "4 4"] | None
+
+
+def read_text(path: Path, byte_limit: int) -> str:
+    """Text of a small file.
+
+    Raises:
+        SourceError: if it is missing, not UTF-8, or larger.
+    """
+    if not path.is_file():
+        raise SourceError(f"{path}: expected a file, found {'something else' if path.exists() else 'none'}")
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(byte_limit + 1)
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if len(data) > byte_limit:
+        raise SourceError(f"{path}: expected at most {byte_limit} bytes, found more")
+    return decoded(data, str(path))
+
+
+def decoded(data: bytes, where: str) -> str:
+    """UTF-8 text. Raises SourceError naming `where`."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{where}: expected UTF-8 text, found {error}") from error
+
+
+def read_rig(path: Path) -> RigDescription:
+    """Read and check `rig.json`.
+
+    Raises:
+        SourceError: naming the file and the key, if anything in it is missing, unknown or impossible.
+    """
+    where = str(path)
+    content = strict.parse(read_text(path, _BYTE_LIMIT), where)
+    rig = strict.fields(content, where, ("format", "name", "pixel_centers", "cameras"), ("lidar",))
+    if rig["format"] != FORMAT:
+        raise SourceError(
+            f"{where}: format: expected {FORMAT}, found {rig['format']!r:.80}; this program knows no other"
+        )
+    centers = rig["pixel_centers"]
+    if not isinstance(centers, str) or centers not in CENTER_SHIFTS_PX:
+        raise SourceError(
+            f'{where}: pixel_centers: expected "integers" (OpenCV, ROS, Kalibr: the top left pixel\'s centre is (0, 0))'
+            f' or "half_integers" (COLMAP: it is (0.5, 0.5)), found {centers!r:.80}'
+        )
+    shift_px = CENTER_SHIFTS_PX[centers]
+    cameras: dict[str, RigCamera] = {}
+    for i, entry in enumerate(strict.items(rig["cameras"], f"{where}: cameras", _CAMERA_LIMIT)):
+        at = f"{where}: cameras[{i}]"
+        table = strict.fields(entry, at, ("name",), ("width", "height", "intrinsics", "distortion", "ego_from_cam"))
+        name = strict.name(table["name"], f"{at}.name")
+        if name in cameras:
+            raise SourceError(f"{at}.name: expected each name once, found {name!r} twice")
+        cameras[name] = _camera(name, table, f"{at} ({name})", shift_px)
+    lidar = None
+    if "lidar" in rig:
+        entry = strict.fields(rig["lidar"], f"{where}: lidar", ("ego_from_lidar",))
+        lidar = rigid(entry["ego_from_lidar"], f"{where}: lidar.ego_from_lidar")
+    return RigDescription(strict.name(rig["name"], f"{where}: name"), shift_px, cameras, lidar)
+
+
+def rigid(value: Any, where: str) -> Float[np.ndarray, "4 4"]:
+    """A pose, as four rows of four numbers.
+
+    Raises:
+        SourceError: if it is not finite, rigid and right-handed, or farther away than any place on earth.
+    """
+    pose = strict.matrix(value, where, 4)
+    try:
+        require_rigid(pose, where)
+    except FrameError as error:
+        raise SourceError(str(error)) from error
+    if np.abs(pose[:3, 3]).max() > _TRANSLATION_LIMIT_M:
+        raise SourceError(
+            f"{where}: expected a translation below {_TRANSLATION_LIMIT_M:.0e} m, found {pose[:3, 3].tolist()}"
+        )
+    return pose
+
+
+def recalibrated(one: Calibration, intrinsics: Any, where: str, shift_px: float) -> Calibration:
+    """The same camera with other intrinsics of its photographs, as one frame may give them. Raises SourceError."""
+    camera = one.camera
+    model = None if one.lens is None else (one.lens.model, one.lens.coefficients)
+    return _calibrated(camera.name, (camera.height_px, camera.width_px), intrinsics, model, where, shift_px)
+
+
+def _camera(name: str, table: Mapping[str, Any], where: str, shift_px: float) -> RigCamera:
+    if len(table) == 1:
+        return RigCamera(None, None)
+    for key in ("width", "height", "intrinsics"):
+        if key not in table:
+            raise SourceError(f"{where}: expected the key {key!r}, found {', '.join(table)}")
+    size = (
+        strict.whole(table["height"], f"{where}.height", 1, _SIDE_LIMIT_PX),
+        strict.whole(table["width"], f"{where}.width", 1, _SIDE_LIMIT_PX),
+    )
+    model = None
+    if "distortion" in table:
+        entry = strict.fields(table["distortion"], f"{where}.distortion", ("model", "coefficients"))
+        model = (
+            strict.string(entry["model"], f"{where}.distortion.model"),
+            strict.numbers(entry["coefficients"], f"{where}.distortion.coefficients", 16),
+        )
+    pose = rigid(table["ego_from_cam"], f"{where}.ego_from_cam") if "ego_from_cam" in table else None
+    return RigCamera(_calibrated(name, size, table["intrinsics"], model, where, shift_px), pose)
+
+
+def _calibrated(
+    name: str,
+    size: tuple[int, int],
+    intrinsics: Any,
+    model: tuple[str, tuple[float, ...]] | None,
+    where: str,
+    shift_px: float,
+) -> Calibration:
+    """Camera and lens of an (H, W) `size`; the distortion model is its name and coefficients."""
+    K_px = strict.matrix(intrinsics, f"{where}.intrinsics", 3)
+    K_px[:2, 2] += shift_px
+    height, width = size
+    try:
+        camera = Camera(name, K_px, width, height)
+        if model is None:
+            return Calibration(camera, None)
+        a, b, c = (tuple(row) for row in K_px.tolist())
+        lens = Lens(*model, (a, b, c), width, height)
+        return Calibration(Camera(name, np.array(pinhole_rows(lens)), width, height), lens)
+    except FrameError as error:
+        raise SourceError(f"{where}: {error}") from error
