@@ -8,7 +8,6 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Shaped
@@ -20,6 +19,9 @@ BYTE_LIMIT = 512 * 2**20
 POINT_LIMIT = 10_000_000
 _HEADER_LIMIT = 16 * 2**10  # bytes
 _COLUMN_LIMIT = 256
+
+
+_Stream = io.BufferedReader | io.BytesIO
 
 
 class _Malformed(Exception):
@@ -58,14 +60,14 @@ def load_points(path: Path) -> Shaped[np.ndarray, "N C"]:
     return points
 
 
-def _read_bin(stream: BinaryIO, byte_count: int) -> Shaped[np.ndarray, "N C"]:
+def _read_bin(stream: _Stream, byte_count: int) -> Shaped[np.ndarray, "N C"]:
     if byte_count % 16:
         raise _Malformed(f"expected rows of 4 float32, found {byte_count} bytes: truncated, or of other columns")
     _require_count(byte_count // 16)
     return np.frombuffer(stream.read(byte_count), "<f4").reshape(-1, 4)
 
 
-def _read_npy(stream: BinaryIO, byte_count: int) -> Shaped[np.ndarray, "N C"]:
+def _read_npy(stream: _Stream, byte_count: int) -> Shaped[np.ndarray, "N C"]:
     # numpy.load would allocate what the header declares before it finds that the file is shorter.
     try:
         version = np.lib.format.read_magic(stream)
@@ -91,7 +93,7 @@ def _read_npy(stream: BinaryIO, byte_count: int) -> Shaped[np.ndarray, "N C"]:
     return np.frombuffer(data, dtype).reshape(shape, order="F" if in_columns else "C")
 
 
-def _read_npz(stream: BinaryIO, byte_count: int) -> Shaped[np.ndarray, "N C"]:
+def _read_npz(stream: _Stream, byte_count: int) -> Shaped[np.ndarray, "N C"]:
     _require_small_directory(stream, byte_count)
     try:
         with zipfile.ZipFile(stream) as archive:
@@ -113,7 +115,7 @@ def _read_npz(stream: BinaryIO, byte_count: int) -> Shaped[np.ndarray, "N C"]:
     return _read_npy(io.BytesIO(data), len(data))
 
 
-def _require_small_directory(stream: BinaryIO, byte_count: int) -> None:
+def _require_small_directory(stream: _Stream, byte_count: int) -> None:
     """Refuse an archive whose list of members is long: zipfile would make an object of each of millions of them."""
     stream.seek(max(0, byte_count - 42))
     tail = stream.read(42).rjust(42, b"\0")
@@ -155,7 +157,7 @@ _PCD_KEYS = ("VERSION", "FIELDS", "SIZE", "TYPE", "COUNT", "WIDTH", "HEIGHT", "V
 _PCD_CODES = {"F": (4, 8), "I": (1, 2, 4, 8), "U": (1, 2, 4, 8)}
 
 
-def _read_pcd(stream: BinaryIO, byte_count: int) -> Shaped[np.ndarray, "N C"]:
+def _read_pcd(stream: _Stream, byte_count: int) -> Shaped[np.ndarray, "N C"]:
     """Point Cloud Library, "The PCD (Point Cloud Data) file format", versions .5 to .7."""
     header = _pcd_header(stream)
     if header.data == "ascii":
@@ -172,7 +174,7 @@ def _read_pcd(stream: BinaryIO, byte_count: int) -> Shaped[np.ndarray, "N C"]:
     return _pcd_compressed(header, data, needed)
 
 
-def _pcd_header(stream: BinaryIO) -> _PcdHeader:
+def _pcd_header(stream: _Stream) -> _PcdHeader:
     values: dict[str, list[str]] = {}
     while "DATA" not in values:
         line = stream.readline(_HEADER_LIMIT)
@@ -227,7 +229,7 @@ def _single(values: dict[str, list[str]], key: str, default: list[str] | None = 
     return found[0]
 
 
-def _pcd_ascii(header: _PcdHeader, stream: BinaryIO) -> Shaped[np.ndarray, "N C"]:
+def _pcd_ascii(header: _PcdHeader, stream: _Stream) -> Shaped[np.ndarray, "N C"]:
     if header.point_count == 0:
         return np.empty((0, 3))
     places = [header.place(axis) for axis in "xyz"]

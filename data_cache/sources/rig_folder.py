@@ -213,15 +213,13 @@ def _read_line(value: Any, number: int, where: str, described: RigDescription) -
     has_poses = any(key.startswith("world_from_") for entry in (table, *sensors.values(), lidar or {}) for key in entry)
     if not has_poses:
         table = table | {"world_from_ego": np.eye(4).tolist()}
-    shots = {
-        name: _Shot(
-            _relative(entry["image"], f"{where}: cameras.{name}.image"),
-            stamps.get(name, stamps.get("frame", 0)),
-            _pose(table, entry, "world_from_cam", described.cameras[name].ego_from_cam, f"{where}: cameras.{name}"),
-            _calibration(entry, name, described, f"{where}: cameras.{name}"),
-        )
-        for name, entry in sensors.items()
-    }
+    shots: dict[str, _Shot] = {}
+    for name, entry in sensors.items():
+        at = f"{where}: cameras.{name}"
+        calibration = _calibration(entry, name, described, at)
+        pose = _pose(table, entry, "world_from_cam", described.cameras[name].ego_from_cam, at)
+        file = _relative(entry["image"], f"{at}.image")
+        shots[name] = _Shot(file, stamps.get(name, stamps.get("frame", 0)), pose, calibration)
     scan = None
     if lidar is not None:
         scan = _Scan(

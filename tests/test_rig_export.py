@@ -1,0 +1,122 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes import FakeSource
+from PIL import Image
+from test_cli import surround
+from test_sources_rig_folder import folder  # noqa: F401
+
+from data_cache.errors import SourceError
+from data_cache.files import WriteError
+from data_cache.sources import Source, open_source, select
+from data_cache.sources.rig_export import export_rig
+from data_cache.sources.rig_folder import RigFolderSource
+
+
+def assert_equal(source: Source, frame_ids, root: Path) -> None:
+    """The folder gives back the very same frames: poses, intrinsics, points, time stamps, and images."""
+    again = RigFolderSource(root)
+    assert again.rig == source.rig
+    assert [one for ids in again.drives.values() for one in ids] == [
+        one for ids in source.drives.values() for one in ids if one in frame_ids
+    ]
+    for frame_id in frame_ids:
+        before, after = source.frame(frame_id), again.frame(frame_id)
+        for one, other in zip(before.views, after.views, strict=True):
+            assert (one is None) == (other is None)
+            if one is None or other is None:
+                continue
+            assert (one.camera.name, one.time_ns) == (other.camera.name, other.time_ns)
+            assert (one.camera.width_px, one.camera.height_px) == (other.camera.width_px, other.camera.height_px)
+            np.testing.assert_array_equal(other.camera.K_px, one.camera.K_px)
+            np.testing.assert_array_equal(other.world_from_cam, one.world_from_cam)
+            if one.image_file is not None and other.image_file is not None:
+                assert other.image_file.read_bytes() == one.image_file.read_bytes()
+            else:
+                np.testing.assert_array_equal(other.load_image(), one.load_image())
+        assert (before.load_sweep is None) == (after.load_sweep is None)
+        if before.load_sweep is not None and after.load_sweep is not None:
+            np.testing.assert_array_equal(after.load_sweep().points_m, before.load_sweep().points_m)
+            np.testing.assert_array_equal(after.load_sweep().world_from_lidar, before.load_sweep().world_from_lidar)
+
+
+def test_frames_in_memory_come_back_equal(tmp_path):
+    source = FakeSource(missing={"d/1": (0, 2)}, no_lidar=("d/3",), nan_points=("d/2",))
+    done = export_rig(source, source.drives["d"][:4], tmp_path / "rig")
+    assert (done.frame_count, done.copied_count, done.encoded_count, done.left_out) == (4, 0, 10, {})
+    assert_equal(source, source.drives["d"][:4], tmp_path / "rig")
+
+
+def test_the_synthetic_drives_come_back_equal_with_their_splits(tmp_path):
+    source = open_source("synthetic", None)
+    frame_ids = ("drive-41/2", "drive-00/1")
+    export_rig(source, frame_ids, tmp_path / "rig")
+    assert_equal(source, frame_ids, tmp_path / "rig")
+    assert RigFolderSource(tmp_path / "rig").splits == {"train": ("drive-00",), "selection": ("drive-41",)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "folder_name", "selector"),
+    [
+        ("pandaset", "pandaset", "002[10:12]"),
+        ("nuscenes", "nuscenes", "scene-0061"),
+        ("ddad", "ddad/ddad_train_val", "val"),
+        ("ddad", "dgp_partial/scene_01", "scene_01"),
+    ],
+)
+def test_real_frames_come_back_equal(tmp_path, real_data, kind, folder_name, selector):
+    source = open_source(kind, real_data / folder_name, "v1.0-mini" if kind == "nuscenes" else "")
+    frame_ids = select(source, [selector])
+    done = export_rig(source, frame_ids, tmp_path / "rig")
+    assert (done.frame_count, done.encoded_count, done.left_out) == (len(frame_ids), 0, {})
+    assert_equal(source, frame_ids, tmp_path / "rig")
+
+
+def test_a_rig_folder_comes_back_equal_undistorted(tmp_path, folder):  # noqa: F811
+    source = RigFolderSource(folder)
+    done = export_rig(source, ["m/1", "m/3"], tmp_path / "again")
+    assert (done.copied_count, done.encoded_count) == (2, 2)
+    assert_equal(source, ("m/1", "m/3"), tmp_path / "again")
+    described = json.loads((tmp_path / "again/rig.json").read_text())
+    assert "distortion" not in described["cameras"][1]
+
+
+def test_a_frame_that_cannot_be_read_is_left_out_with_its_reason(tmp_path):
+    source = FakeSource(broken={"d/0": "no image", "d/2": "no image"})
+    done = export_rig(source, source.drives["d"], tmp_path / "rig")
+    assert (done.frame_count, list(done.left_out)) == (4, ["d/0", "d/2"])
+    assert_equal(source, ("d/1", "d/3", "d/4", "d/5"), tmp_path / "rig")
+    with pytest.raises(SourceError, match="expected frames to export, found none of 1 that can be read; the first:"):
+        export_rig(source, ["d/0"], tmp_path / "none")
+
+
+def test_a_finished_folder_is_not_written_into_and_an_unfinished_one_is(tmp_path):
+    source = FakeSource()
+    export_rig(source, ["d/0"], tmp_path)
+    with pytest.raises(SourceError, match="expected a new folder, found rig.json in it"):
+        export_rig(source, ["d/1"], tmp_path)
+    (tmp_path / "rig.json").unlink()
+    export_rig(source, ["d/1"], tmp_path)
+    assert_equal(source, ("d/1",), tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(WriteError, match="cannot write"):
+        export_rig(source, ["d/1"], tmp_path / "file")
+
+
+def test_the_command_exports_what_the_recipe_selects(tmp_path):
+    chosen = ["--set", 'data.train=["drive-00[:1]"]', "--set", 'data.test=["drive-50[2:3]"]']
+    code, text = surround("rig", "export", "demo", *chosen, "--out", tmp_path / "rig")
+    assert (code, text) == (0, f"rig export: 2 frames in {tmp_path / 'rig'}, 0 images copied, 12 written as PNG\n")
+    assert dict(RigFolderSource(tmp_path / "rig").drives) == {"drive-00": ("drive-00/0",), "drive-50": ("drive-50/2",)}
+    code, text = surround("rig", "export", "demo", "--out", tmp_path / "rig")
+    assert (code, "found rig.json in it" in text) == (2, True)
+
+
+def test_the_command_lists_frames_that_were_left_out_with_exit_3(tmp_path, folder):  # noqa: F811
+    (folder / "lidar/2.npy").write_bytes(b"")
+    Image.new("RGB", (8, 6)).save(folder / "images/1.png")
+    arguments = ["--data", folder, "--set", 'data.train=["morning[:1]"]', "--set", 'data.test=["morning[1:]"]']
+    code, text = surround("rig", "export", "rig", *arguments, "--out", tmp_path / "out")
+    assert (code, "2 frames in" in text, "m/2: " in text) == (3, True, True), text
