@@ -5,9 +5,11 @@ import os
 import numpy as np
 import pytest
 from PIL import Image
+from vehicle import write_vehicle
 
 from data_cache.errors import FrameError, SourceError
-from data_cache.geometry import cam_from_lidar, project
+from data_cache.geometry import cam_from_lidar, project, sparse_depth
+from data_cache.sources import synthetic
 from data_cache.sources.rig_folder import RigFolderSource
 
 MOUNT = [[0, 0, 1, 1.5], [-1, 0, 0, 0], [0, -1, 0, 1], [0, 0, 0, 1]]  # looks along the vehicle's x, 1.5 m ahead of it
@@ -84,7 +86,8 @@ def edited(value, path, new):
 def test_a_point_of_the_lidar_lands_where_the_hand_says(folder):
     """The LiDAR saw (12, 0.5, -1) from x = 9.5, 2 m up: (21.5, 0.5, 1) in the world.
 
-    The camera takes its image later, at (11.5, 0, 1). So it lies 10 m ahead, 0.5 m to the left and level: u = 3.5 + 0.5 - 10 * 0.5 / 10, v = 2.5 + 0.5.
+    The camera takes its image later, at (11.5, 0, 1). So it lies 10 m ahead, 0.5 m to the left and level:
+    u = 3.5 + 0.5 - 10 * 0.5 / 10, v = 2.5 + 0.5.
     """
     frame = RigFolderSource(folder).frame("m/2")
     view, sweep = frame.views[0], frame.load_sweep()
@@ -311,3 +314,19 @@ def test_an_image_of_another_size_is_refused_before_it_is_decoded(folder, monkey
     for view in RigFolderSource(folder).frame("m/1").views:
         with pytest.raises(FrameError, match=r"expected [46] x 8 px \(h x w\), found 4000 x 4000"):
             view.load_image()
+
+
+def test_a_made_up_vehicle_sees_through_every_lens_what_a_pinhole_camera_sees_there(tmp_path):
+    """Renders the street again with the calibration and pose that the source gives; the LiDAR agrees with its depth."""
+    source = RigFolderSource(write_vehicle(tmp_path, {0: 1}, {"train": [0]}))
+    frame = source.frame("street-0/0")
+    sweep = frame.load_sweep()
+    assert len(frame.views) == 5
+    for view in frame.views:
+        truth = synthetic._tracer(0).render(view.camera, view.world_from_cam, np.random.default_rng(0))
+        difference = np.abs(view.load_image().astype(int) - truth.rgb)
+        assert np.median(difference) <= 5, view.camera.name
+        depth_m = sparse_depth(view, sweep, truth.depth_m.shape)
+        both = (depth_m > 0) & (truth.depth_m > 0)
+        assert both.sum() > 3000
+        assert np.median(np.abs(depth_m / np.where(both, truth.depth_m, 1) - 1)[both]) < 0.01, view.camera.name

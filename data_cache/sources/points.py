@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 from jaxtyping import Shaped
@@ -77,7 +78,8 @@ def _read_npy(stream: _Stream, byte_count: int) -> Shaped[np.ndarray, "N C"]:
             shape, in_columns, dtype = np.lib.format.read_array_header_2_0(stream)
         else:
             raise _Malformed(f"expected an npy file of version 1.0 or 2.0, found {version}")
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, OverflowError) as error:
+    # The header is a Python literal: numpy lets the errors of Python's tokenizer and parser through.
+    except (ValueError, TypeError, SyntaxError, TokenError, MemoryError, RecursionError, OverflowError) as error:
         raise _Malformed(f"expected an npy file, found {error}") from error
     if dtype.kind not in "fiu" or dtype.fields is not None or dtype.subdtype is not None:
         raise _Malformed(f"expected an array of numbers, found {dtype}")

@@ -1,0 +1,125 @@
+"""Files of a rig folder with anything in them: each is read, or refused with one of our own errors."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_points import FILES
+from test_sources_rig_folder import RIG, line, write
+
+from data_cache.errors import FrameError, SourceError
+from data_cache.sources.points import load_points
+from data_cache.sources.rig_folder import RigFolderSource
+
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8),
+    st.sampled_from([10**400, 2**63, -1, 0, "..", "/", "\ud800", "a/../b", "fisheye", "rational"]),
+)  # fmt: skip
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+)
+
+
+@st.composite
+def changed_json(draw: Any, start: Any) -> bytes:
+    """JSON text of a value in which up to three places hold something else, or are gone, or are new."""
+    value = copy.deepcopy(start)
+    for _ in range(draw(st.integers(0, 3))):
+        inner = value
+        while True:
+            keys = list(inner) if isinstance(inner, dict) else list(range(len(inner)))
+            if not keys:
+                break
+            key = draw(st.sampled_from(keys))
+            if isinstance(inner[key], dict | list) and inner[key] and draw(st.integers(0, 3)):
+                inner = inner[key]
+                continue
+            action = draw(st.integers(0, 4))
+            if action == 0:
+                del inner[key]
+            elif action == 1 and isinstance(inner, dict):
+                inner[draw(st.text(max_size=8))] = draw(VALUES)
+            else:
+                inner[key] = draw(VALUES)
+            break
+    text = json.dumps(value).encode()
+    return draw(changed_bytes(text)) if draw(st.integers(0, 3)) == 0 else text
+
+
+@st.composite
+def changed_bytes(draw: Any, start: bytes) -> bytes:
+    """Bytes of which up to four places are overwritten, cut out, or have something put in."""
+    data = bytearray(start)
+    for _ in range(draw(st.integers(1, 4))):
+        place = draw(st.integers(0, len(data)))
+        piece = draw(st.binary(max_size=4) | st.sampled_from([b"\n", b"9" * 12, b"\xff" * 4, b"{", b"-1", b"nan"]))
+        data[place : place + draw(st.sampled_from([0, len(piece), 1, 20]))] = piece
+    return bytes(data)
+
+
+def read_points(name: str) -> Callable[[Path, bytes], None]:
+    def read(root: Path, data: bytes) -> None:
+        (root / name).write_bytes(data)
+        try:
+            points = load_points(root / name)
+        except FrameError:
+            return
+        assert points.ndim == 2
+        assert points.shape[1] >= 3
+        assert points.dtype.kind in "fiu"
+
+    return read
+
+
+def read_folder(name: str) -> Callable[[Path, bytes], None]:
+    def read(root: Path, data: bytes) -> None:
+        write(root, splits={"train": ["morning"]})
+        (root / name).write_bytes(data)
+        try:
+            source = RigFolderSource(root)
+        except SourceError:
+            return
+        for frame_id in [one for ids in source.drives.values() for one in ids]:
+            frame = source.frame(frame_id)
+            assert len(frame.views) == len(source.rig.camera_names)
+            for load in [view.load_image for view in frame.views if view] + [frame.load_sweep] * bool(frame.load_sweep):
+                try:
+                    load()
+                except FrameError:
+                    continue
+        for drives in source.splits.values():
+            assert set(drives) <= source.drives.keys()
+
+    return read
+
+
+PARSERS: dict[str, tuple[st.SearchStrategy[bytes], Callable[[Path, bytes], None]]] = {
+    name: (st.one_of(changed_bytes(start), changed_bytes(start), st.binary(max_size=200)), read_points(name))
+    for name, start in FILES.items()
+} | {
+    "rig.json": (changed_json(RIG), read_folder("rig.json")),
+    "frames.jsonl": (changed_json(line(1)).map(lambda text: text + b"\n" + json.dumps(line(2)).encode()),
+                     read_folder("frames.jsonl")),
+    "splits.json": (changed_json({"train": ["morning"], "test": ["noon"]}), read_folder("splits.json")),
+}  # fmt: skip
+
+
+def fuzz(name: str, root: Path, count: int, *, always_the_same: bool) -> None:
+    """Read `count` files that claim to be `name`; an error of another type than the documented one comes out."""
+    inputs, read = PARSERS[name]
+
+    @settings(
+        max_examples=count, deadline=None, database=None, derandomize=always_the_same,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(inputs)
+    def run(data: bytes) -> None:
+        with np.errstate(all="ignore"):
+            read(root, data)
+
+    run()
