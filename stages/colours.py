@@ -5,10 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from matplotlib import colormaps
 
 # The outermost colours of turbo are so dark that far points would vanish on the darkened image.
-COLOURS = colormaps["turbo"]
 FAR_COLOUR, NEAR_COLOUR = 0.06, 0.94
 NO_DEPTH_RGB = (128, 128, 128)
 
@@ -41,7 +39,9 @@ def depth_scale(range_m: tuple[float, float]) -> DepthScale:
 
 def colour_depth(depth_m: Float[np.ndarray, "H W"], scale: DepthScale) -> UInt8[np.ndarray, "H W 3"]:
     """Colour a depth map; pixels without a depth (0, negative, not finite) are grey, which the scale never is."""
+    from matplotlib import colormaps
+
     known = np.isfinite(depth_m) & (depth_m > 0)
     fraction = scale.fraction(np.where(known, depth_m, scale.far_m))
-    rgb = COLOURS(NEAR_COLOUR + (FAR_COLOUR - NEAR_COLOUR) * fraction, bytes=True)[..., :3]
+    rgb = colormaps["turbo"](NEAR_COLOUR + (FAR_COLOUR - NEAR_COLOUR) * fraction, bytes=True)[..., :3]
     return np.asarray(np.where(known[..., None], rgb, np.array(NO_DEPTH_RGB, np.uint8)))

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from torch.utils.tensorboard import SummaryWriter
 
 from data_cache.dataset import CachedRigs
 from data_cache.files import PARTIAL, write_atomically, write_error
@@ -34,6 +33,8 @@ class TrainingLog:
         if self._path.exists():
             kept = [line for line in self._path.read_text(errors="replace").splitlines() if _logged_step(line) <= begin]
             write_atomically(self._path, "".join(line + "\n" for line in kept if begin))
+        from torch.utils.tensorboard import SummaryWriter
+
         self._board: SummaryWriter | None = None
         with self._board_may_fail():
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=begin + 1)

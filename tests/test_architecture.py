@@ -60,6 +60,17 @@ def test_only_the_pipeline_talks_to_the_command_line():
     assert users == {"pipeline"}
 
 
+def test_libraries_that_take_long_to_import_wait_until_something_needs_them():
+    """What is imported at the top of a module is paid for by each command, and by each worker."""
+    waiting = {"dask", "dask_jobqueue", "diffusers", "distributed", "matplotlib", "transformers", "trimesh"}
+    for path in MODULES:
+        top = ast.parse((ROOT / path).read_text()).body
+        named = {alias.name for node in top if isinstance(node, ast.Import) for alias in node.names}
+        named |= {node.module for node in top if isinstance(node, ast.ImportFrom) and node.module}
+        early = {name for name in named if name.split(".")[0] in waiting or name == "torch.utils.tensorboard"}
+        assert not early, f"{path} imports {early} at its top"
+
+
 def test_nothing_imports_torchvision():
     assert [path for path in MODULES if "torchvision" in imported(path)] == []
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import ConvNextV2Backbone, ConvNextV2Config, ResNetBackbone, ResNetConfig
 
 from data_cache.errors import SettingError
 from stages.quiet import quiet_transformers
@@ -49,6 +48,8 @@ def build_encoder(name: str, weights: Path | None) -> nn.Module:
     Raises:
         SettingError: if the folder holds another architecture, or not all of its weights, or the encoder takes none.
     """
+    from transformers import ConvNextV2Backbone, ConvNextV2Config, ResNetBackbone, ResNetConfig
+
     shape = ENCODERS[name]
     if weights is not None:
         return _pretrained_resnet(name, shape, weights)
@@ -62,6 +63,8 @@ def build_encoder(name: str, weights: Path | None) -> nn.Module:
 
 
 def _pretrained_resnet(name: str, shape: EncoderShape, weights: Path) -> nn.Module:
+    from transformers import ResNetBackbone, ResNetConfig
+
     if shape.weights is None:
         raise SettingError(
             f"{name}: expected an encoder with ImageNet weights, found one without; set student.pretrained = false"

@@ -6,7 +6,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
 
 NAME = "blocked"
 ROWS = 128
@@ -50,6 +49,8 @@ def use_blocked_attention(model: torch.nn.Module, device: torch.device) -> str:
     slow = device.type == "cpu" and model.dtype == torch.bfloat16 and not torch.cpu._is_amx_tile_supported()
     if not slow or getattr(getattr(backbone, "config", None), "model_type", None) != "dinov2":
         return "sdpa"
+    from transformers import AttentionInterface
+
     AttentionInterface.register(NAME, blocked_attention)
     backbone.set_attn_implementation(NAME)
     return NAME

@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float, UInt8
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForDepthEstimation
 
 from data_cache.errors import SettingError
 from stages.devices import dtype_of, synchronize
@@ -46,6 +45,8 @@ class TransformersTeacher:
         Raises:
             SettingError: if the folder holds no such model, or the input size does not suit it.
         """
+        from transformers import AutoModelForDepthEstimation
+
         self.name, self.licence, self.weights_sha256 = name, licence, weights_sha256
         self.input_size, self.precision = input_size, precision
         self.device = device
