@@ -16,10 +16,10 @@ import numpy as np
 from PIL import Image
 from test_cli import RECIPE
 from test_sources_pandaset import HERE, LENS, write_sweep
+from warm import REPOSITORY, Forked
 
 from data_cache.sources.pandaset import CAMERAS
 
-REPOSITORY = Path(__file__).parent.parent
 DEADLINE_S = 120
 
 
@@ -60,15 +60,8 @@ class Command:
     def __init__(self, log: Path, *arguments: object, environment: Mapping[str, str] = MappingProxyType({})):
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log = log
-        with log.open("w") as stream:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", "from pipeline.cli import main; main()", *map(str, arguments)],
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                cwd=REPOSITORY,
-                env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-                start_new_session=True,
-            )
+        log.write_text("")
+        self.process = Forked(list(map(str, arguments)), log, {**os.environ, "OMP_NUM_THREADS": "1", **environment})
 
     @property
     def output(self) -> str:
