@@ -34,9 +34,10 @@ train-student: $(READY)  ## stage 2: train the student from the cache and sparse
 eval: $(READY)  ## stage 3: measure the student and write the report
 	$(BIN)/surround eval $(STAGE_ARGS) $(QUARANTINE_OK)
 
-# Three at a time on two cores: many tests wait for processes that they have started.
+# Three at a time on two cores: many tests wait for processes that they have started. A file stays together, so that
+# its caches are made once.
 test: $(READY)  ## all tests
-	$(BIN)/python -m pytest -n 3 $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(READY)  ## lint and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, DepthAnythingForDepthEstimation
 
 from data_cache.dataset import CachedRigs, map_rigs
 from data_cache.errors import FrameError
@@ -81,6 +80,8 @@ def fake_view(i: int, index: int) -> View:
 
 def save_tiny_teacher(folder: Path) -> Path:
     """A randomly initialised Depth Anything, small enough for tests, saved as the real one is."""
+    from transformers import AutoConfig, DepthAnythingForDepthEstimation  # not in processes that only write a cache
+
     torch.manual_seed(7)
     config = AutoConfig.for_model(
         "depth_anything",

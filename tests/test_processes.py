@@ -23,7 +23,7 @@ from stages.training import mean_over_processes, term_values
 
 LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python", "--"]
 SETTINGS = [
-    "precision=fp32", "steps=20", "learning_rate=1e-4", "batch_rigs=4", "checkpoint_every=10"
+    "precision=fp32", "steps=20", "learning_rate=1e-4", "batch_rigs=2", "checkpoint_every=10"
 ]  # fmt: skip
 
 

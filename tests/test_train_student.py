@@ -64,22 +64,28 @@ def stop_after(calls: int):
     return lambda: next(answers)
 
 
+@pytest.fixture(scope="module")
+def straight(cache, tmp_path_factory) -> Path:
+    """Where an undisturbed run has ended."""
+    folder = tmp_path_factory.mktemp("straight")
+    train(cache, folder)
+    return folder
+
+
 @pytest.mark.parametrize(("workers", "stops"), [(0, (1,)), (0, (3, 1)), (2, (2,))])
-def test_stop_and_resume_gives_the_same_bytes_as_a_straight_run(cache, tmp_path, workers, stops):
+def test_stop_and_resume_gives_the_same_bytes_as_a_straight_run(cache, straight, tmp_path, workers, stops):
     spec = replace(SPEC, workers=workers)
-    train(cache, tmp_path / "straight")
     for calls in stops:
         with pytest.raises(Preempted, match="state is saved"):
             train(cache, tmp_path / "stopped", spec, should_stop=stop_after(calls))
     report = train(cache, tmp_path / "stopped", spec)
     assert (report.steps_skipped, report.steps_done) == (sum(stops), 6 - sum(stops))
-    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    stopped = tmp_path / "stopped"
     assert (straight / "last.safetensors").read_bytes() == (stopped / "last.safetensors").read_bytes()
     assert state(straight) == state(stopped)
 
 
-def test_a_run_killed_between_saves_resumes_from_the_last_one_to_the_same_bytes(cache, tmp_path, monkeypatch):
-    train(cache, tmp_path / "straight")
+def test_a_run_killed_between_saves_resumes_from_the_last_one_to_the_same_bytes(cache, straight, tmp_path, monkeypatch):
     real, calls = Training.step, 0
 
     def dying(*arguments):
@@ -94,7 +100,7 @@ def test_a_run_killed_between_saves_resumes_from_the_last_one_to_the_same_bytes(
         train(cache, tmp_path / "killed")
     monkeypatch.setattr(Training, "step", real)
     assert train(cache, tmp_path / "killed").steps_skipped == 2
-    assert (tmp_path / "straight/last.safetensors").read_bytes() == (tmp_path / "killed/last.safetensors").read_bytes()
+    assert (straight / "last.safetensors").read_bytes() == (tmp_path / "killed/last.safetensors").read_bytes()
 
 
 def test_what_a_killed_training_left_half_written_is_cleared_away(cache, tmp_path):
