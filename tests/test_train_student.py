@@ -129,12 +129,11 @@ def test_processes_that_found_different_states_are_refused(cache, tmp_path, monk
         train(cache, tmp_path)
 
 
-def test_other_settings_do_not_continue_a_run(cache, tmp_path):
-    train(cache, tmp_path)
+def test_other_settings_do_not_continue_a_run(cache, straight):
     with pytest.raises(CheckpointError, match=r"learning_rate: state has 0.001, recipe says 0.1(.|\n)*--fresh"):
-        train(cache, tmp_path, replace(SPEC, learning_rate=0.1))
+        train(cache, straight, replace(SPEC, learning_rate=0.1))
     with pytest.raises(CheckpointError, match="losses.kl"):
-        train(cache, tmp_path, weights=LossSpec(kl=0.9))
+        train(cache, straight, weights=LossSpec(kl=0.9))
 
 
 def test_training_lowers_the_loss_and_moves_every_part_of_the_student(cache, tmp_path):
@@ -196,18 +195,18 @@ def test_every_encoding_says_the_same_and_a_missing_camera_says_nothing(encoded)
 
 
 def test_the_log_of_a_resumed_run_has_every_step_once(cache, tmp_path):
-    spec = replace(SPEC, steps=30, checkpoint_every=10)
+    spec = replace(SPEC, steps=20, checkpoint_every=10)
     with pytest.raises(Preempted):
-        train(cache, tmp_path, spec, should_stop=stop_after(25))
+        train(cache, tmp_path, spec, should_stop=stop_after(15))
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"step": 2')  # cut off by a kill
     train(cache, tmp_path, spec)
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [entry["step"] for entry in log] == [10, 20, 30]
+    assert [entry["step"] for entry in log] == [10, 20]
     assert list((tmp_path / "tensorboard").iterdir())
 
 
-def test_best_is_kept_where_there_is_a_selection_split(cache, tmp_path):
+def test_best_is_kept_where_there_is_a_selection_split(cache, straight, tmp_path):
     report = train(cache, tmp_path, selection=("d/2",))
     scores = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     found = {e["step"]: e["selection_abs_rel"] for e in scores if "selection_abs_rel" in e}
@@ -215,8 +214,7 @@ def test_best_is_kept_where_there_is_a_selection_split(cache, tmp_path):
     best_step = min(found, key=lambda step: found[step])
     assert report.best_abs_rel == found[best_step]
     assert load_student(tmp_path / "best.safetensors").lineage.steps == best_step
-    train(cache, tmp_path / "none")
-    assert not (tmp_path / "none/best.safetensors").exists()
+    assert not (straight / "best.safetensors").exists()
 
 
 def test_quarantined_frames_are_skipped_and_counted(cache, tmp_path):

@@ -52,6 +52,7 @@ class Forked:
         """Its exit code, once it has one."""
         end = time.monotonic() + timeout_s if timeout_s is not None else float("inf")
         while (code := self.poll()) is None:
+            assert _server().poll() is None, "the process that forks commands has died"
             if time.monotonic() > end:
                 raise subprocess.TimeoutExpired("surround", timeout_s or 0)
             time.sleep(0.01)
