@@ -144,6 +144,7 @@ def test_a_student_that_another_process_trains_is_left_to_it(run, recipe, in_pro
     assert "1 student trained, 1 already done;" in surround(*arguments)[1]
 
 
+@pytest.mark.torture
 def test_a_killed_worker_is_a_clear_error_and_its_student_goes_on_later(run, recipe, tmp_path):
     arguments = ("ablate", recipe, "--run", run, "--set", "train_student.steps=300", "--set", "ablate.seeds=[2]")
     command = Command(tmp_path / "log", *arguments, "--jobs", "1")

@@ -86,6 +86,7 @@ def test_a_foreign_scheduler_writes_the_same_bytes_run_after_run(drive, recipe, 
         assert contents(tmp_path / run / "cache") == straight
 
 
+@pytest.mark.torture
 def test_a_worker_killed_in_the_middle_of_a_shard_has_it_done_again_by_another(drive, recipe, straight, tmp_path):
     with HeldFrame(sweep(drive, 3)) as held:
         command = Command(
@@ -105,6 +106,7 @@ def test_a_worker_killed_in_the_middle_of_a_shard_has_it_done_again_by_another(d
     assert "Traceback" not in command.output
 
 
+@pytest.mark.torture
 def test_a_worker_of_a_foreign_scheduler_killed_in_the_middle_of_a_shard_has_it_done_again(
     drive, recipe, straight, address, tmp_path
 ):
@@ -127,6 +129,7 @@ def test_a_worker_of_a_foreign_scheduler_killed_in_the_middle_of_a_shard_has_it_
     assert contents(tmp_path / "cache") == straight
 
 
+@pytest.mark.torture
 def test_a_scheduler_that_is_lost_is_one_clear_error_and_the_same_command_goes_on(drive, recipe, straight, tmp_path):
     log, url = tmp_path / "dask", f"tcp://127.0.0.1:{free_port()}"
     options = ("teacher-cache", recipe, "--data", drive, "--run", tmp_path / "run")

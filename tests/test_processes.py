@@ -96,16 +96,35 @@ def test_the_step_of_two_processes_is_that_of_one_also_where_frames_lack_differe
             torch.testing.assert_close(value / scale, one[name] / scale, atol=2e-4, rtol=0, msg=name)
 
 
-def test_two_gloo_processes_learn_what_one_does_and_one_continues_what_two_have_begun(drive, tmp_path):
+def as_job(folder: Path, arguments: list[object]) -> str:
+    """What two processes print that were started as a SLURM job starts them, the launcher's variables set by hand."""
+    launch = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    tasks = [
+        Command(folder / f"{i}.log", *arguments, environment=launch | {"RANK": str(i), "LOCAL_RANK": str(i)})
+        for i in range(2)
+    ]
+    assert [task.end() for task in tasks] == [0, 0], [task.output for task in tasks]
+    return "".join(task.output for task in tasks)
+
+
+def by_torchrun(folder: Path, arguments: list[object]) -> str:
+    """What two processes of torchrun print."""
+    command = [sys.executable, *LAUNCH, sys.executable, "-c", "from pipeline.cli import main; main()"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *map(str, arguments)], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("launched", [as_job, pytest.param(by_torchrun, marks=pytest.mark.torture)])
+def test_two_gloo_processes_learn_what_one_does_and_one_continues_what_two_have_begun(drive, tmp_path, launched):
     """The loss terms agree to float tolerance, which Adam makes larger from step to step."""
     code, text = surround(*prepared(tmp_path / "one", drive, *SETTINGS))
     assert code == 0, text
-    script = ["from pipeline.cli import main; main()", *prepared(tmp_path / "two", drive, *SETTINGS)]
-    command = [sys.executable, *LAUNCH, sys.executable, "-c", *map(str, script)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    two = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=240)
-    assert two.returncode == 0, two.stderr
-    assert two.stdout.count("checkpoint in") == 1  # one of them speaks
+    printed = launched(tmp_path, prepared(tmp_path / "two", drive, *SETTINGS))
+    assert printed.count("checkpoint in") == 1  # one of them speaks
     changed = prepared(tmp_path / "changed", drive, *SETTINGS)
     states = tmp_path / "changed/student/states"
     states.mkdir(parents=True)
@@ -141,6 +160,7 @@ def test_a_signal_to_a_command_and_its_loader_workers_saves_and_the_same_command
         reached = int(state.stem)
 
 
+@pytest.mark.torture
 def test_a_signal_to_one_process_of_a_job_saves_and_ends_all_with_75(drive, tmp_path):
     """Started as a SLURM job does it: a task per process, the launcher's variables set by hand."""
     run = tmp_path / "run"

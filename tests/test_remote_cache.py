@@ -204,6 +204,7 @@ def recipe(tmp_path, teacher_folder) -> str:
     return str(path)
 
 
+@pytest.mark.torture
 def test_all_commands_and_worker_processes_work_on_object_storage(bucket, url, recipe, tmp_path):
     options = ("--run", tmp_path / "run", "--set", f"teacher_cache.location={url}")
     code, text = surround("teacher-cache", recipe, *options, "--part", "2/2")
