@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from operator import itemgetter
 from typing import Any, cast
@@ -175,11 +176,13 @@ def _tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(array.astype(np.int32) if array.dtype == np.uint16 else array)
 
 
+@contextmanager
 def batches(
     dataset: CachedFrames, order: Sequence[list[int]], workers: int, *, pin_memory: bool = False
-) -> Iterator[CachedRigs]:
+) -> Iterator[Iterator[CachedRigs]]:
     """Batches in the given order of positions; the order does not depend on the number of workers.
 
+    Workers end with the context. They hear no signal, so one that outlived it would keep this process from its end.
     Workers are spawned, never forked: forked ones deadlock with some codecs once the parent has read.
 
     Args:
@@ -197,6 +200,12 @@ def batches(
         multiprocessing_context="spawn" if workers else None,
     )
     if not workers:
-        return iter(loader)
+        yield iter(loader)
+        return
     with deaf_children():
-        return iter(loader)
+        reading = iter(loader)
+    try:
+        yield reading
+    finally:
+        # torch has no public word for it: it waits for the last reference to go.
+        reading._shutdown_workers()  # type: ignore[attr-defined]

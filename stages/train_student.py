@@ -132,7 +132,7 @@ def train_student(
         if begin and not (folder / "last.safetensors").exists():
             keep_student("last.safetensors", begin)
         log = TrainingLog(folder, begin)
-    loader = batches(frames, passes, spec.workers if passes else 0, pin_memory=device.type == "cuda")
+    reading = batches(frames, passes, spec.workers if passes else 0, pin_memory=device.type == "cuda")
     clock = first_step_ended = time.perf_counter()
     waited = 0.0
     student.train()
@@ -140,6 +140,7 @@ def train_student(
         bar = stack.enter_context(progress_bar(spec.steps, begin, "train-student", "step", quiet=not leads()))
         if log is not None:
             stack.enter_context(log)
+        loader = stack.enter_context(reading)
         for step in range(begin, spec.steps):
             if any_says(should_stop(), device):
                 save(step)
@@ -249,7 +250,7 @@ def _selection_abs_rel(training: Training, frames: CachedFrames, depth_range_m: 
     """Mean AbsRel over the images of the selection frames at the student's own size; each process takes its share."""
     total = torch.zeros(2, dtype=torch.float64, device=training.device)
     own = range(rank(), len(frames), process_count())
-    for rigs in batches(frames, [[i] for i in own], workers=0):
+    for rigs in map(collate, ([frames[i]] for i in own)):
         depths_m = predicted_depth_m(training.student, on_device(training.device, rigs), training.setting.precision)[0]
         for depth_m, lidar_m in zip(depths_m.cpu().numpy(), rigs.lidar_depth_m[0].numpy(), strict=True):
             valid = (lidar_m > depth_range_m[0]) & (lidar_m < depth_range_m[1])

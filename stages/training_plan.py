@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from data_cache.dataset import batches
+from data_cache.dataset import collate
 from data_cache.reader import CacheReader
 from stages.checkpoint import load_state
 from stages.devices import synchronize
@@ -95,7 +95,7 @@ def plan_training(
     for step, batch in enumerate(order):
         begin = time.perf_counter()
         passes = split(batch, rank(), process_count(), spec.accumulate)
-        found = [on_device(device, rigs) for rigs in batches(frames, passes, workers=0)]
+        found = [on_device(device, rigs) for rigs in (collate([frames[i] for i in part]) for part in passes)]
         read = time.perf_counter()
         training.step(found, step)
         synchronize(device)

@@ -1,5 +1,6 @@
 """A cache on object storage, against a real S3 server; what it promises beyond a folder's is in test_store.py."""
 
+import multiprocessing
 import subprocess
 import sys
 import time
@@ -73,10 +74,12 @@ def test_a_spawned_loader_reads_the_same_frames_as_this_process(url):
     reader = CacheReader(url)
     reader.read("d/0")  # stores that are open here must not get in its way
     frames, order = CachedFrames(reader, FRAMES.train), [[4, 0], [2]]
-    for there, here in zip(batches(frames, order, 1), batches(frames, order, 0), strict=True):
-        assert there.frame_ids == here.frame_ids
-        assert (there.image == here.image).all()
-        assert (there.bins.bin_prob == here.bins.bin_prob).all()
+    with batches(frames, order, 1) as spawned, batches(frames, order, 0) as own:
+        for there, here in zip(spawned, own, strict=True):
+            assert there.frame_ids == here.frame_ids
+            assert (there.image == here.image).all()
+            assert (there.bins.bin_prob == here.bins.bin_prob).all()
+    assert multiprocessing.active_children() == []  # although `spawned` is still held
 
 
 def test_a_writer_stopped_in_the_middle_of_a_shard_resumes_to_the_same_bytes(bucket, url, whole, monkeypatch):

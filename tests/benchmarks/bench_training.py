@@ -3,7 +3,7 @@
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,12 +97,12 @@ def test_bench_training_loader(recipe, reader, capsys):
 def _loader_rate(frames: CachedFrames, workers: int) -> float:
     """Frames a second after the workers have started."""
     order = [[i % len(frames), (i + 1) % len(frames)] for i in range(40)]
-    loader: Iterator[object] = batches(frames, order, workers)
-    for _ in range(2 * workers + 1):  # what was read ahead while they started
-        next(loader)
-    begin = time.perf_counter()
-    count = sum(2 for _ in loader)
-    return count / (time.perf_counter() - begin)
+    with batches(frames, order, workers) as loader:
+        for _ in range(2 * workers + 1):  # what was read ahead while they started
+            next(loader)
+        begin = time.perf_counter()
+        count = sum(2 for _ in loader)
+        return count / (time.perf_counter() - begin)
 
 
 def _disk_bytes_per_s(reader: CacheReader) -> float:
