@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from data_cache.errors import FrameError
 
@@ -55,12 +55,15 @@ class View:
         time_ns: the camera's time stamp.
         load_image: decodes the native (height_px, width_px, 3) RGB image; with the keyword `at_least`, an (H, W) that
             is enough, a smaller one that shows the same if that is cheaper. Raises FrameError if it is damaged.
+        load_unoccluded: reads the self-occlusion mask at native size, False where the vehicle hides the scene from its
+            own camera; None where the source has none. Raises FrameError if it is damaged.
     """
 
     camera: Camera
     world_from_cam: Float[np.ndarray, "4 4"]
     time_ns: int
     load_image: Callable[..., UInt8[np.ndarray, "H W 3"]]
+    load_unoccluded: Callable[[], Bool[np.ndarray, "H W"]] | None = None
 
     def __post_init__(self) -> None:
         require_rigid(self.world_from_cam, f"camera {self.camera.name}: world_from_cam")
