@@ -26,12 +26,11 @@ from stages.evaluate import (
     EvaluateReport,
     Evaluation,
     FramePictures,
-    Latency,
-    Scores,
-    StudentScores,
-    TeacherScores,
 )
+from stages.latency import Latency
+from stages.measure import StudentScores, TeacherScores
 from stages.metrics import DepthErrors
+from stages.scores import Scores
 
 HOSTILE = "<script>alert('x')</script> & \"a|b\""
 CAMERAS = ("front", "right & <i>aft</i>", "back", "left")
