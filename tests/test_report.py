@@ -175,6 +175,25 @@ def test_the_table_has_each_number_in_its_place():
     assert rows[5][3] == "400.002"
 
 
+@pytest.mark.parametrize(
+    ("protocol", "masked", "said"),
+    [
+        ("vfdepth", 0, "Self-occlusion masks on none of them, although the protocol expects them on all."),
+        ("vfdepth", 7, "Self-occlusion masks on 7 of them, although the protocol expects them on all."),
+        ("vfdepth", 11, "Self-occlusion masks on all images."),
+        ("fsm", 0, "Self-occlusion masks on none of them."),
+        ("surrounddepth", 0, "1,234 valid pixels.\n"),
+    ],
+)
+def test_the_report_says_whether_masks_were_used(tmp_path, protocol, masked, said):
+    report = replace(REPORT, protocol=protocol, masked_images=masked)
+    write_report(tmp_path, Evaluation(report, ()), PROVENANCE)
+    text = (tmp_path / "report.md").read_text()
+    assert said in text
+    assert ("mask" in text) == (protocol != "surrounddepth")
+    assert strict_json(tmp_path / "report.json")["masked_images"] == masked
+
+
 def test_the_table_lines_up_in_a_terminal():
     lines = report_table(REPORT).splitlines()
     assert len({len(line) for line in lines}) == 1

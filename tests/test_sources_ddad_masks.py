@@ -79,7 +79,7 @@ def test_masks_of_a_source_that_has_none_are_refused(tmp_path):
 
 
 @given(st.dictionaries(st.integers(0, 2**40), st.integers(-5, 300), max_size=20), st.integers(0, 5))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20, deadline=None)
 def test_numbers_that_were_pickled_come_back(tmp_path, numbers, protocol):
     (tmp_path / "n.pkl").write_bytes(pickle.dumps(numbers, protocol=protocol))
     assert load_whole_numbers(tmp_path / "n.pkl") == numbers
