@@ -70,7 +70,7 @@ def test_an_occluded_point_is_not_compared(depth_m):
 
 
 def test_a_depth_of_0_is_none_and_not_compared():
-    """Column 5 of the first view is column 3 of the second, column 4 is column 2: two holes, two columns of two rows."""
+    """Columns 5 and 4 of the first view are 3 and 2 of the second: a hole in one of each, four pixels of twelve."""
     depths_m = wall(4, 4)
     depths_m[0, :, 5] = 0
     depths_m[1, :, 2] = 0
