@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from data_cache.errors import FrameError
@@ -49,3 +49,21 @@ def load_rgb(
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise FrameError(f"image cannot be decoded: {path}: {error}") from error
     return rgb
+
+
+def load_mask(path: Path, size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
+    """Decode a mask of (H, W) `size`; True where its grey is 255.
+
+    Raises:
+        FrameError: if the file is missing, damaged or not of `size`.
+    """
+    grey: Bool[np.ndarray, "H W"] = (load_rgb(path, size) == 255).all(axis=-1)
+    return grey
+
+
+def mask_at(mask: Bool[np.ndarray, "h w"], size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
+    """A mask at another size: True where what is left after smoothing (Lanczos) is not zero, as VFDepth has it."""
+    if mask.shape == size:
+        return mask
+    grey = Image.fromarray(mask.astype(np.uint8) * 255).resize((size[1], size[0]), Image.Resampling.LANCZOS)
+    return np.asarray(grey) > 0

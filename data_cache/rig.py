@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from data_cache.errors import FrameError
 
@@ -57,6 +57,8 @@ class View:
         load_image: decodes the native (height_px, width_px, 3) RGB image; with the keyword `at_least`, an (H, W) that
             is enough, a smaller one that shows the same if that is cheaper. Raises FrameError if it is damaged.
         image_file: the file that holds exactly this image; None where it is rendered, or undistorted on reading.
+        load_unoccluded: reads the self-occlusion mask at native size, False where the vehicle hides the scene from its
+            own camera; None where the source has none. Raises FrameError if it is damaged.
     """
 
     camera: Camera
@@ -64,6 +66,7 @@ class View:
     time_ns: int
     load_image: Callable[..., UInt8[np.ndarray, "H W 3"]]
     image_file: Path | None = None
+    load_unoccluded: Callable[[], Bool[np.ndarray, "H W"]] | None = None
 
     def __post_init__(self) -> None:
         require_rigid(self.world_from_cam, f"camera {self.camera.name}: world_from_cam")

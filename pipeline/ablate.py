@@ -258,7 +258,7 @@ def _write_table(
             "split": data.test if measure == "test" else data.selection,
             **{name: results[0][name] for name in ("frames", "images") if results},
         },
-        "recipe": asdict(replace(recipe, data=replace(data, root=""))),
+        "recipe": asdict(replace(recipe, data=replace(data, root="", masks=""))),
         "students": results,
         "provenance": {**provenance, "students_git_commits": commits},
     }

@@ -25,6 +25,7 @@ from stages.devices import place, resolve_device, resolve_precision
 from stages.evaluate import EvaluateReport, evaluate
 from stages.losses import LossTerms
 from stages.progress import Preempted
+from stages.protocols import PROTOCOLS, measured_frames
 from stages.train_student import require_tokens
 
 KEPT_FRAMES = 32
@@ -62,7 +63,8 @@ class Cell:
     def result(self) -> Path:
         """Where its measurement is kept; measured otherwise, it is another one."""
         spec = self.recipe.eval
-        how = json.dumps([self.measured_on, spec.protocol, spec.flip, spec.device, spec.precision])
+        masks = [self.recipe.data.masks] if self.recipe.data.masks else []
+        how = json.dumps([self.measured_on, spec.protocol, spec.flip, spec.device, spec.precision, *masks])
         return self.folder.root / f"measured-{hashlib.sha256(how.encode()).hexdigest()[:8]}.json"
 
     def outcome(self) -> dict[str, Any] | None:
@@ -129,7 +131,10 @@ def _cell(
     require_tokens(reader, own.losses)
     cache_id = reader.identity.sha256
     decisive = asdict(own) | {"cache_id": cache_id}
-    for section, names in {"data": ("root", "test"), "teacher_cache": ("location", "device", "batch_images")}.items():
+    for section, names in {
+        "data": ("root", "masks", "test"),
+        "teacher_cache": ("location", "device", "batch_images"),
+    }.items():
         for name in names:
             del decisive[section][name]
     for name in ("name", "ablate", "eval", "cluster"):
@@ -175,7 +180,7 @@ def _measure(cell: Cell, should_stop: Callable[[], bool]) -> EvaluateReport:
     source = _opened(recipe.data)
     return evaluate(
         source,
-        select(source, cell.measured_on),
+        measured_frames(PROTOCOLS[recipe.eval.protocol], source, select(source, cell.measured_on)),
         ", ".join(cell.measured_on),
         student,
         None,

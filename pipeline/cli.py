@@ -204,16 +204,24 @@ def _print_plan(plan: "TrainingPlan") -> None:
 @main.command("eval")
 @recipe_options
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Student to measure; default: the run's own.")
-@click.option("--protocol", help="Evaluation protocol; default: the recipe's.")
+@click.option("--predictions", type=click.Path(path_type=Path), help="Measure depth maps in this folder instead.")
+@click.option("--protocol", help="surrounddepth, vfdepth, fsm or zero-shot; default: the recipe's.")
 def evaluate(
     recipe: str,
     data: Path | None,
     run: Path | None,
     overrides: tuple[str, ...],
     checkpoint: Path | None,
+    predictions: Path | None,
     protocol: str | None,
 ) -> None:
-    """Stage 3: measure the student on the test split and write the report."""
+    """Stage 3: measure the student on the test split and write the report.
+
+    Predictions are CAMERA/FRAME ID.png (16 bit, metres x 256, 0 = none) or .npy (metres), as eval.save_predictions of
+    the recipe ("png16" or "npy") writes them to RUN/eval/predictions; neither student nor teacher is needed for them.
+    """
+    if checkpoint is not None and predictions is not None:
+        raise click.BadParameter("does not go with --checkpoint", param_hint="--predictions")
     from pipeline.report import report_table
     from pipeline.run import run_evaluate
 
@@ -221,10 +229,25 @@ def evaluate(
         if protocol is not None:
             overrides = (*overrides, f'eval.protocol="{protocol}"')
         parsed, folder = _open_run(recipe, data, run, overrides)
-        done = run_evaluate(parsed, folder, checkpoint=checkpoint)
+        done = run_evaluate(parsed, folder, checkpoint=checkpoint, predictions=predictions)
     click.echo(report_table(done.report))
     click.echo(f"report: {done.html}")
     _exit_quarantined(done.report.quarantined, "they were not measured")
+
+
+@main.command()
+@click.argument("reports", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="REPORT...")
+def compare(reports: tuple[Path, ...]) -> None:
+    """Print one Markdown table of several reports of stage 3.
+
+    REPORT is a run folder or a report.json. Reports of different protocols, data sets, splits, frames or masks, or with
+    and without flip averaging, are refused: their numbers do not compare.
+    """
+    from pipeline.compare import compare as table_of
+
+    with _errors():
+        text = table_of(reports)
+    click.echo(text)
 
 
 @main.command()

@@ -35,6 +35,7 @@ class DataSpec:
         source: synthetic, pandaset, nuscenes, ddad or rig_folder.
         root: data set folder, relative to the recipe file; --data overrides it; empty for synthetic.
         version: which release under one root (nuScenes), empty where there is one.
+        masks: folder of self-occlusion masks (DDAD), relative to the recipe file; empty to look beside the data set.
         train, selection, test: selectors, see data_cache/sources: a drive or split, optionally sliced.
         depth_range_m: LiDAR depths outside are not learnt from.
     """
@@ -42,6 +43,7 @@ class DataSpec:
     source: str
     root: str = ""
     version: str = ""
+    masks: str = ""
     train: tuple[str, ...]
     selection: tuple[str, ...] = ()
     test: tuple[str, ...]
@@ -99,13 +101,14 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), data: Path | N
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not valid TOML: {error}") from error
     recipe = parse_recipe(text, str(path), overrides, name=path.stem)
+    root, masks = recipe.data.root, recipe.data.masks
     if data is not None:
-        root = data.resolve()
-    elif recipe.data.root:
-        root = (path.parent / recipe.data.root).resolve()
-    else:
-        return recipe
-    return replace(recipe, data=replace(recipe.data, root=str(root)))
+        root = str(data.resolve())
+    elif root:
+        root = str((path.parent / root).resolve())
+    if masks:
+        masks = str((path.parent / masks).resolve())
+    return replace(recipe, data=replace(recipe.data, root=root, masks=masks))
 
 
 def parse_recipe(text: str, where: str, overrides: Sequence[str] = (), name: str = "") -> Recipe:

@@ -51,6 +51,11 @@ class RunFolder:
         return self.root / "eval"
 
     @property
+    def predictions(self) -> Path:
+        """Depth maps of the test images, where the recipe says that they are kept."""
+        return self.eval / "predictions"
+
+    @property
     def ablate(self) -> Path:
         """Students of the ablation, and its table."""
         return self.root / "ablate"

@@ -22,8 +22,10 @@ from pipeline.pictures import (
 from pipeline.tables import Table, markdown_table, markdown_text
 from stages.checkpoint import Lineage
 from stages.colours import DepthScale, colour_depth, depth_scale
-from stages.evaluate import EvaluateReport, Evaluation, FramePictures, Latency
+from stages.evaluate import EvaluateReport, Evaluation, FramePictures
+from stages.latency import Latency
 from stages.metrics import DepthErrors
+from stages.protocols import PROTOCOLS
 from stages.regions import EDGE_RADIUS_PX
 from stages.scores import Scores
 
@@ -186,8 +188,20 @@ def _summary(report: EvaluateReport) -> str:
     return (
         f"Protocol {report.protocol}{flip}, {near_m:g} to {far_m:g} m:"
         f" {count_text(report.frames, 'frame')}, {count_text(report.images, 'image')},"
-        f" {count_text(report.valid_pixels, 'valid pixel')}."
+        f" {count_text(report.valid_pixels, 'valid pixel')}.{_masks(report)}"
     )
+
+
+def _masks(report: EvaluateReport) -> str:
+    """What the report says about self-occlusion masks; nothing under a protocol that has none."""
+    wish = PROTOCOLS[report.protocol].masks
+    if wish == "ignored":
+        return ""
+    if report.masked_images == report.images:
+        return " Self-occlusion masks on all images."
+    used = f"on {report.masked_images:,} of them" if report.masked_images else "on none of them"
+    expected = ", although the protocol expects them on all" if wish == "expected" else ""
+    return f" Self-occlusion masks {used}{expected}."
 
 
 def _headlines(report: EvaluateReport) -> list[Headline]:

@@ -45,10 +45,12 @@ from pipeline.stage_one import (
 from pipeline.weights import KNOWN, fetch_weights
 from stages.checkpoint import LoadedStudent, load_student
 from stages.devices import place, resolve_device, resolve_precision
-from stages.evaluate import ZERO_SHOT, EvaluateReport, evaluate, require_full_count
+from stages.evaluate import EvaluateReport, evaluate
 from stages.fit_bins import FittedBins, fit_bins, load_fitted, require_made_with, save_fitted
 from stages.parallel import joined, leads, process_count, rank
+from stages.predictions import open_predictions
 from stages.progress import Preempted, progress_bar
+from stages.protocols import PROTOCOLS, ZERO_SHOT, measured_frames, require_full_count
 from stages.schedule import split
 from stages.student.encoder import ENCODERS
 from stages.student.fold import folded
@@ -265,17 +267,27 @@ class EvaluateRun:
     html: Path
 
 
-def run_evaluate(recipe: Recipe, folder: RunFolder, *, checkpoint: Path | None = None) -> EvaluateRun:
-    """Stage three: measure the student on the test split and write RUN/eval."""
-    if recipe.eval.protocol == ZERO_SHOT:
-        raise RecipeError(f"protocol: {ZERO_SHOT} is for other data sets; see `surround zero-shot --help`")
+def run_evaluate(
+    recipe: Recipe, folder: RunFolder, *, checkpoint: Path | None = None, predictions: Path | None = None
+) -> EvaluateRun:
+    """Stage three: measure the student on the test split and write RUN/eval.
+
+    Args:
+        recipe, folder: of the run.
+        checkpoint: of another student than the run's own.
+        predictions: a folder of depth maps that are measured in place of a student; neither student nor teacher is
+            loaded then.
+    """
+    if predictions is not None:
+        return _evaluate_predictions(recipe, folder, predictions)
+    if recipe.eval.protocol == ZERO_SHOT.name:
+        raise RecipeError(f"protocol: {ZERO_SHOT.name} is for other data sets; see `surround zero-shot --help`")
     checkpoint = checkpoint or own_checkpoint(recipe, folder)
     loaded = load_student(checkpoint, expected=recipe.student, expected_bins=recipe.bins)
     source = open_data(recipe.data)
     frame_ids = frames_to_test(recipe, source)
     refuse_leak(_learnt_from(recipe, folder, source), frame_ids)
-    # What is measured here; written first, so that a folder that cannot be written is known before the hours are spent.
-    write_atomically(folder.eval / "recipe.toml", recipe_toml(recipe))
+    _keep_eval_recipe(recipe, folder)
     device = resolve_device(recipe.eval.device)
     precision = resolve_precision(recipe.eval.precision, device)
     student = folded(loaded.student)
@@ -292,10 +304,38 @@ def run_evaluate(recipe: Recipe, folder: RunFolder, *, checkpoint: Path | None =
             device=device,
             precision=precision,
             decode_size=larger(recipe.teacher_cache.input_size, recipe.student.input_size),
+            save_to=folder.predictions,
             should_stop=should_stop,
         )
-    html = write_report(folder.eval, evaluation, _provenance(recipe, loaded, checkpoint))
+    html = write_report(folder.eval, evaluation, _recipe_provenance(recipe) | student_provenance(loaded, checkpoint))
     return EvaluateRun(evaluation.report, html)
+
+
+def _evaluate_predictions(recipe: Recipe, folder: RunFolder, predictions: Path) -> EvaluateRun:
+    source = open_data(recipe.data)
+    frame_ids = frames_to_test(recipe, source)
+    opened = open_predictions(predictions, source, frame_ids, recipe.student.input_size)
+    _keep_eval_recipe(recipe, folder)
+    with preemption() as should_stop:
+        evaluation = evaluate(
+            source,
+            frame_ids,
+            ", ".join(recipe.data.test),
+            opened,
+            None,
+            recipe.eval,
+            device=torch.device("cpu"),
+            precision="fp32",
+            decode_size=recipe.student.input_size,
+            should_stop=should_stop,
+        )
+    provenance = _recipe_provenance(recipe) | {"predictions": str(predictions), **surroundings()}
+    return EvaluateRun(evaluation.report, write_report(folder.eval, evaluation, provenance))
+
+
+def _keep_eval_recipe(recipe: Recipe, folder: RunFolder) -> None:
+    # What is measured here; written first, so that a folder that cannot be written is known before the hours are spent.
+    write_atomically(folder.eval / "recipe.toml", recipe_toml(recipe))
 
 
 def own_checkpoint(recipe: Recipe, folder: RunFolder) -> Path:
@@ -305,10 +345,16 @@ def own_checkpoint(recipe: Recipe, folder: RunFolder) -> Path:
 
 
 def frames_to_test(recipe: Recipe, source: Source) -> tuple[str, ...]:
-    """Ids of the frames that a recipe tests on; a published split must be whole."""
-    frame_ids = select(source, recipe.data.test)
-    if len(recipe.data.test) == 1:
-        require_full_count(source, recipe.data.test[0], len(frame_ids))
+    """Ids of the frames that a recipe tests on and its protocol measures; a published split must be whole."""
+    protocol = PROTOCOLS[recipe.eval.protocol]
+    selected = select(source, recipe.data.test)
+    frame_ids = measured_frames(protocol, source, selected)
+    if not frame_ids:
+        raise RecipeError(
+            f"data.test: protocol {protocol.name} measures none of its {len(selected)} frames: it leaves out the first"
+            " and the last one of each drive"
+        )
+    require_full_count(protocol, source, recipe.data.test, frame_ids)
     return frame_ids
 
 
@@ -335,9 +381,8 @@ def _keep_recipe(recipe: Recipe, folder: RunFolder) -> None:
         write_atomically(folder.recipe, text)
 
 
-def _provenance(recipe: Recipe, loaded: LoadedStudent, checkpoint: Path) -> dict[str, object]:
-    named = {"recipe": recipe.name, "recipe_sha256": hashlib.sha256(recipe_toml(recipe).encode()).hexdigest()}
-    return named | student_provenance(loaded, checkpoint)
+def _recipe_provenance(recipe: Recipe) -> dict[str, object]:
+    return {"recipe": recipe.name, "recipe_sha256": hashlib.sha256(recipe_toml(recipe).encode()).hexdigest()}
 
 
 def student_provenance(loaded: LoadedStudent, checkpoint: Path) -> dict[str, object]:

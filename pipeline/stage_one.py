@@ -123,7 +123,8 @@ def open_run_stage_one(recipe: Recipe, folder: RunFolder) -> StageOne:
 
 def open_data(data: DataSpec) -> Source:
     """The data set of a recipe."""
-    return open_source(data.source, Path(data.root) if data.root else None, data.version)
+    root, masks = (Path(folder) if folder else None for folder in (data.root, data.masks))
+    return open_source(data.source, root, data.version, masks)
 
 
 def decided_identity(recipe: Recipe) -> dict[str, object]:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_cache.errors import SourceError
@@ -17,7 +17,8 @@ from pipeline.signals import preemption
 from pipeline.stage_one import open_data
 from stages.checkpoint import Lineage, load_student
 from stages.devices import place, resolve_device, resolve_precision
-from stages.evaluate import ZERO_SHOT, EvaluateReport, EvaluateSpec, evaluate
+from stages.evaluate import EvaluateReport, EvaluateSpec, evaluate
+from stages.protocols import ZERO_SHOT
 from stages.student.fold import folded
 
 
@@ -82,7 +83,7 @@ def run_zero_shot(
                 ", ".join(target.recipe.data.test),
                 student,
                 None,
-                EvaluateSpec(protocol=ZERO_SHOT, teacher=False, latency=False, pictures=0),
+                EvaluateSpec(protocol=ZERO_SHOT.name, teacher=False, latency=False, pictures=0),
                 device=device,
                 precision=resolve_precision(spec.precision, device),
                 decode_size=student.spec.input_size,
@@ -126,7 +127,8 @@ def _refuse_same_source(name: str, recipe: Recipe, lineage: Lineage) -> None:
 def _open(name: str, recipe: Recipe) -> _Target:
     try:
         source = open_data(recipe.data)
-        return _Target(name, recipe, source, frames_to_test(recipe, source))
+        measured = replace(recipe, eval=replace(recipe.eval, protocol=ZERO_SHOT.name))
+        return _Target(name, recipe, source, frames_to_test(measured, source))
     except SourceError as error:
         raise SourceError(
             f"target {name}: {error}. Of a target, --on {name}=DIR is the folder and --set {name}.SECTION.KEY=VALUE the"

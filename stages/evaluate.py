@@ -1,38 +1,32 @@
 """Stage three: measure the student the way the field measures, and keep what a picture of it needs."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from torch.nn.functional import interpolate
 
 from data_cache.errors import FrameError, SurroundError
-from data_cache.geometry import sparse_depth
 from data_cache.rig import Frame, Sweep
 from data_cache.sources import Source
 from data_cache.views import RigViews, load_images, rig_views
 from stages import metrics
-from stages.consistency import Overlap, overlap_consistency
+from stages.consistency import Overlap, pooled_overlap, ring_overlaps
 from stages.devices import require_known
-from stages.latency import measure
-from stages.predict import forward_rig, predict_rig
+from stages.latency import Latency, rig_latency
+from stages.measure import ImagePixels, ProtocolScores, StudentScores, TeacherScores, depth_at, image_pixels, resized
+from stages.predict import predict_rig
+from stages.predictions import SUFFIXES, PredictionError, PredictionFolder, prediction_file, read_rig, save_prediction
 from stages.progress import Preempted, progress_bar
+from stages.protocols import PROTOCOLS, SURROUNDDEPTH
 from stages.regions import Regions, regions, truth_at
 from stages.resize import resize_rgb, resize_views
 from stages.scores import Scores, ScoreTable
 from stages.student.model import Student
 from stages.teacher.base import Teacher, to_disparity
-
-ZERO_SHOT = "zero-shot"
-PROTOCOLS = ("surrounddepth", ZERO_SHOT)
-"""zero-shot measures as surrounddepth does, frames of a data set that the student has not learnt from."""
-RANGE_M = {"ddad": (0.1, 200.0)}
-DEFAULT_RANGE_M = (0.1, 80.0)
-FULL_SPLITS = {("ddad", "val"): (50, 3950), ("nuscenes", "val"): (150, 6019)}
-"""Drives and frames of official splits: all samples of DDAD val, all keyframes of nuScenes val."""
 
 
 class EvaluationError(SurroundError):
@@ -48,15 +42,18 @@ class EvaluateSpec:
         teacher: also measure the teacher, which needs its weights.
         latency: also time student and teacher.
         flip: average each prediction with that of the mirrored rig (test-time augmentation); recorded in the report.
+            Of a folder of predictions: they were made so.
         pictures: frames drawn in the report, spread evenly over the split.
+        save_predictions: png16 or npy, to keep what the student says of every image; empty to keep nothing.
         precision, device: auto, or as named in stages/devices.py.
     """
 
-    protocol: str = "surrounddepth"
+    protocol: str = SURROUNDDEPTH.name
     teacher: bool = True
     latency: bool = True
     flip: bool = False
     pictures: int = 4
+    save_predictions: str = ""
     precision: str = "auto"
     device: str = "auto"
 
@@ -64,24 +61,12 @@ class EvaluateSpec:
         require_known(self.device, self.precision)
         if self.protocol not in PROTOCOLS:
             raise ValueError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {self.protocol!r}")
+        if self.save_predictions not in ("", *SUFFIXES):
+            raise ValueError(
+                f"save_predictions: expected {', '.join(SUFFIXES)} or nothing, got {self.save_predictions!r}"
+            )
         if self.pictures < 0:
             raise ValueError(f"pictures: expected 0 or more, got {self.pictures}")
-
-
-@dataclass(frozen=True)
-class StudentScores:
-    """The student under each alignment."""
-
-    metric: Scores
-    median_scaled: Scores
-    affine_invariant: Scores
-
-
-@dataclass(frozen=True)
-class TeacherScores:
-    """The teacher, which knows no metres, after a least-squares fit per image in disparity."""
-
-    affine_invariant: Scores
 
 
 @dataclass(frozen=True)
@@ -90,22 +75,6 @@ class Consistency:
 
     overlap_abs_rel: float | None
     pairs: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Milliseconds for one rig; p50 where no percentile is named."""
-
-    student_ms_per_rig: float
-    student_p95_ms_per_rig: float
-    teacher_ms_per_rig: float | None
-    teacher_p95_ms_per_rig: float | None
-    speedup: float | None
-    precision: str
-    device: str
-    input: tuple[int, int]
-    teacher_input: tuple[int, int] | None
-    images_per_rig: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,8 +95,8 @@ class FramePictures:
 class EvaluateReport:
     """The measured part of report.json.
 
-    `dense_truth` has the student's metric depth against dense truth at its input size, by region (stages/regions.py);
-    None for sources that know no dense truth.
+    `masked_images` is how many were measured under a self-occlusion mask. `dense_truth` has the student's metric depth
+    against dense truth at its input size, by region (stages/regions.py); None for sources that know no dense truth.
     """
 
     dataset: str
@@ -144,6 +113,7 @@ class EvaluateReport:
     latency: Latency | None
     quarantined: dict[str, str]
     dense_truth: dict[str, Scores] | None = None
+    masked_images: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,27 +128,31 @@ def evaluate(
     source: Source,
     frame_ids: Sequence[str],
     split: str,
-    student: Student,
+    student: Student | PredictionFolder,
     teacher: Teacher | None,
     spec: EvaluateSpec,
     *,
     device: torch.device,
     precision: str,
     decode_size: tuple[int, int] | None = None,
+    save_to: Path | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
-    """Measure `student` (and `teacher`) on the frames of a split.
+    """Measure `student` (and `teacher`) on the frames of a split, as a protocol says (stages/protocols.py).
 
-    Predictions are resized (bilinear) to native size and clipped to the range; errors are per image, then a mean per
-    camera, then a mean of cameras. Unreadable frames are left out and listed. Images are decoded as stage one decoded
-    them where `decode_size` is what was enough for it.
+    Unreadable frames are left out and listed. Images are decoded as stage one decoded them where `decode_size` is what
+    was enough for it. What a student says goes into files below `save_to`, if `spec` names their format; a folder of
+    predictions is measured in place of a student and has no latency.
 
     Raises:
         EvaluationError: if no image has a LiDAR point in range.
+        PredictionError: if a prediction cannot be read, or says nothing about a pixel that is to be measured.
         Preempted: if `should_stop` says so between two frames.
     """
-    range_m = RANGE_M.get(source.name, DEFAULT_RANGE_M)
-    tables = {name: ScoreTable(range_m) for name in ("metric", "median_scaled", "affine_invariant", "teacher")}
+    protocol = PROTOCOLS[spec.protocol]
+    range_m = protocol.range_of(source.name)
+    network_size = student.size if isinstance(student, PredictionFolder) else student.spec.input_size
+    table = ProtocolScores(protocol, range_m)
     dense = {region.name: ScoreTable(range_m) for region in fields(Regions)}
     overlaps: dict[str, list[Overlap]] = defaultdict(list)
     quarantined: dict[str, str] = {}
@@ -193,41 +167,34 @@ def evaluate(
                 frame = source.frame(frame_id)
                 images = load_images(frame, decode_size)
                 sweep = frame.load_sweep() if frame.load_sweep is not None else None
+                rig = rig_views(frame, resize_views(images, network_size), sweep, network_size)
+                predicted_m = _predictions(student, frame, rig, device, precision, flip=spec.flip)
+                disparity = _teacher_disparity(teacher, images) if teacher is not None else {}
+                measured: dict[int, ImagePixels] = {}
+                for i, view in enumerate(frame.views):
+                    depth_m = predicted_m[i]
+                    if view is None or sweep is None or depth_m is None:
+                        continue
+                    pixels = image_pixels(view, sweep, depth_m, disparity.get(i), protocol, range_m, network_size)
+                    if pixels is not None:
+                        measured[i] = pixels
             except FrameError as error:
                 quarantined[frame_id] = str(error)
                 bar.update()
                 continue
-            student_size = student.spec.input_size
-            rig = rig_views(frame, resize_views(images, student_size), sweep, student_size)
-            student_m = predict_rig(student, rig, device, precision, flip=spec.flip)
-            if not np.isfinite(student_m).all():
-                raise EvaluationError(f"the student's depth of frame {frame_id} is not finite; train it again")
-            disparity = _teacher_disparity(teacher, images) if teacher is not None else {}
-            aligned_m = np.zeros_like(student_m)
-            scores = []
-            for i, view in enumerate(frame.views):
-                if view is None or sweep is None:
-                    continue
-                size = (view.camera.height_px, view.camera.width_px)
-                truth_m = sparse_depth(view, sweep, size)
-                valid = (truth_m > range_m[0]) & (truth_m < range_m[1])
-                if not valid.any():
-                    continue
-                name, truth = view.camera.name, truth_m[valid]
-                predicted = _resized(student_m[i], size)[valid].clip(*range_m)
-                scores.append(tables["metric"].add(name, predicted, truth))
-                scaled = metrics.median_scaled(predicted_m=predicted, truth_m=truth).clip(*range_m)
-                tables["median_scaled"].add(name, scaled, truth)
-                fit = metrics.fit_affine_disparity(disparity=1 / predicted, truth_m=truth)
-                tables["affine_invariant"].add(name, metrics.affine_depth_m(1 / predicted, fit, range_m), truth)
-                if i in disparity:
-                    relative = _resized(disparity[i], size)[valid]
-                    fit = metrics.fit_affine_disparity(disparity=relative, truth_m=truth)
-                    tables["teacher"].add(name, metrics.affine_depth_m(relative, fit, range_m), truth)
-                    small = _resized(disparity[i], student.spec.input_size)
-                    aligned_m[i] = metrics.affine_depth_m(small, fit, range_m)
-            _add_dense(dense, frame, rig, sweep, student_m, range_m)
-            for name, overlap in _pair_overlaps(frame, rig, student_m).items():
+            for pixels in measured.values():
+                _require_depth(frame_id, pixels)
+            if save_to is not None and spec.save_predictions and not isinstance(student, PredictionFolder):
+                _save(save_to, frame, predicted_m, SUFFIXES[spec.save_predictions])
+            table.add(list(measured.values()))
+            stacked_m = np.stack(
+                [
+                    depth_at(d, network_size) if d is not None else np.zeros(network_size, np.float32)
+                    for d in predicted_m
+                ]
+            )
+            _add_dense(dense, frame, rig, sweep, stacked_m, range_m)
+            for name, overlap in ring_overlaps(frame, rig, stacked_m).items():
                 overlaps[name].append(overlap)
             if index in drawn:
                 pictures.append(
@@ -237,48 +204,91 @@ def evaluate(
                         tuple(bool(there) for there in rig.view_valid),
                         rig.image,
                         rig.lidar_depth_m,
-                        aligned_m if teacher is not None else None,
-                        student_m,
-                        float(np.mean(scores)) if scores else None,
+                        _aligned(disparity, measured, stacked_m, range_m) if teacher is not None else None,
+                        stacked_m,
+                        _mean_abs_rel(measured.values(), range_m),
                     )
                 )
             bar.update()
-    if rig is None or not tables["metric"].images:
+    scores = table.student()
+    if rig is None or scores is None:
         first = next(iter(quarantined.values()), "its frames have no LiDAR point in range")
         raise EvaluationError(f"nothing to measure in {len(frame_ids)} frames of {source.name} {split}: {first}")
-    pairs = {name: _pooled(entries) for name, entries in overlaps.items()}
-    metric = tables["metric"].scores()
+    pairs = {name: pooled_overlap(entries).abs_rel for name, entries in overlaps.items()}
     report = EvaluateReport(
         dataset=source.name,
         split=split,
-        protocol=spec.protocol,
+        protocol=protocol.name,
         flip=spec.flip,
         range_m=range_m,
         frames=len(frame_ids) - len(quarantined),
-        images=metric.mean.images,
-        valid_pixels=metric.mean.pixels,
-        student=StudentScores(metric, tables["median_scaled"].scores(), tables["affine_invariant"].scores()),
-        teacher=TeacherScores(tables["teacher"].scores()) if teacher is not None else None,
+        images=scores.metric.mean.images,
+        valid_pixels=scores.metric.mean.pixels,
+        student=scores,
+        teacher=table.teacher(),
         consistency=Consistency(float(np.mean(list(pairs.values()))) if pairs else None, pairs),
-        latency=_latency(student, rig, teacher, device, precision) if spec.latency else None,
+        latency=rig_latency(student, rig, teacher, device, precision)
+        if spec.latency and not isinstance(student, PredictionFolder)
+        else None,
         quarantined=quarantined,
-        dense_truth={name: table.scores() for name, table in dense.items() if table.images} or None,
+        dense_truth={name: regional.scores() for name, regional in dense.items() if regional.images} or None,
+        masked_images=table.masked_images,
     )
     return Evaluation(report, tuple(pictures))
 
 
-def require_full_count(source: Source, split: str, frame_count: int) -> None:
-    """Check that a published split that is there with all its drives is there with all its frames.
+def _predictions(
+    student: Student | PredictionFolder,
+    frame: Frame,
+    rig: RigViews,
+    device: torch.device,
+    precision: str,
+    *,
+    flip: bool,
+) -> tuple[Float[np.ndarray, "_ _"] | None, ...]:
+    """Depth of every view in metres, None where a camera is missing."""
+    if isinstance(student, PredictionFolder):
+        return read_rig(student, frame)
+    depth_m = predict_rig(student, rig, device, precision, flip=flip)
+    if not np.isfinite(depth_m).all():
+        raise EvaluationError(f"the student's depth of frame {frame.id} is not finite; train it again")
+    return tuple(depth_m[i] if there else None for i, there in enumerate(rig.view_valid))
 
-    Raises:
-        EvaluationError: if frames are missing or too many; a number measured on them would compare with nothing.
-    """
-    drives, frames = FULL_SPLITS.get((source.name, split), (0, 0))
-    if drives and len(source.splits.get(split, ())) == drives and frame_count != frames:
-        raise EvaluationError(
-            f"{source.name} {split}: all {drives} drives are there, expected {frames} frames, found {frame_count};"
-            " complete the data set, or name the drives you want in data.test"
+
+def _require_depth(frame_id: str, pixels: ImagePixels) -> None:
+    holes = int((pixels.predicted_m <= 0).sum())
+    if holes:
+        raise PredictionError(
+            f"prediction of {pixels.camera} in frame {frame_id}: no depth at {holes} of {len(pixels.truth_m)} measured"
+            " pixels; a protocol measures all of them: fill the holes"
         )
+
+
+def _save(folder: Path, frame: Frame, predicted_m: Sequence[Float[np.ndarray, "_ _"] | None], suffix: str) -> None:
+    for view, depth_m in zip(frame.views, predicted_m, strict=True):
+        if view is not None and depth_m is not None:
+            save_prediction(prediction_file(folder, view.camera.name, frame.id, suffix), depth_m)
+
+
+def _mean_abs_rel(images: Iterable[ImagePixels], range_m: tuple[float, float]) -> float | None:
+    """AbsRel of a frame: mean of its images."""
+    errors = [metrics.abs_rel(predicted_m=i.predicted_m.clip(*range_m), truth_m=i.truth_m) for i in images]
+    return float(np.mean(errors)) if errors else None
+
+
+def _aligned(
+    disparity: Mapping[int, Float[np.ndarray, "_ _"]],
+    measured: Mapping[int, ImagePixels],
+    like: Float[np.ndarray, "V H W"],
+    range_m: tuple[float, float],
+) -> Float[np.ndarray, "V H W"]:
+    """The teacher's depth after the fit of each image, 0 where there was nothing to fit to."""
+    aligned_m = np.zeros_like(like)
+    for i, pixels in measured.items():
+        if pixels.disparity is not None:
+            fit = metrics.fit_affine_disparity(disparity=pixels.disparity, truth_m=pixels.truth_m)
+            aligned_m[i] = metrics.affine_depth_m(resized(disparity[i], like.shape[1:]), fit, range_m)
+    return aligned_m
 
 
 def _add_dense(
@@ -298,7 +308,7 @@ def _add_dense(
         truth_m = truth_at(frame.load_truth_m[i](), (student_m.shape[1], student_m.shape[2]))
         for name, mask in vars(regions(truth_m, rig, i, sweep, range_m)).items():
             if mask.any():
-                tables[name].add(view.camera.name, student_m[i][mask].clip(*range_m), truth_m[mask])
+                tables[name].add(view.camera.name, [student_m[i][mask].clip(*range_m)], [truth_m[mask]])
 
 
 def _teacher_disparity(
@@ -310,51 +320,3 @@ def _teacher_disparity(
     stacked = torch.from_numpy(np.stack([resize_rgb(rgb, teacher.input_size) for rgb in there.values()]))
     disparity = to_disparity(teacher(stacked).prediction, teacher.space).cpu().numpy()
     return dict(zip(there, disparity, strict=True))
-
-
-def _resized(values: Float[np.ndarray, "h w"], size: tuple[int, int]) -> Float[np.ndarray, "H W"]:
-    resized = interpolate(torch.from_numpy(values)[None, None], size=size, mode="bilinear", align_corners=False)
-    return np.asarray(resized[0, 0].numpy())
-
-
-def _pair_overlaps(frame: Frame, rig: RigViews, depth_m: Float[np.ndarray, "V H W"]) -> dict[str, Overlap]:
-    """Agreement of each pair of ring neighbours that this frame has, both ways pooled."""
-    V = len(frame.views)
-    found: dict[str, Overlap] = {}
-    for i in range(V):
-        j = (i + 1) % V
-        first, second = frame.views[i], frame.views[j]
-        if first is None or second is None or i == j:
-            continue
-        both = [
-            overlap_consistency(depth_m[[a, b]], rig.intrinsics[[a, b]], rig.world_from_cam[[a, b]])
-            for a, b in ((i, j), (j, i))
-        ]
-        kept = [overlap for overlap in both if overlap is not None]
-        if kept:
-            found[f"{first.camera.name}-{second.camera.name}"] = Overlap(_pooled(kept), sum(o.pixels for o in kept))
-    return found
-
-
-def _pooled(overlaps: Sequence[Overlap]) -> float:
-    return float(np.average([o.abs_rel for o in overlaps], weights=[o.pixels for o in overlaps]))
-
-
-def _latency(student: Student, rig: RigViews, teacher: Teacher | None, device: torch.device, precision: str) -> Latency:
-    student_time = measure(lambda: forward_rig(student, rig, device, precision), device, warmup=3, repeats=20)
-    teacher_time = None
-    if teacher is not None:
-        images = torch.zeros(len(rig.image), *teacher.input_size, 3, dtype=torch.uint8).random_(0, 256)
-        teacher_time = measure(lambda: teacher(images), device, warmup=1, repeats=5)
-    return Latency(
-        student_ms_per_rig=student_time.p50_ms,
-        student_p95_ms_per_rig=student_time.p95_ms,
-        teacher_ms_per_rig=teacher_time.p50_ms if teacher_time else None,
-        teacher_p95_ms_per_rig=teacher_time.p95_ms if teacher_time else None,
-        speedup=teacher_time.p50_ms / student_time.p50_ms if teacher_time else None,
-        precision=precision,
-        device=str(device),
-        input=student.spec.input_size,
-        teacher_input=teacher.input_size if teacher is not None else None,
-        images_per_rig=len(rig.image),
-    )

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from data_cache.views import RigViews
 from stages.devices import synchronize
+from stages.predict import forward_rig
+from stages.student.model import Student
+from stages.teacher.base import Teacher
 
 
 @dataclass(frozen=True)
@@ -16,6 +20,22 @@ class Timing:
 
     p50_ms: float
     p95_ms: float
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds for one rig; p50 where no percentile is named."""
+
+    student_ms_per_rig: float
+    student_p95_ms_per_rig: float
+    teacher_ms_per_rig: float | None
+    teacher_p95_ms_per_rig: float | None
+    speedup: float | None
+    precision: str
+    device: str
+    input: tuple[int, int]
+    teacher_input: tuple[int, int] | None
+    images_per_rig: int
 
 
 def measure(call: Callable[[], object], device: torch.device, *, warmup: int, repeats: int) -> Timing:
@@ -30,3 +50,26 @@ def measure(call: Callable[[], object], device: torch.device, *, warmup: int, re
             milliseconds.append(1e3 * (time.perf_counter() - begin))
     p50, p95 = np.percentile(milliseconds, [50, 95])
     return Timing(float(p50), float(p95))
+
+
+def rig_latency(
+    student: Student, rig: RigViews, teacher: Teacher | None, device: torch.device, precision: str
+) -> Latency:
+    """Time a student on a rig, and a teacher on as many images of noise."""
+    student_time = measure(lambda: forward_rig(student, rig, device, precision), device, warmup=3, repeats=20)
+    teacher_time = None
+    if teacher is not None:
+        images = torch.zeros(len(rig.image), *teacher.input_size, 3, dtype=torch.uint8).random_(0, 256)
+        teacher_time = measure(lambda: teacher(images), device, warmup=1, repeats=5)
+    return Latency(
+        student_ms_per_rig=student_time.p50_ms,
+        student_p95_ms_per_rig=student_time.p95_ms,
+        teacher_ms_per_rig=teacher_time.p50_ms if teacher_time else None,
+        teacher_p95_ms_per_rig=teacher_time.p95_ms if teacher_time else None,
+        speedup=teacher_time.p50_ms / student_time.p50_ms if teacher_time else None,
+        precision=precision,
+        device=str(device),
+        input=student.spec.input_size,
+        teacher_input=teacher.input_size if teacher is not None else None,
+        images_per_rig=len(rig.image),
+    )

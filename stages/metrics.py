@@ -35,11 +35,14 @@ class DepthErrors:
     pixels: int
 
 
-def depth_errors(*, predicted_m: Float[np.ndarray, " N"], truth_m: Float[np.ndarray, " N"]) -> DepthErrors:
-    """Errors of one image over its valid pixels, in float64.
+def depth_errors(
+    *, predicted_m: Float[np.ndarray, " N"], truth_m: Float[np.ndarray, " N"], images: int = 1
+) -> DepthErrors:
+    """Errors over the valid pixels of one image, or of several that are pooled, in float64.
 
     Args:
         predicted_m, truth_m: depths > 0 in metres, at least one.
+        images: whose pixels these are.
     """
     predicted, truth = predicted_m.astype(np.float64), truth_m.astype(np.float64)
     difference = predicted - truth
@@ -52,7 +55,7 @@ def depth_errors(*, predicted_m: Float[np.ndarray, " N"], truth_m: Float[np.ndar
         d1=float(np.mean(ratio < 1.25)),
         d2=float(np.mean(ratio < 1.25**2)),
         d3=float(np.mean(ratio < 1.25**3)),
-        images=1,
+        images=images,
         pixels=len(truth),
     )
 
@@ -79,11 +82,9 @@ def mean_errors(errors: Iterable[DepthErrors]) -> DepthErrors:
     return DepthErrors(**means, images=sum(e.images for e in entries), pixels=sum(e.pixels for e in entries))
 
 
-def median_scaled(*, predicted_m: Float[np.ndarray, " N"], truth_m: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
-    """Predictions times median(truth) / median(prediction), the scale alignment of Zhou et al. 2017."""
-    scale = float(np.median(truth_m)) / float(np.median(predicted_m))
-    scaled: np.ndarray = predicted_m * scale
-    return scaled
+def median_scale(*, predicted_m: Float[np.ndarray, " N"], truth_m: Float[np.ndarray, " N"]) -> float:
+    """median(truth) / median(prediction), what predictions are multiplied by in the alignment of Zhou et al. 2017."""
+    return float(np.median(truth_m)) / float(np.median(predicted_m))
 
 
 @dataclass(frozen=True)
@@ -112,4 +113,5 @@ def affine_depth_m(
 ) -> Float[np.ndarray, "*shape"]:
     """Depth of a fitted disparity, clipped to the range; a disparity at or below zero is the far end."""
     inverse = fit.scale * disparity + fit.shift
-    return 1 / np.clip(inverse, 1 / range_m[1], 1 / range_m[0])
+    near = 1 / range_m[0] if range_m[0] else np.inf
+    return 1 / np.clip(inverse, 1 / range_m[1], near)

@@ -1,7 +1,7 @@
-"""Pooling of per-image errors: per image, then a mean per camera, then a mean of cameras."""
+"""Pooling of errors: per image (or per pool of images), then a mean per camera, then a mean of cameras."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -23,7 +23,7 @@ class Scores:
 
 
 class ScoreTable:
-    """Per-image errors of one alignment, by camera and by band of true distance."""
+    """Errors of one alignment per image or pool of images, by camera and by band of true distance."""
 
     def __init__(self, range_m: tuple[float, float]):
         self._per_camera: dict[str, list[DepthErrors]] = defaultdict(list)
@@ -35,18 +35,21 @@ class ScoreTable:
     @property
     def images(self) -> int:
         """Images added so far."""
-        return sum(len(entries) for entries in self._per_camera.values())
+        return sum(errors.images for entries in self._per_camera.values() for errors in entries)
 
-    def add(self, camera: str, predicted_m: Float[np.ndarray, " N"], truth_m: Float[np.ndarray, " N"]) -> float:
-        """Add one image; returns its AbsRel."""
-        errors = depth_errors(predicted_m=predicted_m, truth_m=truth_m)
-        self._per_camera[camera].append(errors)
+    def add(
+        self, camera: str, predicted_m: Sequence[Float[np.ndarray, " _"]], truth_m: Sequence[Float[np.ndarray, " _"]]
+    ) -> None:
+        """Add the pixels of the images of one camera that are pooled, an entry each; one image is a pool of its own."""
+        predicted, truth = np.concatenate(predicted_m), np.concatenate(truth_m)
+        self._per_camera[camera].append(depth_errors(predicted_m=predicted, truth_m=truth, images=len(truth_m)))
         for (near, far), per_camera in self._bands.items():
-            inside = (truth_m >= near) & (truth_m < far)
+            inside = (truth >= near) & (truth < far)
             if inside.any():
-                band_errors = depth_errors(predicted_m=predicted_m[inside], truth_m=truth_m[inside])
-                per_camera[camera].append(band_errors)
-        return errors.abs_rel
+                images = sum(bool(((image >= near) & (image < far)).any()) for image in truth_m)
+                per_camera[camera].append(
+                    depth_errors(predicted_m=predicted[inside], truth_m=truth[inside], images=images)
+                )
 
     def scores(self) -> Scores:
         """The pooled table; bands without a pixel are left out."""

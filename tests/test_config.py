@@ -71,7 +71,7 @@ def test_nano_may_be_pretrained_since_it_starts_from_resnet_18():
         ("data.train=3", "expected a list, got 3"),
         ("data.train=[1]", "expected a string, got 1"),
         ("data=3", "expected a table, got 3"),
-        ("eval.protocol=mine", "protocol: expected one of surrounddepth, zero-shot, got 'mine'"),
+        ("eval.protocol=mine", "protocol: expected one of surrounddepth, vfdepth, fsm, zero-shot, got 'mine'"),
         ("eval.pictures=-1", "pictures: expected 0 or more"),
         ("teacher_cache.shard_frames=0", "shard_frames: expected at least 1"),
         ("noequals", "expected section.key=value"),
@@ -110,3 +110,10 @@ def test_the_data_folder_is_relative_to_the_recipe_and_the_flag_wins(tmp_path):
     recipe.write_text(text.replace(str(load_recipe("pandaset", ['data.root="here"']).data.root), "sub/drives"))
     assert load_recipe(str(recipe)).data.root == str(tmp_path / "sub/drives")
     assert load_recipe(str(recipe), data=tmp_path / "other").data.root == str(tmp_path / "other")
+
+
+def test_the_folder_of_masks_is_relative_to_the_recipe(tmp_path):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(recipe_toml(load_recipe("ddad", ["data.masks=/m"])).replace('"/m"', '"../m"'))
+    assert load_recipe(str(recipe)).data.masks == str(tmp_path.parent / "m")
+    assert load_recipe("ddad").data.masks == ""

@@ -69,6 +69,16 @@ def test_an_occluded_point_is_not_compared(depth_m):
     assert (overlap.abs_rel, overlap.pixels) == (pytest.approx(0, abs=1e-12), 10)
 
 
+def test_a_depth_of_0_is_none_and_not_compared():
+    """Columns 5 and 4 of the first view are 3 and 2 of the second: a hole in one of each, four pixels of twelve."""
+    depths_m = wall(4, 4)
+    depths_m[0, :, 5] = 0
+    depths_m[1, :, 2] = 0
+    overlap = overlap_consistency(depths_m, K_PX, poses(x_m=1))
+    assert overlap is not None
+    assert (overlap.abs_rel, overlap.pixels) == (pytest.approx(0, abs=1e-12), 8)
+
+
 def test_cameras_that_share_nothing_have_no_overlap():
     back_to_back = poses()
     back_to_back[1, :3, :3] = np.diag([-1.0, 1.0, -1.0])

@@ -1,5 +1,4 @@
 from dataclasses import replace
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from data_cache.geometry import sparse_depth
 from data_cache.views import load_images, rig_views
 from stages import predict as predict_module
 from stages.bins import BinSpec
-from stages.evaluate import EvaluateSpec, EvaluationError, evaluate, require_full_count
+from stages.evaluate import EvaluateSpec, EvaluationError, evaluate
 from stages.metrics import depth_errors
 from stages.predict import predict_rig
 from stages.progress import Preempted
@@ -147,18 +146,6 @@ def test_flip_averages_with_what_the_mirrored_rig_gives_and_is_recorded():
     assert np.abs(flipped - plain).max() > 1e-3
     assert run(source, replace(SPEC, flip=True)).report.flip
     assert not run(source).report.flip
-
-
-def test_a_published_split_must_be_whole_when_all_its_drives_are_there():
-    source = FakeSource(1, name="ddad")
-    whole = {"val": tuple(f"{i}" for i in range(50))}
-    with patch.object(FakeSource, "splits", whole):
-        require_full_count(source, "val", 3950)
-        with pytest.raises(EvaluationError, match="expected 3950 frames, found 3850"):
-            require_full_count(source, "val", 3850)
-    with patch.object(FakeSource, "splits", {"val": ("000187",)}):
-        require_full_count(source, "val", 3)
-    require_full_count(source, "000187", 3)
 
 
 def test_ddad_is_measured_to_200_m_and_the_rest_to_80():

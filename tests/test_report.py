@@ -26,12 +26,11 @@ from stages.evaluate import (
     EvaluateReport,
     Evaluation,
     FramePictures,
-    Latency,
-    Scores,
-    StudentScores,
-    TeacherScores,
 )
+from stages.latency import Latency
+from stages.measure import StudentScores, TeacherScores
 from stages.metrics import DepthErrors
+from stages.scores import Scores
 
 HOSTILE = "<script>alert('x')</script> & \"a|b\""
 CAMERAS = ("front", "right & <i>aft</i>", "back", "left")
@@ -174,6 +173,25 @@ def test_the_table_has_each_number_in_its_place():
     ]
     assert rows[3][1:] == [*(f"200.00{i}" for i in range(7)), "2,000", "200,000"]
     assert rows[5][3] == "400.002"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "masked", "said"),
+    [
+        ("vfdepth", 0, "Self-occlusion masks on none of them, although the protocol expects them on all."),
+        ("vfdepth", 7, "Self-occlusion masks on 7 of them, although the protocol expects them on all."),
+        ("vfdepth", 11, "Self-occlusion masks on all images."),
+        ("fsm", 0, "Self-occlusion masks on none of them."),
+        ("surrounddepth", 0, "1,234 valid pixels.\n"),
+    ],
+)
+def test_the_report_says_whether_masks_were_used(tmp_path, protocol, masked, said):
+    report = replace(REPORT, protocol=protocol, masked_images=masked)
+    write_report(tmp_path, Evaluation(report, ()), PROVENANCE)
+    text = (tmp_path / "report.md").read_text()
+    assert said in text
+    assert ("mask" in text) == (protocol != "surrounddepth")
+    assert strict_json(tmp_path / "report.json")["masked_images"] == masked
 
 
 def test_the_table_lines_up_in_a_terminal():

@@ -75,6 +75,27 @@ def test_a_drive_without_frames_selects_no_frame():
         select(Fake(), ["empty"])
 
 
+def test_a_list_names_frames_in_its_own_order(tmp_path):
+    (tmp_path / "val.txt").write_text("b1 front\n\na3  \nb1\n")
+    assert select(Fake(), [f"list:{tmp_path}/val.txt", "b"]) == ("b1", "a3", "b0")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a1\nx1\nx2\n", "2 of 3 frames are not in this fake: x1, ...; its ids look like a0"),
+        (b"\n", "found an empty file"),
+        (b"\xff", "expected a text file of frame ids"),
+    ],
+)
+def test_a_list_that_is_none_is_an_error(tmp_path, content, message):
+    (tmp_path / "val.txt").write_bytes(content)
+    with pytest.raises(SourceError, match=message):
+        select(Fake(), [f"list:{tmp_path}/val.txt"])
+    with pytest.raises(SourceError, match="expected a text file of frame ids"):
+        select(Fake(), ["list:/nowhere.txt"])
+
+
 def test_an_unknown_source_is_an_error_that_lists_the_known(tmp_path):
     for root in (None, tmp_path):
         with pytest.raises(

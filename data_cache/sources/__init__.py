@@ -39,21 +39,26 @@ class Source(Protocol):
 
 
 SOURCES = ("synthetic", "ddad", "nuscenes", "pandaset", "rig_folder")
+LIST = "list:"
+"""Begins a selector that names a file of frame ids."""
 
 
-def open_source(kind: str, root: Path | None, version: str = "") -> Source:
+def open_source(kind: str, root: Path | None, version: str = "", masks: Path | None = None) -> Source:
     """Open a data set.
 
     Args:
         kind: one of SOURCES.
         root: data set folder; None for sources that live in memory.
         version: which of several releases under one root (nuScenes), empty where there is one.
+        masks: folder of self-occlusion masks (DDAD); None to look beside the data set.
 
     Raises:
         SourceError: if the kind is unknown or the folder is not such a data set (with what was looked for).
     """
     if kind not in SOURCES:
         raise SourceError(f"unknown source {kind!r}; it is one of {', '.join(SOURCES)}")
+    if masks is not None and kind != "ddad":
+        raise SourceError(f"{kind}: no self-occlusion masks are known of it; leave out data.masks ({masks})")
     # Each source is imported only when it is asked for: the synthetic one needs a ray caster, the others do not.
     if kind == "synthetic":
         from data_cache.sources.synthetic import SyntheticSource
@@ -67,7 +72,7 @@ def open_source(kind: str, root: Path | None, version: str = "") -> Source:
     if kind == "ddad":
         from data_cache.sources.ddad import DdadSource
 
-        return DdadSource(root)
+        return DdadSource(root, masks)
     if kind == "nuscenes":
         from data_cache.sources.nuscenes import NuscenesSource
 
@@ -88,13 +93,16 @@ def select(source: Source, selectors: Iterable[str]) -> tuple[str, ...]:
     """Frame ids named by selectors, in order, each once.
 
     A selector is a drive or a split of the data set, with an optional Python slice over its frames: `002[:17]`,
-    `train`, `train[::3]`.
+    `train`, `train[::3]`. Or it is `list:PATH`, a text file whose lines begin with a frame id.
 
     Raises:
         SourceError: if a selector is malformed, names nothing, or selects no frame.
     """
     chosen: dict[str, None] = {}
     for selector in selectors:
+        if selector.startswith(LIST):
+            chosen.update(dict.fromkeys(_listed(source, Path(selector.removeprefix(LIST)))))
+            continue
         match = _SELECTOR.fullmatch(selector)
         if match is None:
             raise SourceError(f"selector {selector!r}: expected NAME or NAME[start:stop:step]")
@@ -113,6 +121,24 @@ def select(source: Source, selectors: Iterable[str]) -> tuple[str, ...]:
             raise SourceError(f"{source.name}: selector {selector!r} selects no frame")
         chosen.update(dict.fromkeys(ids))
     return tuple(chosen)
+
+
+def _listed(source: Source, path: Path) -> tuple[str, ...]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"selector {LIST}{path}: expected a text file of frame ids, found {error}") from error
+    ids = [line.split()[0] for line in lines if line.strip()]
+    if not ids:
+        raise SourceError(f"selector {LIST}{path}: expected a frame id per line, found an empty file")
+    known = dict.fromkeys(frame_id for frames in source.drives.values() for frame_id in frames)
+    unknown = [frame_id for frame_id in ids if frame_id not in known]
+    if unknown:
+        raise SourceError(
+            f"selector {LIST}{path}: {len(unknown)} of {len(ids)} frames are not in this {source.name}: {unknown[0]},"
+            f" ...; its ids look like {next(iter(known), 'nothing')}"
+        )
+    return tuple(ids)
 
 
 def spread(frame_ids: Sequence[str], count: int) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from data_cache.errors import FrameError, SourceError
 from data_cache.images import load_rgb
 from data_cache.rig import Camera, Frame, Rig, Sweep, View, make_sweep, pose_from_quaternion
+from data_cache.sources.ddad_masks import DdadMasks, find_masks
 from data_cache.sources.metadata import fields_of, found_in, read_json
 
 CAMERAS = ("CAMERA_01", "CAMERA_06", "CAMERA_08", "CAMERA_09", "CAMERA_07", "CAMERA_05")
@@ -52,14 +53,17 @@ class DdadSource:
     Args:
         root: the folder of `ddad.json` (with its train and val splits); or a folder of DGP scenes, or one such scene
             (without splits).
+        masks: the folder of self-occlusion masks; None to take `ddad_mask` in `root` or beside it, if it is there.
 
     Raises:
-        SourceError: if there is no scene, or the metadata of one cannot be used.
+        SourceError: if there is no scene, or the metadata of one, or the masks, cannot be used.
     """
 
     name = "ddad"
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, masks: Path | None = None) -> None:
+        folder = masks or find_masks(root)
+        self._masks = DdadMasks(folder, CAMERAS) if folder is not None else None
         self.splits: Mapping[str, tuple[str, ...]] = {}
         if (root / "ddad.json").is_file():
             scenes, self.splits = _listed_scenes(root)
@@ -83,11 +87,23 @@ class DdadSource:
         sample = self._samples.get(frame_id)
         if sample is None:
             raise FrameError(f"ddad: no frame {frame_id!r}; ids look like 000187/15616458251018358")
-        views = tuple(_view(sample, name) if name in sample.data else None for name in CAMERAS)
+        views = tuple(self._view(frame_id, sample, name) if name in sample.data else None for name in CAMERAS)
         if LIDAR not in sample.data:
             return Frame(frame_id, views)
         sweep = sample.data[LIDAR]
         return Frame(frame_id, views, partial(_load_sweep, sample.folder / sweep.file, sweep.world_from_sensor()))
+
+    def _view(self, frame_id: str, sample: _Sample, name: str) -> View:
+        datum = sample.data[name]
+        scene = frame_id.partition("/")[0]
+        return View(
+            Camera(name, sample.K_px[name], width_px=datum.size[1], height_px=datum.size[0]),
+            datum.world_from_sensor(),
+            _time_ns(datum.stamp_us),
+            partial(load_rgb, sample.folder / datum.file, datum.size),
+            sample.folder / datum.file,
+            self._masks.loader(scene, name, datum.size) if self._masks is not None else None,
+        )
 
 
 def _listed_scenes(root: Path) -> tuple[dict[str, Path], dict[str, tuple[str, ...]]]:
@@ -208,17 +224,6 @@ def _stamp_us(text: str) -> int:
 def _time_ns(stamp_us: int) -> int:
     # Part of the scenes carry stamps ten times too large (the year 2464 for 2019), which would not even fit an int64.
     return stamp_us * (100 if stamp_us >= 10**16 else 1000)
-
-
-def _view(sample: _Sample, name: str) -> View:
-    datum = sample.data[name]
-    return View(
-        Camera(name, sample.K_px[name], width_px=datum.size[1], height_px=datum.size[0]),
-        datum.world_from_sensor(),
-        _time_ns(datum.stamp_us),
-        partial(load_rgb, sample.folder / datum.file, datum.size),
-        sample.folder / datum.file,
-    )
 
 
 def _load_sweep(path: Path, world_from_lidar: Float[np.ndarray, "4 4"]) -> Sweep:

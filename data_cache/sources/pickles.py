@@ -1,4 +1,4 @@
-"""Tables of numbers out of pandas pickles, without running what a pickle asks for.
+"""Numbers out of the pickles of data sets, tables of pandas above all, without running what a pickle asks for.
 
 A pickle is a program, and PandaSet's come from strangers. Here the names it asks for are words of a file format: each
 stands for a small class below that only stores what it is given. Nothing of pandas or numpy is called on the file's
@@ -16,10 +16,11 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Shaped
 
-from data_cache.errors import FrameError
+from data_cache.errors import FrameError, SourceError
 
 # A PandaSet sweep unpacks to 8 MB; a few kilobytes of gzip can unpack to more than the machine's memory.
 UNPACKED_LIMIT = 256 * 2**20
+NUMBERS_LIMIT = 2**20
 
 _T = TypeVar("_T")
 
@@ -58,6 +59,31 @@ def load_columns(path: Path, names: tuple[str, ...]) -> Shaped[np.ndarray, "N C"
     if missing:
         raise FrameError(f"{path}: expected the columns {list(names)}, found {list(columns)}")
     return np.stack([columns[name] for name in names], axis=1)
+
+
+def load_whole_numbers(path: Path) -> dict[int, int]:
+    """A pickled dictionary from whole numbers to whole numbers.
+
+    Raises:
+        SourceError: if the file is missing, damaged, holds anything else, or refers to any global (which one).
+    """
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(NUMBERS_LIMIT + 1)
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(data) > NUMBERS_LIMIT:
+        raise SourceError(f"{path}: expected a dictionary of at most {NUMBERS_LIMIT} bytes, found more")
+    try:
+        _require_small_memo(data)
+        numbers = _NumbersUnpickler(io.BytesIO(data)).load()
+    except pickle.UnpicklingError as error:
+        raise SourceError(f"{path}: {error}") from error
+    except Exception as error:  # a damaged pickle can fail in any way, from EOFError to MemoryError
+        raise SourceError(f"{path}: expected a pickled dictionary, found a damaged one: {error!r}") from error
+    if type(numbers) is not dict or not all(type(n) is int for pair in numbers.items() for n in pair):
+        raise SourceError(f"{path}: expected a dictionary of whole numbers, found something else")
+    return numbers
 
 
 class _Standin:
@@ -182,6 +208,18 @@ class _TableUnpickler(pickle.Unpickler):
                 f"expected a table of numbers, found a pickle that asks for {module}.{name}; refused: it could run code"
             )
         return _STANDINS[module, name]
+
+
+class _NumbersUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        """Numbers need no global.
+
+        Raises:
+            pickle.UnpicklingError: always, with the name.
+        """
+        raise pickle.UnpicklingError(
+            f"expected whole numbers, found a pickle that asks for {module}.{name}; refused: it could run code"
+        )
 
 
 def _require_small_memo(data: bytes) -> None:

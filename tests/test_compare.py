@@ -1,0 +1,101 @@
+import json
+from dataclasses import replace
+
+import pytest
+from test_cli import surround
+from test_report import REPORT, errors, scores
+
+from data_cache.errors import SourceError
+from pipeline.compare import compare
+from pipeline.errors import RecipeError
+from pipeline.report import write_report
+from stages.evaluate import Evaluation
+from stages.measure import StudentScores
+
+BETTER = StudentScores(scores(10), scores(20), scores(30))
+
+
+@pytest.fixture
+def run(tmp_path):
+    def write(name, **changes):
+        write_report(tmp_path / name / "eval", Evaluation(replace(REPORT, **changes)), {})
+        return tmp_path / name
+
+    return write
+
+
+def cells(text):
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+
+
+def test_reports_of_one_kind_share_a_table(run):
+    code, text = surround("compare", run("base"), run("mine", student=BETTER, valid_pixels=1235) / "eval/report.json")
+    intro, _, header, _, *rows = text.rstrip().splitlines()
+    assert (code, intro) == (0, "synthetic, split val, protocol surrounddepth, 0.1 to 80 m: 3 frames, 11 images.")
+    assert cells(header)[0] == ["run", "student", "AbsRel", "SqRel", "RMSE", "RMSElog", "d1", "d2", "d3", "overlap", "pixels"]  # fmt: skip # noqa: E501
+    assert [row[:3] for row in cells("\n".join(rows))] == [
+        ["base", "metric", "100.000"],
+        ["base", "median-scaled", "200.000"],
+        ["mine", "metric", "10.000"],
+        ["mine", "median-scaled", "20.000"],
+    ]
+    assert cells(rows[3])[0][3:] == ["20.001", "20.002", "20.003", "20.004", "20.005", "20.006", "0.062", "1,235"]
+
+
+def test_the_rows_are_those_that_the_protocol_is_about(run):
+    text = compare([run("a", protocol="zero-shot")])
+    assert [row[1] for row in cells(text)[4:]] == ["metric", "affine-invariant"]
+    text = compare([run("b", protocol="vfdepth", masked_images=5, flip=True)])
+    assert "protocol vfdepth, with flip averaging" in text
+    assert "11 images, self-occlusion masks on 5 of them." in text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"protocol": "fsm"},
+        {"dataset": "ddad"},
+        {"split": "test"},
+        {"flip": True},
+        {"range_m": (0.1, 200.0)},
+        {"frames": 2},
+        {"images": 10},
+        {"masked_images": 3},
+    ],
+)
+def test_reports_that_differ_in_what_their_numbers_depend_on_are_refused(run, changes):
+    (key,), first, second = changes, run("a"), run("b", **changes)
+    with pytest.raises(RecipeError, match=f"these reports do not compare:\n  {key}: ") as error:
+        compare([first, second])
+    assert str(second / "eval/report.json") in str(error.value)
+    assert len(str(error.value).splitlines()) == 3
+    code, text = surround("compare", first, second)
+    assert (code, "do not compare" in text, "Traceback" in text) == (2, True, False)
+
+
+def test_a_number_that_is_none_is_a_dash(run):
+    student = replace(BETTER, metric=replace(BETTER.metric, mean=replace(errors(1), rmse=float("nan"))))
+    assert cells(compare([run("a", student=student)]))[4][4] == "-"
+
+
+def test_runs_of_the_same_name_are_told_apart(run):
+    first, second = run("a/x"), run("b/x")
+    assert [row[0] for row in cells(compare([first, second]))[4::2]] == [
+        str(path / "eval/report.json") for path in (first, second)
+    ]
+
+
+@pytest.mark.parametrize("content", [None, b"\xff", b"{}", b"[]", b'{"dataset": 1}'])
+def test_what_is_no_report_is_an_error_that_names_the_file(tmp_path, content):
+    if content is not None:
+        (tmp_path / "eval").mkdir()
+        (tmp_path / "eval/report.json").write_bytes(content)
+    with pytest.raises(SourceError, match="report.json: expected a report of `surround eval`"):
+        compare([tmp_path])
+
+
+def test_a_protocol_that_is_unknown_here_is_an_error(run):
+    path = run("a") / "eval/report.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"protocol": "eigen"}))
+    with pytest.raises(SourceError, match="protocol 'eigen' is none of surrounddepth, vfdepth, fsm, zero-shot"):
+        compare([path])
