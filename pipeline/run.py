@@ -34,8 +34,10 @@ from pipeline.provenance import surroundings
 from pipeline.report import write_report
 from pipeline.signals import preemption
 from pipeline.stage_one import (
+    chosen,
     decided_identity,
     fit_settings,
+    frames_to_learn,
     open_data,
     open_run_stage_one,
     open_stage_one,
@@ -285,7 +287,7 @@ def run_evaluate(recipe: Recipe, folder: RunFolder, *, checkpoint: Path | None =
         evaluation = evaluate(
             source,
             frame_ids,
-            ", ".join(recipe.data.test),
+            recipe.data.named(recipe.data.test),
             student,
             teacher,
             recipe.eval,
@@ -305,9 +307,9 @@ def own_checkpoint(recipe: Recipe, folder: RunFolder) -> Path:
 
 
 def frames_to_test(recipe: Recipe, source: Source) -> tuple[str, ...]:
-    """Ids of the frames that a recipe tests on; a published split must be whole."""
-    frame_ids = select(source, recipe.data.test)
-    if len(recipe.data.test) == 1:
+    """Ids of the frames that a recipe tests on; a published split must be whole, unless the recipe limits it."""
+    frame_ids = chosen(recipe.data, source, recipe.data.test)
+    if len(recipe.data.test) == 1 and frame_ids == select(source, recipe.data.test):
         require_full_count(source, recipe.data.test[0], len(frame_ids))
     return frame_ids
 
@@ -320,7 +322,7 @@ def _learnt_from(recipe: Recipe, folder: RunFolder, source: Source) -> SplitFram
         return read_split_frames(store, identity)
     except CacheError:
         with suppress(SourceError):
-            return SplitFrames(select(source, recipe.data.train), select(source, recipe.data.selection))
+            return frames_to_learn(recipe.data, source)
     return SplitFrames((), ())
 
 

@@ -39,21 +39,34 @@ class Source(Protocol):
 
 
 SOURCES = ("synthetic", "ddad", "nuscenes", "pandaset")
+MECHANICAL = "mechanical"
+LIDARS = (MECHANICAL, "forward", "both")
 
 
-def open_source(kind: str, root: Path | None, version: str = "") -> Source:
+def open_source(
+    kind: str, root: Path | None, version: str = "", *, lidar: str = MECHANICAL, nearby_sweep_s: float = 0.0
+) -> Source:
     """Open a data set.
 
     Args:
         kind: one of SOURCES.
         root: data set folder; None for sources that live in memory.
         version: which of several releases under one root (nuScenes), empty where there is one.
+        lidar: of LIDARS, the sensors whose points are taken (PandaSet, the one that has two).
+        nearby_sweep_s: how far from a keyframe without LiDAR a sweep may be that stands in (nuScenes), 0 for none.
 
     Raises:
-        SourceError: if the kind is unknown or the folder is not such a data set (with what was looked for).
+        SourceError: if the kind is unknown, has no such option, or the folder is not such a data set (with what was
+            looked for).
     """
     if kind not in SOURCES:
         raise SourceError(f"unknown source {kind!r}; it is one of {', '.join(SOURCES)}")
+    for name, changed, only in (
+        ("lidar", lidar != MECHANICAL, "pandaset"),
+        ("nearby_sweep_s", nearby_sweep_s > 0, "nuscenes"),
+    ):
+        if changed and kind != only:
+            raise SourceError(f"{kind}: data.{name} is for {only} alone; leave it out")
     # Each source is imported only when it is asked for: the synthetic one needs a ray caster, the others do not.
     if kind == "synthetic":
         from data_cache.sources.synthetic import SyntheticSource
@@ -71,10 +84,10 @@ def open_source(kind: str, root: Path | None, version: str = "") -> Source:
     if kind == "nuscenes":
         from data_cache.sources.nuscenes import NuscenesSource
 
-        return NuscenesSource(root, version)
+        return NuscenesSource(root, version, nearby_sweep_s)
     from data_cache.sources.pandaset import PandasetSource
 
-    return PandasetSource(root)
+    return PandasetSource(root, lidar)
 
 
 _SELECTOR = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<slice>-?\d*:-?\d*(:([1-9]\d*)?)?)\])?")
@@ -109,6 +122,17 @@ def select(source: Source, selectors: Iterable[str]) -> tuple[str, ...]:
             raise SourceError(f"{source.name}: selector {selector!r} selects no frame")
         chosen.update(dict.fromkeys(ids))
     return tuple(chosen)
+
+
+def first(source: Source, frame_ids: Sequence[str], *, drives: int, frames: int) -> tuple[str, ...]:
+    """Of some frames those of the first `drives` drives that they come from, and of these the first `frames`; 0 is all.
+
+    Always a part of what was given, so splits that share no frame share none afterwards.
+    """
+    drive_of = {frame_id: drive for drive, ids in source.drives.items() for frame_id in ids}
+    ordered = tuple(dict.fromkeys(drive_of[frame_id] for frame_id in frame_ids))
+    kept = set(ordered[: drives or None])
+    return tuple(frame_id for frame_id in frame_ids if drive_of[frame_id] in kept)[: frames or None]
 
 
 def spread(frame_ids: Sequence[str], count: int) -> tuple[str, ...]:
