@@ -20,6 +20,7 @@ help:           ## list targets
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps nuscenes-devkit
 	@touch $(READY)
 
 demo: $(READY)  ## environment, weights, the three stages on the embedded synthetic drive, report

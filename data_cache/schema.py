@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float16, Float32, Float64, Integer, UInt8, UInt16
 
 from data_cache.errors import SurroundError
+from data_cache.sources import MECHANICAL
 from data_cache.store import CacheStore
 
 FORMAT_VERSION = 2
@@ -125,6 +126,7 @@ class CacheIdentity:
         window_width, bin_count, bin_sigma: None where they are not among the encoding's `settings`.
         bin_knots: the fitted map of the binning strategy `fitted` (stages/binning.py), None for the others.
         token_channels: C of the stored teacher tokens, 0 where they are not stored.
+        limit_scenes, limit_frames, lidar, nearby_sweep_s: how the data set was read (see DataSpec).
     """
 
     camera_names: tuple[str, ...]
@@ -152,6 +154,10 @@ class CacheIdentity:
     teacher_input_size: tuple[int, int]
     bin_knots: tuple[float, ...] | None = field(default=None, metadata={OPTIONAL: True})
     token_channels: int = field(default=0, metadata={OPTIONAL: True})
+    limit_scenes: int = field(default=0, metadata={OPTIONAL: True})
+    limit_frames: int = field(default=0, metadata={OPTIONAL: True})
+    lidar: str = field(default=MECHANICAL, metadata={OPTIONAL: True})
+    nearby_sweep_s: float = field(default=0.0, metadata={OPTIONAL: True})
 
     def __post_init__(self) -> None:
         if self.encoding not in ENCODINGS:

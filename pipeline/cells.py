@@ -13,13 +13,13 @@ from data_cache.files import write_atomically, write_error
 from data_cache.images import larger
 from data_cache.reader import CacheReader
 from data_cache.rig import Frame, Rig
-from data_cache.sources import Source, select
+from data_cache.sources import Source
 from pipeline.ablation import BASELINE, Outcome, slug
-from pipeline.config import DataSpec, Recipe, parse_recipe, recipe_toml
+from pipeline.config import READING, DataSpec, Recipe, parse_recipe, recipe_toml
 from pipeline.errors import RecipeError
 from pipeline.folders import RunFolder, cache_location
 from pipeline.run import own_checkpoint, train_recipe
-from pipeline.stage_one import decided_identity, open_data
+from pipeline.stage_one import chosen, decided_identity, open_data
 from stages.checkpoint import load_student
 from stages.devices import place, resolve_device, resolve_precision
 from stages.evaluate import EvaluateReport, evaluate
@@ -63,8 +63,9 @@ class Cell:
     def result(self) -> Path:
         """Where its measurement is kept; measured otherwise, it is another one."""
         spec = self.recipe.eval
-        masks = [self.recipe.data.masks] if self.recipe.data.masks else []
-        how = json.dumps([self.measured_on, spec.protocol, spec.flip, spec.device, spec.precision, *masks])
+        data = self.recipe.data
+        more = [value for value in (data.masks, data.unusual_reading) if value]
+        how = json.dumps([self.measured_on, spec.protocol, spec.flip, spec.device, spec.precision, *more])
         return self.folder.root / f"measured-{hashlib.sha256(how.encode()).hexdigest()[:8]}.json"
 
     def outcome(self) -> dict[str, Any] | None:
@@ -132,7 +133,7 @@ def _cell(
     cache_id = reader.identity.sha256
     decisive = asdict(own) | {"cache_id": cache_id}
     for section, names in {
-        "data": ("root", "masks", "test"),
+        "data": ("root", "masks", "test", *READING),  # of what is read the cache's id tells
         "teacher_cache": ("location", "device", "batch_images"),
     }.items():
         for name in names:
@@ -180,8 +181,8 @@ def _measure(cell: Cell, should_stop: Callable[[], bool]) -> EvaluateReport:
     source = _opened(recipe.data)
     return evaluate(
         source,
-        measured_frames(PROTOCOLS[recipe.eval.protocol], source, select(source, cell.measured_on)),
-        ", ".join(cell.measured_on),
+        measured_frames(PROTOCOLS[recipe.eval.protocol], source, chosen(recipe.data, source, cell.measured_on)),
+        recipe.data.named(cell.measured_on),
         student,
         None,
         replace(recipe.eval, latency=False, pictures=0),

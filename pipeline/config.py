@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tomli_w
 
+from data_cache.sources import LIDARS, MECHANICAL
 from pipeline.ablation import AblateSpec
 from pipeline.cluster import ClusterSpec
 from pipeline.errors import RecipeError
@@ -24,6 +25,7 @@ from stages.teacher_cache import TeacherCacheSpec
 from stages.train_spec import TrainStudentSpec
 
 T = TypeVar("T")
+READING = ("limit_scenes", "limit_frames", "lidar", "nearby_sweep_s")
 SUFFIX = ".toml"
 
 
@@ -38,6 +40,12 @@ class DataSpec:
         masks: folder of self-occlusion masks (DDAD), relative to the recipe file; empty to look beside the data set.
         train, selection, test: selectors, see data_cache/sources: a drive or split, optionally sliced.
         depth_range_m: LiDAR depths outside are not learnt from.
+        limit_scenes, limit_frames: at most so many drives, and frames, of each of train, selection and test, the first
+            ones; 0 is all. A trial run of a few minutes needs no other selectors.
+        lidar: mechanical (360 degrees), forward or both. PandaSet alone has two LiDARs; the second sees farther, and
+            only ahead.
+        nearby_sweep_s: nuScenes keyframes without LiDAR take the nearest sweep of their scene, if it is no farther away
+            than so many seconds; 0 is off, because what moves has moved meanwhile.
     """
 
     source: str
@@ -48,6 +56,10 @@ class DataSpec:
     selection: tuple[str, ...] = ()
     test: tuple[str, ...]
     depth_range_m: tuple[float, float] = (0.1, 80.0)
+    limit_scenes: int = 0
+    limit_frames: int = 0
+    lidar: str = MECHANICAL
+    nearby_sweep_s: float = 0.0
 
     def __post_init__(self) -> None:
         near, far = self.depth_range_m
@@ -55,6 +67,30 @@ class DataSpec:
             raise ValueError(f"depth_range_m: need 0 < near < far, got [{near}, {far}]")
         if not self.train or not self.test:
             raise ValueError("train and test: expected at least one selector each")
+        if min(self.limit_scenes, self.limit_frames) < 0:
+            raise ValueError(
+                f"limit_scenes, limit_frames: expected 0 or more, got {self.limit_scenes}, {self.limit_frames}"
+            )
+        if self.lidar not in LIDARS:
+            raise ValueError(f"lidar: expected one of {', '.join(LIDARS)}, got {self.lidar!r}")
+        if not 0 <= self.nearby_sweep_s < math.inf:
+            raise ValueError(f"nearby_sweep_s: expected 0 or more seconds, got {self.nearby_sweep_s}")
+
+    @property
+    def reading(self) -> dict[str, object]:
+        """Options of what is read, by name; all of them change what a cache holds."""
+        return {name: getattr(self, name) for name in READING}
+
+    @property
+    def unusual_reading(self) -> dict[str, object]:
+        """Those of them that are not at their default."""
+        return {name: value for name, value in self.reading.items() if value != getattr(DataSpec, name)}
+
+    def named(self, selectors: tuple[str, ...]) -> str:
+        """Selectors as a report names what they select, with the limits that are set."""
+        counts = {"scenes": self.limit_scenes, "frames": self.limit_frames}
+        limits = [f"{count} {what}" for what, count in counts.items() if count]
+        return ", ".join(selectors) + (f" (first {', '.join(limits)})" if limits else "")
 
 
 @dataclass(frozen=True, kw_only=True)

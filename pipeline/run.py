@@ -34,8 +34,10 @@ from pipeline.provenance import surroundings
 from pipeline.report import write_report
 from pipeline.signals import preemption
 from pipeline.stage_one import (
+    chosen,
     decided_identity,
     fit_settings,
+    frames_to_learn,
     open_data,
     open_run_stage_one,
     open_stage_one,
@@ -297,7 +299,7 @@ def run_evaluate(
         evaluation = evaluate(
             source,
             frame_ids,
-            ", ".join(recipe.data.test),
+            recipe.data.named(recipe.data.test),
             student,
             teacher,
             recipe.eval,
@@ -320,7 +322,7 @@ def _evaluate_predictions(recipe: Recipe, folder: RunFolder, predictions: Path) 
         evaluation = evaluate(
             source,
             frame_ids,
-            ", ".join(recipe.data.test),
+            recipe.data.named(recipe.data.test),
             opened,
             None,
             recipe.eval,
@@ -345,16 +347,20 @@ def own_checkpoint(recipe: Recipe, folder: RunFolder) -> Path:
 
 
 def frames_to_test(recipe: Recipe, source: Source) -> tuple[str, ...]:
-    """Ids of the frames that a recipe tests on and its protocol measures; a published split must be whole."""
+    """Ids of the frames that a recipe tests on and its protocol measures.
+
+    A published split must be whole, unless the recipe limits it.
+    """
     protocol = PROTOCOLS[recipe.eval.protocol]
-    selected = select(source, recipe.data.test)
+    selected = chosen(recipe.data, source, recipe.data.test)
     frame_ids = measured_frames(protocol, source, selected)
     if not frame_ids:
         raise RecipeError(
             f"data.test: protocol {protocol.name} measures none of its {len(selected)} frames: it leaves out the first"
             " and the last one of each drive"
         )
-    require_full_count(protocol, source, recipe.data.test, frame_ids)
+    if selected == select(source, recipe.data.test):
+        require_full_count(protocol, source, recipe.data.test, frame_ids)
     return frame_ids
 
 
@@ -366,7 +372,7 @@ def _learnt_from(recipe: Recipe, folder: RunFolder, source: Source) -> SplitFram
         return read_split_frames(store, identity)
     except CacheError:
         with suppress(SourceError):
-            return SplitFrames(select(source, recipe.data.train), select(source, recipe.data.selection))
+            return frames_to_learn(recipe.data, source)
     return SplitFrames((), ())
 
 

@@ -10,7 +10,7 @@ import torch
 
 from data_cache.errors import SourceError
 from data_cache.schema import CacheIdentity, Resolved, SplitFrames
-from data_cache.sources import Source, open_source, select
+from data_cache.sources import Source, first, open_source, select
 from data_cache.writer import CacheWriter
 from pipeline.config import DataSpec, Recipe
 from pipeline.errors import RecipeError
@@ -101,9 +101,9 @@ def open_stage_one(recipe: Recipe, knots: tuple[float, ...] | None = None) -> St
         SourceError, SettingError, RecipeError: if one of them is not to be had, or training and test frames overlap.
     """
     source = open_data(recipe.data)
-    frames = SplitFrames(select(source, recipe.data.train), select(source, recipe.data.selection))
+    frames = frames_to_learn(recipe.data, source)
     with suppress(SourceError):  # the test split may live on another machine; eval looks again
-        refuse_leak(frames, select(source, recipe.data.test))
+        refuse_leak(frames, chosen(recipe.data, source, recipe.data.test))
     teacher = open_teacher(recipe)
     batch_images = recipe.teacher_cache.batch_images or BATCH_IMAGES[teacher.device.type]
     knots = knots if recipe.bins.strategy == "fitted" else None
@@ -124,15 +124,33 @@ def open_run_stage_one(recipe: Recipe, folder: RunFolder) -> StageOne:
 def open_data(data: DataSpec) -> Source:
     """The data set of a recipe."""
     root, masks = (Path(folder) if folder else None for folder in (data.root, data.masks))
-    return open_source(data.source, root, data.version, masks)
+    return open_source(
+        data.source,
+        root,
+        data.version,
+        masks=masks,
+        lidar=data.lidar,
+        nearby_sweep_s=data.nearby_sweep_s,
+    )
+
+
+def chosen(data: DataSpec, source: Source, selectors: tuple[str, ...]) -> tuple[str, ...]:
+    """Frame ids that selectors of a recipe name, within its limits."""
+    return first(source, select(source, selectors), drives=data.limit_scenes, frames=data.limit_frames)
+
+
+def frames_to_learn(data: DataSpec, source: Source) -> SplitFrames:
+    """Frame ids of the splits that a cache of a recipe holds."""
+    return SplitFrames(chosen(data, source, data.train), chosen(data, source, data.selection))
 
 
 def decided_identity(recipe: Recipe) -> dict[str, object]:
     """Fields of the cache identity that the recipe decides."""
     data = recipe.data
-    return recipe_identity(
+    made = recipe_identity(
         data.source, data.train, data.selection, recipe.teacher_cache, recipe.bins, recipe.student.input_size
     )
+    return made | data.reading
 
 
 def fit_settings(stage: StageOne) -> dict[str, object]:
@@ -147,6 +165,7 @@ def fit_settings(stage: StageOne) -> dict[str, object]:
         "closed_form": AffineBinning().definition,
         "depth_range_m": recipe.data.depth_range_m,
         "fit_frames": recipe.bins.fit_frames,
+        **recipe.data.unusual_reading,  # a map that was fitted before there were any remains what it is
     }
 
 

@@ -80,7 +80,7 @@ def run_zero_shot(
             evaluation = evaluate(
                 target.source,
                 target.frame_ids,
-                ", ".join(target.recipe.data.test),
+                target.recipe.data.named(target.recipe.data.test),
                 student,
                 None,
                 EvaluateSpec(protocol=ZERO_SHOT.name, teacher=False, latency=False, pictures=0),

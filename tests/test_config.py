@@ -32,6 +32,12 @@ def test_overrides_reach_their_key_with_their_type():
     assert (recipe.student.encoder, recipe.bins.sigma) == ("resnet-34", 0.5)
 
 
+def test_a_limited_split_is_named_so():
+    recipe = load_recipe("demo", ("data.limit_scenes=2", "data.limit_frames=9"))
+    assert recipe.data.named(("a", "b[:3]")) == "a, b[:3] (first 2 scenes, 9 frames)"
+    assert load_recipe("demo").data.named(("a",)) == "a"
+
+
 def test_nano_may_be_pretrained_since_it_starts_from_resnet_18():
     assert load_recipe("demo", ("student.encoder=resnet-10",)).student.pretrained
 
@@ -67,6 +73,9 @@ def test_nano_may_be_pretrained_since_it_starts_from_resnet_18():
         ("bins.sigma=-1", "sigma: expected a positive number"),
         ("losses.kl=-0.1", "kl: expected a weight >= 0, got -0.1"),
         ("data.depth_range_m=[5, 1]", "depth_range_m: need 0 < near < far"),
+        ("data.limit_frames=-1", "limit_scenes, limit_frames: expected 0 or more, got 0, -1"),
+        ("data.lidar=backward", "lidar: expected one of mechanical, forward, both, got 'backward'"),
+        ("data.nearby_sweep_s=-1", "nearby_sweep_s: expected 0 or more seconds, got -1"),
         ("data.train=[]", "at least one selector each"),
         ("data.train=3", "expected a list, got 3"),
         ("data.train=[1]", "expected a string, got 1"),

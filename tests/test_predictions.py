@@ -204,7 +204,7 @@ def test_a_hole_where_nothing_is_measured_costs_nothing(folder):
 
 @pytest.fixture
 def recipe(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr(stage_one, "open_source", lambda *_: FakeSource(4, name="home"))
+    monkeypatch.setattr(stage_one, "open_source", lambda *_, **__: FakeSource(4, name="home"))
     (tmp_path / "home.toml").write_text(RECIPE.format(source="home").replace("[96, 160]", "[32, 64]"))
     return tmp_path / "home.toml"
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from data_cache.errors import FrameError, SourceError
 from data_cache.rig import Frame, Rig
-from data_cache.sources import SOURCES, Source, open_source, select
+from data_cache.sources import SOURCES, Source, first, open_source, select
 
 
 @dataclass
@@ -94,6 +94,26 @@ def test_a_list_that_is_none_is_an_error(tmp_path, content, message):
         select(Fake(), [f"list:{tmp_path}/val.txt"])
     with pytest.raises(SourceError, match="expected a text file of frame ids"):
         select(Fake(), ["list:/nowhere.txt"])
+
+
+@pytest.mark.parametrize(
+    ("drives", "frames", "ids"),
+    [(0, 0, "b0 b1 a0 a1 a2 a3"), (1, 0, "b0 b1"), (2, 0, "b0 b1 a0 a1 a2 a3"), (0, 3, "b0 b1 a0"), (1, 3, "b0 b1")],
+)
+def test_the_first_drives_and_frames_of_a_split(drives, frames, ids):
+    assert first(Fake(), select(Fake(), ["train"]), drives=drives, frames=frames) == tuple(ids.split())
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("ddad", {"lidar": "both"}, r"ddad: data\.lidar is for pandaset alone"),
+        ("pandaset", {"nearby_sweep_s": 0.1}, r"pandaset: data\.nearby_sweep_s is for nuscenes alone"),
+    ],
+)
+def test_an_option_of_another_source_is_an_error(kind, options, message, tmp_path):
+    with pytest.raises(SourceError, match=message):
+        open_source(kind, tmp_path, **options)
 
 
 def test_an_unknown_source_is_an_error_that_lists_the_known(tmp_path):

@@ -74,7 +74,7 @@ def test_an_incomplete_folder_is_an_error_that_names_what_is_missing(tmp_path):
 
 
 def test_masks_of_a_source_that_has_none_are_refused(tmp_path):
-    with pytest.raises(SourceError, match=r"pandaset: no self-occlusion masks are known of it; leave out data.masks"):
+    with pytest.raises(SourceError, match=r"pandaset: data\.masks is for ddad alone; leave it out"):
         open_source("pandaset", tmp_path, masks=tmp_path)
 
 

@@ -121,6 +121,26 @@ def test_keyframes_only_and_gaps_are_none(root):
     assert dark.load_sweep is None
 
 
+@pytest.mark.parametrize(("within_s", "file"), [(0.0, None), (0.00049, None), (0.0005, "near"), (9.0, "near")])
+def test_a_keyframe_without_lidar_takes_the_nearest_sweep_of_its_scene_by_option(root, within_s, file):
+    """`dark` is at 500 us: sweeps of its scene are 600 us before and 500 us after, one of another scene is closer."""
+    content = tables()
+    sweep = {"key": False, "pose": "at LiDAR time", "size": (0, 0)}
+    content["sample_data"] = [
+        *content["sample_data"][:-1],
+        datum("LIDAR_TOP", "dark", file="before", time_us=-100, **sweep),
+        datum("LIDAR_TOP", "dark", file="near", time_us=1000, **sweep),
+        datum("LIDAR_TOP", "early", file="other scene", time_us=501, **sweep),
+        datum("LIDAR_TOP", "trimmed away", file="of no scene", time_us=500, **sweep),
+    ]
+    source = NuscenesSource(write(root, content), nearby_sweep_s=within_s)
+    load_sweep = source.frame("dark").load_sweep
+    assert (load_sweep and load_sweep.args[0].name) == file
+    if load_sweep is not None:
+        np.testing.assert_array_equal(load_sweep.args[1][:3, 3], [0, 0, 12])  # 10 at its own time, and 2
+    assert source.frame("early").load_sweep.args[0].name == "lidar.pcd.bin"
+
+
 def test_the_official_splits_have_their_official_sizes(root):
     content = tables()
     content["scene"] = [{"token": str(number), "name": f"scene-{number:04d}"} for number in range(1, 1111)]

@@ -9,6 +9,7 @@ from PIL import Image
 
 from data_cache.errors import FrameError, SourceError
 from data_cache.geometry import cam_from_lidar, project, sparse_depth
+from data_cache.sources import LIDARS
 from data_cache.sources.pandaset import CAMERAS, PandasetSource
 
 pandas = pytest.importorskip("pandas")
@@ -60,6 +61,11 @@ def test_only_finite_points_of_the_spinning_sensor_are_kept(root):
     sweep = PandasetSource(root).frame("005/00").load_sweep()
     np.testing.assert_array_equal(sweep.points_m, [[1.5, 2, 8], [1, 2.9, 12]])
     assert sweep.dropped_count == 1
+
+
+@pytest.mark.parametrize(("lidar", "heights_m"), [("mechanical", [8, 12]), ("forward", [4]), ("both", [8, 12, 4])])
+def test_a_sweep_holds_the_points_of_the_lidars_asked_for(root, lidar, heights_m):
+    assert PandasetSource(root, lidar).frame("005/00").load_sweep().points_m[:, 2].tolist() == heights_m
 
 
 def test_frames_have_stable_ids_times_and_places_in_the_ring(root):
@@ -155,7 +161,7 @@ def test_damaged_files_are_errors_when_they_are_loaded(root):
     with pytest.raises(FrameError, match=r"missing: .*lidar/00\.pkl\.gz"):
         source.frame("005/00").load_sweep()
     for points, names, message in (
-        ([[0, 0, 1, 1]], ("x", "y", "z", "d"), "360-degree sensor.*found 0 of which 0"),
+        ([[0, 0, 1, 1]], ("x", "y", "z", "d"), "lidar mechanical.*found 0 of which 0"),
         ([[np.nan] * 3 + [0]], ("x", "y", "z", "d"), "found 1 of which 0 are finite"),
         ([[0, 0, 1]], ("x", "y", "z"), "expected the columns"),
     ):
@@ -176,6 +182,19 @@ def test_real_frames_are_complete(real_data):
         assert np.count_nonzero(depth_m) > 10_000, view.camera.name
         assert 20 < depth_m.max() < 300
         assert abs(view.time_ns - 1557539960_600_000_000) < 200_000_000
+
+
+def test_real_lidars_are_two(real_data):
+    """The forward one covers the front camera's view alone, and adds to what the other sees there."""
+    frames = {name: PandasetSource(real_data / "pandaset", name).frame("002/11") for name in LIDARS}
+    sweeps = {name: frame.load_sweep() for name, frame in frames.items()}
+    points = {name: len(sweep.points_m) for name, sweep in sweeps.items()}
+    assert points["both"] == points["mechanical"] + points["forward"]
+    assert points["forward"] > 10_000
+    front, back = frames["both"].views[0], frames["both"].views[3]
+    seen = {name: np.count_nonzero(sparse_depth(front, sweep, (1080, 1920))) for name, sweep in sweeps.items()}
+    assert seen["both"] > seen["mechanical"] + 10_000
+    assert not sparse_depth(back, sweeps["forward"], (270, 480)).any()
 
 
 def test_real_cameras_look_around_clockwise(real_data):

@@ -74,7 +74,7 @@ SOURCES = {
 def folder(tmp_path: Path, monkeypatch) -> Path:
     """A run with a student of `home`, and recipes home, near, far whose sources lie in memory."""
 
-    def open_source(kind: str, root: Path | None, version: str = "", masks: Path | None = None):
+    def open_source(kind: str, root: Path | None, version: str = "", **options: object):
         if root is not None and not root.is_dir():
             raise SourceError(f"expected a data folder, found nothing at {root}")
         return SOURCES[kind]

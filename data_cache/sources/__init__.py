@@ -41,9 +41,19 @@ class Source(Protocol):
 SOURCES = ("synthetic", "ddad", "nuscenes", "pandaset", "rig_folder")
 LIST = "list:"
 """Begins a selector that names a file of frame ids."""
+MECHANICAL = "mechanical"
+LIDARS = (MECHANICAL, "forward", "both")
 
 
-def open_source(kind: str, root: Path | None, version: str = "", masks: Path | None = None) -> Source:
+def open_source(
+    kind: str,
+    root: Path | None,
+    version: str = "",
+    *,
+    masks: Path | None = None,
+    lidar: str = MECHANICAL,
+    nearby_sweep_s: float = 0.0,
+) -> Source:
     """Open a data set.
 
     Args:
@@ -51,14 +61,22 @@ def open_source(kind: str, root: Path | None, version: str = "", masks: Path | N
         root: data set folder; None for sources that live in memory.
         version: which of several releases under one root (nuScenes), empty where there is one.
         masks: folder of self-occlusion masks (DDAD); None to look beside the data set.
+        lidar: of LIDARS, the sensors whose points are taken (PandaSet, the one that has two).
+        nearby_sweep_s: how far from a keyframe without LiDAR a sweep may be that stands in (nuScenes), 0 for none.
 
     Raises:
-        SourceError: if the kind is unknown or the folder is not such a data set (with what was looked for).
+        SourceError: if the kind is unknown, has no such option, or the folder is not such a data set (with what was
+            looked for).
     """
     if kind not in SOURCES:
         raise SourceError(f"unknown source {kind!r}; it is one of {', '.join(SOURCES)}")
-    if masks is not None and kind != "ddad":
-        raise SourceError(f"{kind}: no self-occlusion masks are known of it; leave out data.masks ({masks})")
+    for name, changed, only in (
+        ("masks", masks is not None, "ddad"),
+        ("lidar", lidar != MECHANICAL, "pandaset"),
+        ("nearby_sweep_s", nearby_sweep_s > 0, "nuscenes"),
+    ):
+        if changed and kind != only:
+            raise SourceError(f"{kind}: data.{name} is for {only} alone; leave it out")
     # Each source is imported only when it is asked for: the synthetic one needs a ray caster, the others do not.
     if kind == "synthetic":
         from data_cache.sources.synthetic import SyntheticSource
@@ -76,11 +94,11 @@ def open_source(kind: str, root: Path | None, version: str = "", masks: Path | N
     if kind == "nuscenes":
         from data_cache.sources.nuscenes import NuscenesSource
 
-        return NuscenesSource(root, version)
+        return NuscenesSource(root, version, nearby_sweep_s)
     if kind == "pandaset":
         from data_cache.sources.pandaset import PandasetSource
 
-        return PandasetSource(root)
+        return PandasetSource(root, lidar)
     from data_cache.sources.rig_folder import RigFolderSource
 
     return RigFolderSource(root)
@@ -139,6 +157,17 @@ def _listed(source: Source, path: Path) -> tuple[str, ...]:
             f" ...; its ids look like {next(iter(known), 'nothing')}"
         )
     return tuple(ids)
+
+
+def first(source: Source, frame_ids: Sequence[str], *, drives: int, frames: int) -> tuple[str, ...]:
+    """Of some frames those of the first `drives` drives that they come from, and of these the first `frames`; 0 is all.
+
+    Always a part of what was given, so splits that share no frame share none afterwards.
+    """
+    drive_of = {frame_id: drive for drive, ids in source.drives.items() for frame_id in ids}
+    ordered = tuple(dict.fromkeys(drive_of[frame_id] for frame_id in frame_ids))
+    kept = set(ordered[: drives or None])
+    return tuple(frame_id for frame_id in frame_ids if drive_of[frame_id] in kept)[: frames or None]
 
 
 def spread(frame_ids: Sequence[str], count: int) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """nuScenes keyframes, from the JSON tables directly."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
@@ -43,7 +43,7 @@ class _Calibration:
 
 @dataclass(frozen=True, slots=True)
 class _Datum:
-    """What one sensor recorded for a keyframe."""
+    """What one sensor recorded for a keyframe, or a LiDAR between two."""
 
     file: str
     time_us: int
@@ -61,6 +61,8 @@ class NuscenesSource:
     Args:
         root: the folder that holds `v1.0-*`, `samples` and so on.
         version: the table folder; may be empty where there is only one.
+        nearby_sweep_s: a keyframe without LiDAR takes the sweep of its scene that is nearest in time, if it is no
+            farther away than so many seconds; 0 for none. The sweep keeps the pose of its own time.
 
     Raises:
         SourceError: if there are no tables, several and none is chosen, or one of them cannot be used.
@@ -68,15 +70,22 @@ class NuscenesSource:
 
     name = "nuscenes"
 
-    def __init__(self, root: Path, version: str = "") -> None:
+    def __init__(self, root: Path, version: str = "", nearby_sweep_s: float = 0.0) -> None:
         self.rig = Rig(self.name, CAMERAS)
         self._root = root
         tables = root / _choose_version(root, version)
         calibrations = _read_calibrations(tables)
-        self.drives: Mapping[str, tuple[str, ...]] = _read_drives(tables)
+        samples = _read_samples(tables)
+        self.drives: Mapping[str, tuple[str, ...]] = {
+            scene: tuple(times_us) for scene, times_us in samples.items() if times_us
+        }
         self.splits: Mapping[str, tuple[str, ...]] = _present_splits(self.drives)
-        samples = [token for tokens in self.drives.values() for token in tokens]
-        self._data = _read_keyframe_data(tables, calibrations, samples)
+        self._data, sweeps = _read_data(tables, calibrations, samples, with_sweeps=nearby_sweep_s > 0)
+        for scene, times_us in samples.items():
+            for token, time_us in times_us.items():
+                nearest = _nearest(sweeps[scene], time_us, nearby_sweep_s)
+                if nearest is not None:
+                    self._data[token].setdefault(LIDAR, nearest)
         self._ego_poses = _read_ego_poses(tables, self._data)
 
     def frame(self, frame_id: str) -> Frame:
@@ -139,8 +148,8 @@ def _read_calibrations(tables: Path) -> dict[str, _Calibration]:
         }
 
 
-def _read_drives(tables: Path) -> dict[str, tuple[str, ...]]:
-    """Sample tokens of each scene, in time order; a scene without samples is left out."""
+def _read_samples(tables: Path) -> dict[str, dict[str, int]]:
+    """Of each scene, the time stamps of its samples in microseconds by token, in time order."""
     with fields_of(tables / "scene.json"):
         names = {row["token"]: row["name"] for row in read_json(tables / "scene.json")}
     with fields_of(tables / "sample.json"):
@@ -150,17 +159,23 @@ def _read_drives(tables: Path) -> dict[str, tuple[str, ...]]:
         )
     if not rows:
         raise SourceError(f"{tables / 'sample.json'}: expected samples, found none; fetch the tables again")
-    drives: dict[str, list[str]] = {name: [] for name in sorted(names.values())}
-    for _, token, name in rows:
-        drives[name].append(token)
-    return {name: tuple(tokens) for name, tokens in drives.items() if tokens}
+    samples: dict[str, dict[str, int]] = {name: {} for name in sorted(names.values())}
+    for time_us, token, name in rows:
+        samples[name][token] = time_us
+    return samples
 
 
-def _read_keyframe_data(
-    tables: Path, calibrations: Mapping[str, _Calibration], samples: Iterable[str]
-) -> dict[str, dict[str, _Datum]]:
-    """Of each sample, by channel, what the cameras and the LiDAR recorded."""
-    data: dict[str, dict[str, _Datum]] = {token: {} for token in samples}
+def _read_data(
+    tables: Path,
+    calibrations: Mapping[str, _Calibration],
+    samples: Mapping[str, Mapping[str, int]],
+    *,
+    with_sweeps: bool,
+) -> tuple[dict[str, dict[str, _Datum]], dict[str, list[_Datum]]]:
+    """Of each sample, by channel, what the cameras and the LiDAR recorded; of each scene, the sweeps between."""
+    scenes = {token: scene for scene, tokens in samples.items() for token in tokens}
+    data: dict[str, dict[str, _Datum]] = {token: {} for token in scenes}
+    sweeps: dict[str, list[_Datum]] = {scene: [] for scene in samples}
     wanted = {*CAMERAS, LIDAR}
 
     # The full set has 2.6 million rows, of which one in eleven is wanted: each is looked at while the file is parsed,
@@ -168,17 +183,29 @@ def _read_keyframe_data(
     def visit(row: dict[str, Any]) -> None:
         calibration = calibrations[row["calibrated_sensor_token"]]
         if row["is_key_frame"] and calibration.channel in wanted:
-            data[row["sample_token"]][calibration.channel] = _Datum(
-                str(row["filename"]),
-                int(row["timestamp"]),
-                (int(row["height"]), int(row["width"])),
-                calibration,
-                row["ego_pose_token"],
-            )
+            data[row["sample_token"]][calibration.channel] = _datum(row, calibration)
+        # A sweep whose sample was trimmed away is of no scene that is here.
+        elif with_sweeps and calibration.channel == LIDAR and row["sample_token"] in scenes:
+            sweeps[scenes[row["sample_token"]]].append(_datum(row, calibration))
 
     with fields_of(tables / "sample_data.json"):
         read_json(tables / "sample_data.json", visit)
-    return data
+    return data, sweeps
+
+
+def _nearest(sweeps: Sequence[_Datum], time_us: int, within_s: float) -> _Datum | None:
+    nearest = min(sweeps, key=lambda sweep: abs(sweep.time_us - time_us), default=None)
+    return nearest if nearest is not None and abs(nearest.time_us - time_us) <= 1e6 * within_s else None
+
+
+def _datum(row: Mapping[str, Any], calibration: _Calibration) -> _Datum:
+    return _Datum(
+        str(row["filename"]),
+        int(row["timestamp"]),
+        (int(row["height"]), int(row["width"])),
+        calibration,
+        row["ego_pose_token"],
+    )
 
 
 def _read_ego_poses(tables: Path, data: Mapping[str, Mapping[str, _Datum]]) -> dict[str, _Pose]:

@@ -12,12 +12,14 @@ from jaxtyping import Float, Int
 from data_cache.errors import FrameError, SourceError
 from data_cache.images import load_rgb
 from data_cache.rig import Camera, Frame, Rig, Sweep, View, make_sweep, pose_from_quaternion
+from data_cache.sources import LIDARS, MECHANICAL
 from data_cache.sources.metadata import fields_of, found_in, read_json
 from data_cache.sources.pickles import load_columns
 
 CAMERAS = ("front_camera", "front_right_camera", "right_camera", "back_camera", "left_camera", "front_left_camera")
 IMAGE_SIZE = (1080, 1920)  # the metadata does not say it; every PandaSet camera has it
-SPINNING_LIDAR = 0  # column d: 0 is the 360-degree sensor, 1 looks forward only
+LIDAR_NUMBERS = dict(zip(LIDARS, ((0,), (1,), (0, 1)), strict=True))
+"""Values of the column d: 0 is the mechanical, 360-degree sensor, 1 the solid-state one that looks forward only."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +49,7 @@ class PandasetSource:
 
     Args:
         root: the folder that holds the sequences (`root/002/camera/...`).
+        lidar: whose points a sweep holds, of LIDARS.
 
     Raises:
         SourceError: if it holds none, or the metadata of one cannot be used.
@@ -54,7 +57,7 @@ class PandasetSource:
 
     name = "pandaset"
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, lidar: str = MECHANICAL) -> None:
         if not root.is_dir() or _is_sequence(root):
             raise SourceError(
                 f"pandaset: expected a folder of sequences (NNN/camera, NNN/lidar), {found_in(root)};"
@@ -67,6 +70,7 @@ class PandasetSource:
                 " pass the folder that holds 001, 002, ..."
             )
         self.rig = Rig(self.name, CAMERAS)
+        self._lidar = lidar
         self._sequences = {folder.name: _read_sequence(folder) for folder in folders}
         self.drives: Mapping[str, tuple[str, ...]] = {
             name: tuple(f"{name}/{index:02d}" for index in range(sequence.frame_count))
@@ -87,7 +91,7 @@ class PandasetSource:
         views = tuple(_view(sequence, name, index) for name in CAMERAS)
         if index >= sequence.sweep_count:
             return Frame(frame_id, views)
-        return Frame(frame_id, views, partial(_load_sweep, sequence.folder / "lidar" / f"{stem}.pkl.gz"))
+        return Frame(frame_id, views, partial(_load_sweep, sequence.folder / "lidar" / f"{stem}.pkl.gz", self._lidar))
 
 
 def _is_sequence(folder: Path) -> bool:
@@ -147,8 +151,8 @@ def _view(sequence: _Sequence, name: str, index: int) -> View | None:
     )
 
 
-def _load_sweep(path: Path) -> Sweep:
+def _load_sweep(path: Path, lidar: str) -> Sweep:
     table = load_columns(path, ("x", "y", "z", "d"))
-    points = table[table[:, 3] == SPINNING_LIDAR]
+    points = table[np.isin(table[:, 3], LIDAR_NUMBERS[lidar])]
     # The points are stored in world coordinates, so the pose of the sensor is already in them.
-    return make_sweep(points, np.eye(4), f"{path} (360-degree sensor, d == {SPINNING_LIDAR})")
+    return make_sweep(points, np.eye(4), f"{path} (lidar {lidar}, column d)")
