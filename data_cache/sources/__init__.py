@@ -38,6 +38,15 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class StoredSource(Source, Protocol):
+    """A data set whose frames lie in files."""
+
+    def files(self, frame_id: str) -> Mapping[str, Path]:
+        """The files of a frame by sensor, as the metadata name them, whether or not they are there."""
+        ...
+
+
 SOURCES = ("synthetic", "ddad", "nuscenes", "pandaset")
 
 

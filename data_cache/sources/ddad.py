@@ -89,6 +89,11 @@ class DdadSource:
         sweep = sample.data[LIDAR]
         return Frame(frame_id, views, partial(_load_sweep, sample.folder / sweep.file, sweep.world_from_sensor()))
 
+    def files(self, frame_id: str) -> Mapping[str, Path]:
+        """See `data_cache.sources.StoredSource`."""
+        sample = self._samples[frame_id]
+        return {name: sample.folder / datum.file for name, datum in sample.data.items()}
+
 
 def _listed_scenes(root: Path) -> tuple[dict[str, Path], dict[str, tuple[str, ...]]]:
     """Scene files by folder name, and folder names by split, of `ddad.json`."""

@@ -87,7 +87,26 @@ class PandasetSource:
         views = tuple(_view(sequence, name, index) for name in CAMERAS)
         if index >= sequence.sweep_count:
             return Frame(frame_id, views)
-        return Frame(frame_id, views, partial(_load_sweep, sequence.folder / "lidar" / f"{stem}.pkl.gz"))
+        return Frame(frame_id, views, partial(_load_sweep, _sweep_file(sequence, index)))
+
+    def files(self, frame_id: str) -> Mapping[str, Path]:
+        """See `data_cache.sources.StoredSource`."""
+        drive, _, stem = frame_id.partition("/")
+        sequence, index = self._sequences[drive], int(stem)
+        files = {
+            name: _image_file(sequence, name, index)
+            for name, track in sequence.tracks.items()
+            if index < len(track.time_ns)
+        }
+        return files | ({"lidar": _sweep_file(sequence, index)} if index < sequence.sweep_count else {})
+
+
+def _image_file(sequence: _Sequence, name: str, index: int) -> Path:
+    return sequence.folder / "camera" / name / f"{index:02d}.jpg"
+
+
+def _sweep_file(sequence: _Sequence, index: int) -> Path:
+    return sequence.folder / "lidar" / f"{index:02d}.pkl.gz"
 
 
 def _is_sequence(folder: Path) -> bool:
@@ -141,7 +160,7 @@ def _view(sequence: _Sequence, name: str, index: int) -> View | None:
         Camera(name, track.K_px, width_px=IMAGE_SIZE[1], height_px=IMAGE_SIZE[0]),
         pose_from_quaternion((w, x, y, z), (position_m[0], position_m[1], position_m[2])),
         int(track.time_ns[index]),
-        partial(load_rgb, sequence.folder / "camera" / name / f"{index:02d}.jpg", IMAGE_SIZE),
+        partial(load_rgb, _image_file(sequence, name, index), IMAGE_SIZE),
     )
 
 
