@@ -31,10 +31,10 @@ JUMP_REACH = 1 / 70
 JUMP_U = 0.05
 PAIR_LIMIT = 6000
 FEWEST_PAIRS = 200
-TURNS_DEG = (-3, -2, -1, 0, 1, 2, 3)
+TURNS_DEG = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
 ZOOMS = (0.9, 1.1)
 LEAST_SHARE = 0.12
-"""Where hardly a jump of LiDAR is one for the camera (its own vehicle in view, for one), nothing can be said."""
+"""Of the jumps of LiDAR, those that a teacher sees of a camera that is what it is said to be; 0.14 was the least."""
 GAIN_FAR_TURN, GAIN_NEAR_TURN, GAIN_ZOOM = 1.2, 1.6, 1.3
 """How many times as well a turn by 2 degrees or more, by 1 degree, a zoom must fit to be believed; see `alignment`."""
 OVERLAP_AT_M = 10.0
@@ -212,19 +212,26 @@ class Alignment:
     @property
     def judged(self) -> bool:
         """Whether there was enough to look at."""
-        return self.pairs >= FEWEST_PAIRS and self.better_share >= LEAST_SHARE
+        return self.pairs >= FEWEST_PAIRS
+
+    @property
+    def lost(self) -> bool:
+        """Whether LiDAR and teacher have hardly a jump in common, however the camera is turned."""
+        return self.judged and self.better_share < LEAST_SHARE
 
     @property
     def suspicious(self) -> bool:
         """Whether another calibration is to be believed rather than this one."""
-        return self.judged and self.better is not None
+        return self.judged and not self.lost and self.better is not None
 
 
 def alignment(counts: JumpCounts) -> Alignment:
     """Compare the calibration as given with all changes of it.
 
-    Measured with Depth Anything V2 Small on 6 cameras each of PandaSet 002 and the synthetic drives (3 frames), DDAD 000187
-    (3 frames) and nuScenes scene-0061 (its one frame): FIGURES
+    Measured with Depth Anything V2 Small on 6 cameras each of PandaSet 002, DDAD 000187, synthetic drives (3 frames)
+    and nuScenes scene-0061 (its one frame). Of these 24 cameras 23 were sound, and one of DDAD, which looks along its own
+    vehicle, was lost. Turned by 2 degrees to the left, right, up or down, 93 of 96 were suspicious and 3 lost; given
+    the image of another camera 44 of 48 were one or the other, with a focal length 10 % off 36 of 48.
     """
     share = counts.share
     best = int(np.argmax(share / ALLOWED_GAIN))
