@@ -1,5 +1,6 @@
 """The command `surround`. Parses, calls one function, prints its report; heavy imports wait until a stage runs."""
 
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -51,6 +52,30 @@ def recipe_options(command: F) -> F:
     ):
         command = option(command)
     return command
+
+
+@main.command()
+@recipe_options
+@click.option("--scheduler", default="threads", metavar="NAME", help="What stage one will be given; is it there?")
+@click.option("--json", "as_json", is_flag=True, help="A list of findings: check, level, found, remedy.")
+def doctor(
+    recipe: str, data: Path | None, run: Path | None, overrides: tuple[str, ...], scheduler: str, as_json: bool
+) -> None:
+    """Before anything: are data, calibration, weights, disk and devices fit for this recipe?
+
+    Looks at a few frames, a minute at most on a CPU. Exit 0: no problem (there may be warnings); 1: problems.
+    """
+    from dataclasses import asdict
+
+    from pipeline.doctor import run_doctor
+    from pipeline.findings import findings_text
+
+    with _errors():
+        parsed, folder = _open_run(recipe, data, run, overrides)
+        found = run_doctor(parsed, folder, scheduler=scheduler)
+    click.echo(json.dumps([asdict(finding) for finding in found], indent=1) if as_json else findings_text(found))
+    if any(finding.level == "problem" for finding in found):
+        sys.exit(EXIT_FAILED)
 
 
 @main.command("fit-bins")

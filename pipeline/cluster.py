@@ -93,30 +93,40 @@ def require_scheduler(name: str) -> None:
     """Check the word after --scheduler, and that a scheduler answers where it is an address. Raises SettingError."""
     if name in ("threads", "local", "slurm"):
         return
-    scheme, colon, _ = name.partition("://")
+    count_workers(name)
+
+
+def count_workers(address: str) -> int:
+    """Workers of the scheduler at an address. Raises SettingError if none answers within PROBE_S."""
+    scheme, colon, _ = address.partition("://")
     if not colon or scheme not in SCHEMES:
         raise SettingError(
             f"--scheduler: expected threads, local, slurm or an address like tcp://host:8786 ({', '.join(SCHEMES)}),"
-            f" got {name!r}"
+            f" got {address!r}"
         )
     try:
-        asyncio.run(_call(name))
+        return asyncio.run(_call(address))
     except (
         OSError,
         ValueError,
         TypeError,
         ImportError,
     ) as error:  # the last two: ucx is not installed, tls lacks files
-        raise _no_answer(name, error) from error
+        raise _no_answer(address, error) from error
 
 
-async def _call(address: str) -> None:
-    """Shake hands with a scheduler; a Client that fails to would leave threads and complaints behind."""
+async def _call(address: str) -> int:
+    """Ask a scheduler for its workers; a Client that fails to would leave threads and complaints behind."""
     from distributed.comm import connect
+    from distributed.core import send_recv
     from distributed.security import Security
 
     comm = await connect(address, timeout=PROBE_S, **Security().get_connection_args("client"))
-    await comm.close()
+    try:
+        identity = await asyncio.wait_for(send_recv(comm, op="identity", n_workers=-1), PROBE_S)
+        return len(identity["workers"])
+    finally:
+        comm.abort()
 
 
 def _no_answer(address: str, error: Exception) -> SettingError:

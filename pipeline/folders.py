@@ -56,6 +56,11 @@ class RunFolder:
         return self.eval / "predictions"
 
     @property
+    def doctor(self) -> Path:
+        """What the doctor has drawn."""
+        return self.root / "doctor"
+
+    @property
     def ablate(self) -> Path:
         """Students of the ablation, and its table."""
         return self.root / "ablate"

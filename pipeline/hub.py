@@ -28,15 +28,9 @@ def hub_weights(name: str) -> WeightFolder:
         RecipeError: if the name is malformed or has no commit.
         WeightsError: if it is neither in the cache nor to be had.
     """
-    match = _NAME.fullmatch(name)
-    if match is None:
-        raise RecipeError(
-            f"weights {name!r}: expected {PREFIX}owner/name@<40-digit commit>; a branch or tag can move, and then the"
-            " cache would not hold what its recipe says"
-        )
     from huggingface_hub import snapshot_download
 
-    hub_id, revision = match["id"], match["revision"]
+    hub_id, revision = _id_and_revision(name)
     folder = _cached(hub_id, revision)
     if folder is None:
         try:
@@ -57,7 +51,14 @@ def hub_weights(name: str) -> WeightFolder:
                 f"Remedy: where there is a network run `hf download {hub_id} --revision {revision}` and copy its cache"
                 " here (HF_HOME), or name a folder with the files in teacher_cache.weights."
             ) from error
-    return WeightFolder(folder, weights_sha256(folder), HUB_LICENCES.get(hub_id, UNKNOWN_LICENCE), "model hub")
+    return _weight_folder(hub_id, folder)
+
+
+def cached_hub_weights(name: str) -> WeightFolder | None:
+    """Like `hub_weights`, but only looks into the hub client's own cache; None if they are not there."""
+    hub_id, revision = _id_and_revision(name)
+    folder = _cached(hub_id, revision)
+    return _weight_folder(hub_id, folder) if folder is not None else None
 
 
 def weights_sha256(folder: Path) -> str:
@@ -74,6 +75,20 @@ def weights_sha256(folder: Path) -> str:
         raise RecipeError(f"{folder}: expected {MODEL_FILE} or the safetensors of a diffusers pipeline, found none")
     sums = "".join(f"{file_sha256(folder / name)}  {name}\n" for name in names)
     return hashlib.sha256(sums.encode()).hexdigest()
+
+
+def _weight_folder(hub_id: str, folder: Path) -> WeightFolder:
+    return WeightFolder(folder, weights_sha256(folder), HUB_LICENCES.get(hub_id, UNKNOWN_LICENCE), "model hub")
+
+
+def _id_and_revision(name: str) -> tuple[str, str]:
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise RecipeError(
+            f"weights {name!r}: expected {PREFIX}owner/name@<40-digit commit>; a branch or tag can move, and then the"
+            " cache would not hold what its recipe says"
+        )
+    return match["id"], match["revision"]
 
 
 def _cached(hub_id: str, revision: str) -> Path | None:

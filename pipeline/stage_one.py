@@ -15,9 +15,9 @@ from data_cache.writer import CacheWriter
 from pipeline.config import DataSpec, Recipe
 from pipeline.errors import RecipeError
 from pipeline.folders import RunFolder
-from pipeline.hub import MODELS, PREFIX, hub_weights, weights_sha256
+from pipeline.hub import MODELS, PREFIX, cached_hub_weights, hub_weights, weights_sha256
 from pipeline.weight_catalog import UNKNOWN_LICENCE
-from pipeline.weights import KNOWN, WeightFolder, fetch_weights
+from pipeline.weights import KNOWN, WeightFolder, fetch_weights, find_weights
 from stages.binning import AffineBinning, Binning, resolve_binning
 from stages.devices import resolve_device, resolve_precision
 from stages.fit_bins import load_fitted, require_made_with
@@ -193,6 +193,13 @@ def open_teacher(recipe: Recipe) -> LoadedTeacher:
         device=device,
         precision=resolve_precision(spec.precision, device),
     )
+
+
+def find_teacher_weights(name: str) -> WeightFolder | None:
+    """The weights of a recipe if they are on this machine; nothing is downloaded. Raises RecipeError."""
+    if name in KNOWN:
+        return find_weights(name)
+    return cached_hub_weights(name) if name.startswith(PREFIX) else _weights(name)
 
 
 def _weights(name: str) -> WeightFolder:

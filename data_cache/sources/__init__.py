@@ -45,6 +45,15 @@ MECHANICAL = "mechanical"
 LIDARS = (MECHANICAL, "forward", "both")
 
 
+@runtime_checkable
+class StoredSource(Source, Protocol):
+    """A data set whose frames lie in files."""
+
+    def files(self, frame_id: str) -> Mapping[str, Path]:
+        """The files of a frame by sensor, as the metadata name them, whether or not they are there."""
+        ...
+
+
 def open_source(
     kind: str,
     root: Path | None,

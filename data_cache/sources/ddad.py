@@ -105,6 +105,11 @@ class DdadSource:
             self._masks.loader(scene, name, datum.size) if self._masks is not None else None,
         )
 
+    def files(self, frame_id: str) -> Mapping[str, Path]:
+        """See `data_cache.sources.StoredSource`."""
+        sample = self._samples[frame_id]
+        return {name: sample.folder / datum.file for name, datum in sample.data.items()}
+
 
 def _listed_scenes(root: Path) -> tuple[dict[str, Path], dict[str, tuple[str, ...]]]:
     """Scene files by folder name, and folder names by split, of `ddad.json`."""

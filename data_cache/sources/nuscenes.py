@@ -103,6 +103,10 @@ class NuscenesSource:
         sweep = data[LIDAR]
         return Frame(frame_id, views, partial(_load_sweep, self._root / sweep.file, self._world_from_sensor(sweep)))
 
+    def files(self, frame_id: str) -> Mapping[str, Path]:
+        """See `data_cache.sources.StoredSource`."""
+        return {channel: self._root / datum.file for channel, datum in self._data[frame_id].items()}
+
     def _view(self, datum: _Datum) -> View:
         return View(
             Camera(

@@ -91,7 +91,26 @@ class PandasetSource:
         views = tuple(_view(sequence, name, index) for name in CAMERAS)
         if index >= sequence.sweep_count:
             return Frame(frame_id, views)
-        return Frame(frame_id, views, partial(_load_sweep, sequence.folder / "lidar" / f"{stem}.pkl.gz", self._lidar))
+        return Frame(frame_id, views, partial(_load_sweep, _sweep_file(sequence, index), self._lidar))
+
+    def files(self, frame_id: str) -> Mapping[str, Path]:
+        """See `data_cache.sources.StoredSource`."""
+        drive, _, stem = frame_id.partition("/")
+        sequence, index = self._sequences[drive], int(stem)
+        files = {
+            name: _image_file(sequence, name, index)
+            for name, track in sequence.tracks.items()
+            if index < len(track.time_ns)
+        }
+        return files | ({"lidar": _sweep_file(sequence, index)} if index < sequence.sweep_count else {})
+
+
+def _image_file(sequence: _Sequence, name: str, index: int) -> Path:
+    return sequence.folder / "camera" / name / f"{index:02d}.jpg"
+
+
+def _sweep_file(sequence: _Sequence, index: int) -> Path:
+    return sequence.folder / "lidar" / f"{index:02d}.pkl.gz"
 
 
 def _is_sequence(folder: Path) -> bool:
@@ -141,13 +160,12 @@ def _view(sequence: _Sequence, name: str, index: int) -> View | None:
     if track is None or index >= len(track.time_ns):
         return None
     w, x, y, z, *position_m = track.poses[index].tolist()
-    file = sequence.folder / "camera" / name / f"{index:02d}.jpg"
     return View(
         Camera(name, track.K_px, width_px=IMAGE_SIZE[1], height_px=IMAGE_SIZE[0]),
         pose_from_quaternion((w, x, y, z), (position_m[0], position_m[1], position_m[2])),
         int(track.time_ns[index]),
-        partial(load_rgb, file, IMAGE_SIZE),
-        file,
+        partial(load_rgb, _image_file(sequence, name, index), IMAGE_SIZE),
+        _image_file(sequence, name, index),
     )
 
 

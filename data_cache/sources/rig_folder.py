@@ -112,6 +112,12 @@ class RigFolderSource:
             return Frame(frame_id, views)
         return Frame(frame_id, views, partial(_load_sweep, self._root, line.scan, where))
 
+    def files(self, frame_id: str) -> Mapping[str, Path]:
+        """See `data_cache.sources.StoredSource`."""
+        line = self._lines[frame_id]
+        files = {name: self._root / shot.file for name, shot in line.shots.items()}
+        return files | ({"lidar": self._root / line.scan.file} if line.scan is not None else {})
+
     def _view(self, shot: _Shot, where: str) -> View:
         plain = shot.calibration.lens is None
         return View(
