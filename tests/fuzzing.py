@@ -1,7 +1,10 @@
-"""Files of a rig folder with anything in them: each is read, or refused with one of our own errors."""
+"""Files of data sets with anything in them: each is read, or refused with one of our own errors."""
 
 import copy
+import gzip
+import io
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +12,23 @@ from typing import Any
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from test_points import FILES
+from test_sources_ddad import SCENE, calibration, scene
+from test_sources_ddad import example as ddad
+from test_sources_nuscenes import example as nuscenes
+from test_sources_nuscenes import tables
+from test_sources_pandaset import HERE, LENS, POINTS, write_sweep
+from test_sources_pandaset import example as pandaset
 from test_sources_rig_folder import RIG, line, write
 
 from data_cache.errors import FrameError, SourceError
+from data_cache.images import load_rgb
+from data_cache.sources import Source
+from data_cache.sources.ddad import DdadSource
+from data_cache.sources.nuscenes import NuscenesSource
+from data_cache.sources.pandaset import PandasetSource
+from data_cache.sources.pickles import load_whole_numbers
 from data_cache.sources.points import load_points
 from data_cache.sources.rig_folder import RigFolderSource
 
@@ -98,7 +114,63 @@ def read_folder(name: str) -> Callable[[Path, bytes], None]:
     return read
 
 
-PARSERS: dict[str, tuple[st.SearchStrategy[bytes], Callable[[Path, bytes], None]]] = {
+def read_data_set(
+    make: Callable[[Path], Path], opened: Callable[[Path], Source], name: str
+) -> Callable[[Path, bytes], None]:
+    """Open an example in which one file holds other bytes, and read calibrations and sweeps of all its frames."""
+
+    def read(root: Path, data: bytes) -> None:
+        if not (root / "made").exists():
+            make(root)
+            (root / "made").touch()
+        (root / name).write_bytes(data)
+        try:
+            source = opened(root)
+        except SourceError:
+            return
+        for frame_id in [one for ids in source.drives.values() for one in ids]:
+            try:
+                frame = source.frame(frame_id)
+                if frame.load_sweep is not None:
+                    frame.load_sweep()
+            except FrameError:
+                continue
+
+    return read
+
+
+def read_image(root: Path, data: bytes) -> None:
+    (root / "image").write_bytes(data)
+    try:
+        assert load_rgb(root / "image", (24, 32)).shape == (24, 32, 3)
+    except FrameError:
+        return
+
+
+def read_mask_sets(root: Path, data: bytes) -> None:
+    (root / "sets.pkl").write_bytes(data)
+    try:
+        assert all(type(n) is int for pair in load_whole_numbers(root / "sets.pkl").items() for n in pair)
+    except SourceError:
+        return
+
+
+def image_bytes(kind: str) -> bytes:
+    stream = io.BytesIO()
+    Image.linear_gradient("L").resize((32, 24)).convert("RGB").save(stream, kind)
+    return stream.getvalue()
+
+
+def table_bytes() -> bytes:
+    """The pickle inside of a sweep of PandaSet."""
+    stream = io.BytesIO()
+    write_sweep(stream, POINTS)
+    return gzip.decompress(stream.getvalue())
+
+
+Parser = tuple[st.SearchStrategy[bytes], Callable[[Path, bytes], None]]
+SEQUENCE = "005/camera/front_camera"
+RIG_FOLDER: dict[str, Parser] = {
     name: (st.one_of(changed_bytes(start), changed_bytes(start), st.binary(max_size=200)), read_points(name))
     for name, start in FILES.items()
 } | {
@@ -107,6 +179,29 @@ PARSERS: dict[str, tuple[st.SearchStrategy[bytes], Callable[[Path, bytes], None]
                      read_folder("frames.jsonl")),
     "splits.json": (changed_json({"train": ["morning"], "test": ["noon"]}), read_folder("splits.json")),
 }  # fmt: skip
+DATA_SETS: dict[str, Parser] = {
+    f"nuscenes {name}.json": (changed_json(rows), read_data_set(nuscenes, NuscenesSource, f"v1.0-mini/{name}.json"))
+    for name, rows in tables().items()
+} | {
+    f"{source} {name}": (inputs, read_data_set(make, opened, name))
+    for source, make, opened, name, inputs in (
+        ("nuscenes", nuscenes, NuscenesSource, "samples/lidar.pcd.bin", st.binary(max_size=200)),
+        ("ddad", ddad, DdadSource, "ddad.json",
+         changed_json({"scene_splits": {"1": {"filenames": [f"000007/{SCENE}"]}}})),
+        ("ddad", ddad, DdadSource, f"000007/{SCENE}", changed_json(scene())),
+        ("ddad", ddad, DdadSource, "000007/calibration/c0ffee.json", changed_json(calibration())),
+        ("ddad", ddad, DdadSource, "000007/point_cloud/LIDAR/a.npz", changed_bytes(FILES["single.npz"])),
+        ("pandaset", pandaset, PandasetSource, f"{SEQUENCE}/poses.json", changed_json([HERE, HERE])),
+        ("pandaset", pandaset, PandasetSource, f"{SEQUENCE}/intrinsics.json", changed_json(LENS)),
+        ("pandaset", pandaset, PandasetSource, f"{SEQUENCE}/timestamps.json", changed_json([1557539958.5, 1557539959])),
+        ("pandaset", pandaset, PandasetSource, "005/lidar/00.pkl.gz", changed_bytes(table_bytes()).map(gzip.compress)),
+    )
+} | {
+    "masks of ddad": (changed_bytes(pickle.dumps({187: 1, 3: 0}, protocol=3)), read_mask_sets),
+    "image.jpg": (changed_bytes(image_bytes("JPEG")), read_image),
+    "image.png": (changed_bytes(image_bytes("PNG")), read_image),
+}  # fmt: skip
+PARSERS = RIG_FOLDER | DATA_SETS
 
 
 def fuzz(name: str, root: Path, count: int, *, always_the_same: bool) -> None:

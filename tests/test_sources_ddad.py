@@ -60,8 +60,7 @@ def write(folder, scene_content, calibration_content=None):
     return folder
 
 
-@pytest.fixture
-def root(tmp_path):
+def example(tmp_path):
     """One scene under `ddad.json`."""
     folder = write(tmp_path / "000007", scene())
     (folder / "point_cloud" / "LIDAR").mkdir(parents=True)
@@ -75,6 +74,11 @@ def root(tmp_path):
     files = {"filenames": [f"000007/{SCENE}"]}
     (tmp_path / "ddad.json").write_text(json.dumps({"scene_splits": {"0": {"filenames": []}, "1": files}}))
     return tmp_path
+
+
+@pytest.fixture
+def root(tmp_path):
+    return example(tmp_path)
 
 
 FIRST, SECOND = "000007/1561654981500000", "000007/1561654982500000"
@@ -242,9 +246,14 @@ def test_damaged_files_are_errors_when_they_are_loaded(root):
         path.write_bytes(damaged)
         with pytest.raises(FrameError, match=r"a\.npz"):
             frame.load_sweep()
-    for arrays in ({"points": np.zeros((2, 4))}, {"data": np.array([{}])}, {"data": np.array(["x"])}):
+    two = {"points": np.zeros((2, 4)), "colours": np.zeros((2, 4))}
+    for arrays, message in (
+        (two, "expected the array 'data', or a single one"),
+        ({"data": np.array([{}])}, "expected an array of numbers"),
+        ({"data": np.array(["x"])}, "expected an array of numbers"),
+    ):
         np.savez(path, **arrays)
-        with pytest.raises(FrameError, match=r"a\.npz: expected an npz file with the array 'data'"):
+        with pytest.raises(FrameError, match=rf"a\.npz: {message}"):
             frame.load_sweep()
     for points in (np.zeros((0, 4)), np.full((3, 4), np.nan), np.zeros(4)):
         np.savez(path, data=points)

@@ -83,14 +83,18 @@ def write(root, content, version="v1.0-mini"):
     return root
 
 
-@pytest.fixture
-def root(tmp_path):
+def example(tmp_path):
     (tmp_path / "samples").mkdir()
     for name in ("front", "back"):
         Image.new("RGB", (SIZE[1], SIZE[0]), (9, 9, 9)).save(tmp_path / "samples" / f"{name}.png")
     points = np.array([[1, 0, 9, 0.5, 3], [0, 2, 12, 0.1, 4], [np.nan, 0, 0, 0, 0]], dtype=np.float32)
     points.tofile(tmp_path / "samples" / "lidar.pcd.bin")
     return write(tmp_path, tables())
+
+
+@pytest.fixture
+def root(tmp_path):
+    return example(tmp_path)
 
 
 def test_both_ego_poses_are_used(root):

@@ -25,8 +25,7 @@ def write_sweep(path, points, names=("x", "y", "z", "d")):
         pickle.dump(frame, stream)
 
 
-@pytest.fixture
-def root(tmp_path):
+def example(tmp_path):
     """Two frames of two cameras, with LiDAR."""
     for camera in CAMERAS[:2]:
         folder = tmp_path / "005" / "camera" / camera
@@ -41,6 +40,11 @@ def root(tmp_path):
     for stem in ("00", "01"):
         write_sweep(tmp_path / "005" / "lidar" / f"{stem}.pkl.gz", POINTS)
     return tmp_path
+
+
+@pytest.fixture
+def root(tmp_path):
+    return example(tmp_path)
 
 
 def camera_file(root: Path, name: str) -> Path:

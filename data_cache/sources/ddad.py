@@ -1,7 +1,5 @@
 """DDAD, and scenes of its format (DGP), from JSON and npz directly."""
 
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,7 +14,8 @@ from data_cache.errors import FrameError, SourceError
 from data_cache.images import load_rgb
 from data_cache.rig import Camera, Frame, Rig, Sweep, View, make_sweep, pose_from_quaternion
 from data_cache.sources.ddad_masks import DdadMasks, find_masks
-from data_cache.sources.metadata import fields_of, found_in, read_json
+from data_cache.sources.metadata import fields_of, found_in, read_json, text
+from data_cache.sources.points import load_points
 
 CAMERAS = ("CAMERA_01", "CAMERA_06", "CAMERA_08", "CAMERA_09", "CAMERA_07", "CAMERA_05")
 LIDAR = "LIDAR"
@@ -213,7 +212,7 @@ def _datum(datum: Mapping[str, Any]) -> _Datum:
     w, x, y, z = (float(np.float32(rotation[key])) for key in ("qw", "qx", "qy", "qz"))
     x_m, y_m, z_m = (float(np.float32(translation[key])) for key in ("x", "y", "z"))
     return _Datum(
-        str(content["filename"]),
+        text(content["filename"]),
         _stamp_us(datum["id"]["timestamp"]),
         (0, 0) if is_lidar else (int(content["height"]), int(content["width"])),
         (w, x, y, z),
@@ -232,11 +231,4 @@ def _time_ns(stamp_us: int) -> int:
 
 
 def _load_sweep(path: Path, world_from_lidar: Float[np.ndarray, "4 4"]) -> Sweep:
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            points = np.asarray(archive["data"], dtype=np.float64)
-    except FileNotFoundError as error:
-        raise FrameError(f"LiDAR file missing: {path}") from error
-    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise FrameError(f"{path}: expected an npz file with the array 'data', found {error}") from error
-    return make_sweep(points, world_from_lidar, str(path))
+    return make_sweep(load_points(path, "data"), world_from_lidar, str(path))

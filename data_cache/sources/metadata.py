@@ -42,6 +42,13 @@ def fields_of(where: object) -> Iterator[None]:
         raise SourceError(f"{where}: unexpected content: {error}; the file is damaged or of another format") from error
 
 
+def text(value: object) -> str:
+    """A field that has to be text; raises TypeError, which `fields_of` explains."""
+    if not isinstance(value, str):
+        raise TypeError(f"expected text, found {value!r}")
+    return value
+
+
 def found_in(folder: Path) -> str:
     """What a folder holds, short enough for an error message."""
     if not folder.is_dir():

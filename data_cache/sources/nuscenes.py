@@ -14,7 +14,7 @@ from jaxtyping import Float
 from data_cache.errors import FrameError, SourceError
 from data_cache.images import load_rgb
 from data_cache.rig import Camera, Frame, Rig, Sweep, View, make_sweep, pose_from_quaternion
-from data_cache.sources.metadata import fields_of, found_in, read_json
+from data_cache.sources.metadata import fields_of, found_in, read_json, text
 
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT")
 LIDAR = "LIDAR_TOP"
@@ -144,7 +144,7 @@ def _choose_version(root: Path, version: str) -> str:
 
 def _read_calibrations(tables: Path) -> dict[str, _Calibration]:
     with fields_of(tables / "sensor.json"):
-        channels = {row["token"]: row["channel"] for row in read_json(tables / "sensor.json")}
+        channels = {row["token"]: text(row["channel"]) for row in read_json(tables / "sensor.json")}
     with fields_of(tables / "calibrated_sensor.json"):
         return {
             row["token"]: _Calibration(channels[row["sensor_token"]], _pose(row), row["camera_intrinsic"])
@@ -155,10 +155,10 @@ def _read_calibrations(tables: Path) -> dict[str, _Calibration]:
 def _read_samples(tables: Path) -> dict[str, dict[str, int]]:
     """Of each scene, the time stamps of its samples in microseconds by token, in time order."""
     with fields_of(tables / "scene.json"):
-        names = {row["token"]: row["name"] for row in read_json(tables / "scene.json")}
+        names = {text(row["token"]): text(row["name"]) for row in read_json(tables / "scene.json")}
     with fields_of(tables / "sample.json"):
         rows = sorted(
-            (int(row["timestamp"]), row["token"], names[row["scene_token"]])
+            (int(row["timestamp"]), text(row["token"]), names[row["scene_token"]])
             for row in read_json(tables / "sample.json")
         )
     if not rows:
@@ -204,11 +204,11 @@ def _nearest(sweeps: Sequence[_Datum], time_us: int, within_s: float) -> _Datum 
 
 def _datum(row: Mapping[str, Any], calibration: _Calibration) -> _Datum:
     return _Datum(
-        str(row["filename"]),
+        text(row["filename"]),
         int(row["timestamp"]),
         (int(row["height"]), int(row["width"])),
         calibration,
-        row["ego_pose_token"],
+        text(row["ego_pose_token"]),
     )
 
 

@@ -7,6 +7,7 @@ import struct
 import zipfile
 import zlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tokenize import TokenError
 
@@ -29,10 +30,10 @@ class _Malformed(Exception):
     """What a file is instead of what it should be; becomes a FrameError with its name."""
 
 
-def load_points(path: Path) -> Shaped[np.ndarray, "N C"]:
+def load_points(path: Path, array: str = "points") -> Shaped[np.ndarray, "N C"]:
     """Columns x, y, z, ... of a LiDAR file, in the unit and frame of the file; points may be non-finite.
 
-    `.npy`: an array (N, 3 or more) of numbers. `.npz`: the array `points`, or the only one. `.pcd`: fields x, y, z;
+    `.npy`: an array (N, 3 or more) of numbers. `.npz`: the array of that name, or the only one. `.pcd`: fields x, y, z;
     data ascii, binary or binary_compressed; its VIEWPOINT is not applied. `.bin`: rows of four float32, x y z and
     intensity.
 
@@ -40,7 +41,9 @@ def load_points(path: Path) -> Shaped[np.ndarray, "N C"]:
         FrameError: if the file is missing, of no such format, damaged, or declares more than 10 million points or 512
             MiB.
     """
-    read = {".npy": _read_npy, ".npz": _read_npz, ".pcd": _read_pcd, ".bin": _read_bin}.get(path.suffix.lower())
+    read = {".npy": _read_npy, ".npz": partial(_read_npz, array), ".pcd": _read_pcd, ".bin": _read_bin}.get(
+        path.suffix.lower()
+    )
     if read is None:
         raise FrameError(
             f"{path}: expected a LiDAR file .npy, .npz, .pcd or .bin, found {path.suffix or 'no suffix'!r}"
@@ -95,15 +98,15 @@ def _read_npy(stream: _Stream, byte_count: int) -> Shaped[np.ndarray, "N C"]:
     return np.frombuffer(data, dtype).reshape(shape, order="F" if in_columns else "C")
 
 
-def _read_npz(stream: _Stream, byte_count: int) -> Shaped[np.ndarray, "N C"]:
+def _read_npz(array: str, stream: _Stream, byte_count: int) -> Shaped[np.ndarray, "N C"]:
     _require_small_directory(stream, byte_count)
     try:
         with zipfile.ZipFile(stream) as archive:
             members = {info.filename: info for info in archive.infolist()}
-            info = members.get("points.npy", next(iter(members.values())) if len(members) == 1 else None)
+            info = members.get(f"{array}.npy", next(iter(members.values())) if len(members) == 1 else None)
             if info is None:
                 found = ", ".join(sorted(members)[:8])
-                raise _Malformed(f"expected the array 'points', or a single one, found {ascii(found) or 'none'}")
+                raise _Malformed(f"expected the array {array!r}, or a single one, found {ascii(found) or 'none'}")
             if info.file_size > BYTE_LIMIT or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise _Malformed(
                     f"expected an array of at most {BYTE_LIMIT} bytes, stored or deflated, found {info.file_size} bytes"
