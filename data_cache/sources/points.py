@@ -6,6 +6,7 @@ import re
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,9 +42,13 @@ def load_points(path: Path, array: str = "points") -> Shaped[np.ndarray, "N C"]:
         FrameError: if the file is missing, of no such format, damaged, or declares more than 10 million points or 512
             MiB.
     """
-    read = {".npy": _read_npy, ".npz": partial(_read_npz, array), ".pcd": _read_pcd, ".bin": _read_bin}.get(
-        path.suffix.lower()
-    )
+    readers: dict[str, Callable[[_Stream, int], np.ndarray]] = {
+        ".npy": _read_npy,
+        ".npz": partial(_read_npz, array),
+        ".pcd": _read_pcd,
+        ".bin": _read_bin,
+    }
+    read = readers.get(path.suffix.lower())
     if read is None:
         raise FrameError(
             f"{path}: expected a LiDAR file .npy, .npz, .pcd or .bin, found {path.suffix or 'no suffix'!r}"
