@@ -270,6 +270,7 @@ def wait_for(condition, command: Command | None = None) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.torture
 def test_a_stop_leaves_saved_students_and_the_same_command_goes_on(run, recipe, tmp_path):
     arguments = ("ablate", recipe, "--run", run, "--set", "train_student.steps=4000", "--set", "ablate.seeds=[1]")
     command = Command(tmp_path / "log", *arguments, "--jobs", "2")

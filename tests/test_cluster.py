@@ -78,6 +78,7 @@ def test_local_workers_write_the_bytes_of_one_process(drive, recipe, straight, t
         assert noise not in command.output, command.output
 
 
+@pytest.mark.torture
 def test_a_foreign_scheduler_writes_the_same_bytes_run_after_run(drive, recipe, straight, address, tmp_path):
     for run in ("one", "two"):
         options = ("--data", drive, "--run", tmp_path / run, "--scheduler", address)

@@ -158,6 +158,7 @@ def test_a_killed_fit_goes_on_with_the_frames_that_are_missing(recipe, fitted, t
     assert (tmp_path / "bins.json").read_bytes() == (fitted / "bins.json").read_bytes()
 
 
+@pytest.mark.torture
 def test_fit_bins_as_a_process_says_what_it_found(recipe, tmp_path):
     command = Command(tmp_path / "log", "fit-bins", recipe, "--run", tmp_path / "run", "--set", "bins.fit_frames=1")
     assert command.end() == 0, command.output
