@@ -48,5 +48,5 @@ check: lint test  ## lint, types, tests
 bench: $(READY) ## print speed, memory and size; asserts nothing
 	$(BIN)/python -m pytest -m bench -o addopts= tests/benchmarks $(ARGS)
 
-torture: $(READY) ## kill both stages at random moments, flip bytes of a cache; long
+torture: $(READY) ## kill stages, workers and schedulers at random moments, flip bytes, feed parsers broken files; long
 	$(BIN)/python -m pytest -m torture -o addopts= -n 2 -rP $(ARGS)

@@ -14,11 +14,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data_cache.deaf import deaf_children
+from data_cache.errors import SurroundError
 from data_cache.reader import CacheReader
 from data_cache.schema import FrameCameras, FrameRecord, StoredBins, map_arrays, unpack_depth_m
 
 MIN_MOVED_M, MAX_MOVED_M = 0.2, 15.0
 """A rig that moved less shows no parallax; one that moved further sees other things or is on another drive."""
+
+
+class LoaderError(SurroundError):
+    """The processes that read ahead cannot go on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,22 +195,62 @@ def batches(
         order: positions of each batch.
         workers: processes that read ahead; 0 to read in this one.
         pin_memory: hand them over in pinned memory, for a GPU.
+
+    Raises:
+        SurroundError: while it is read, what a frame could not be read for, or that a worker has died.
     """
     loader = DataLoader(
-        dataset,
+        _Caught(dataset),
         batch_sampler=order,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=_collate_or_error,
         pin_memory=pin_memory,
         multiprocessing_context="spawn" if workers else None,
     )
     if not workers:
-        yield iter(loader)
+        yield _raised(iter(loader))
         return
     with deaf_children():
         reading = iter(loader)
     try:
-        yield reading
+        yield _raised(reading)
     finally:
         # torch has no public word for it: it waits for the last reference to go.
         reading._shutdown_workers()  # type: ignore[attr-defined]
+
+
+class _Caught(Dataset[CachedRigs | SurroundError]):
+    """Frames, or what they could not be read for: an error that a worker raises arrives with its traceback as text."""
+
+    def __init__(self, frames: CachedFrames):
+        self._frames = frames
+
+    def __getitem__(self, position: int) -> CachedRigs | SurroundError:
+        try:
+            return self._frames[position]
+        except SurroundError as error:
+            return error
+
+
+def _collate_or_error(rigs: Sequence[CachedRigs | SurroundError]) -> CachedRigs | SurroundError:
+    errors = [rig for rig in rigs if isinstance(rig, SurroundError)]
+    return errors[0] if errors else collate(cast("Sequence[CachedRigs]", rigs))
+
+
+def _raised(reading: Iterator[CachedRigs | SurroundError]) -> Iterator[CachedRigs]:
+    while True:
+        try:
+            found = next(reading)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise LoaderError(
+                f"a loader worker has died ({error}); it may have been killed for memory, of which /dev/shm is part:"
+                " lower train_student.workers or the number of frames of a step. The same command goes on from the"
+                " newest state"
+            ) from error
+        if isinstance(found, SurroundError):
+            raise found
+        yield found

@@ -1,5 +1,6 @@
 """Checkpoints: safetensors and plain data, no pickles; each is there as a whole or not at all."""
 
+import hashlib
 import json
 import warnings
 from collections.abc import Mapping
@@ -7,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
@@ -182,7 +184,7 @@ def load_state(folder: Path, run: Mapping[str, Any]) -> TrainingState | None:
     for path in states:
         try:
             tensors, header = _load(path, STATE_FORMAT)
-            found, step, best = json.loads(header["run"]), int(header["step"]), float(header["best"])
+            found, step, best = _told(path, header)
         except DamagedCheckpointError as error:
             if path == states[-1]:
                 raise CheckpointError(f"{error}; no older state is left: start again with --fresh") from error
@@ -195,6 +197,13 @@ def load_state(folder: Path, run: Mapping[str, Any]) -> TrainingState | None:
             )
         return TrainingState(tensors, step, best)
     return None
+
+
+def _told(path: Path, header: Mapping[str, str]) -> tuple[dict[str, Any], int, float]:
+    try:
+        return json.loads(header["run"]), int(header["step"]), float(header["best"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedCheckpointError(f"{path}: its header cannot be read ({error!r})") from error
 
 
 def difference_lines(found: Mapping[str, Any], expected: Mapping[str, Any], holder: str, prefix: str = "") -> list[str]:
@@ -216,6 +225,7 @@ def architecture(spec: StudentSpec | BinSpec) -> dict[str, Any]:
 
 def _save(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str]) -> None:
     plain = {name: value.detach().cpu().contiguous() for name, value in sorted(tensors.items())}
+    header = header | {"sha256": _sha256(plain)}
     try:
         # One entry: safetensors writes several in an order that differs from process to process.
         # Bytes: its `save_file` writes to a file with a name of its own, which nobody would clear away after a kill.
@@ -238,8 +248,20 @@ def _load(path: Path, expected_format: str) -> tuple[dict[str, Tensor], dict[str
     except (OSError, ValueError, SafetensorError) as error:
         raise DamagedCheckpointError(f"{path} is damaged or not a checkpoint ({error})") from error
     if header.get("format") != expected_format:
-        raise CheckpointError(f"{path}: expected format {expected_format}, found {header.get('format')!r}")
+        raise CheckpointError(
+            f"{path}: expected format {expected_format}, found {header.get('format')!r}; it is not such a file, or of"
+            " another version: train again with --fresh"
+        )
+    if header.get("sha256", found := _sha256(tensors)) != found:
+        raise DamagedCheckpointError(f"{path} is damaged: its weights are not those that were written")
     return tensors, header
+
+
+def _sha256(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for _, value in sorted(tensors.items()):
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _tuples(table: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 
+from data_cache.claims import Claims
 from data_cache.dataset import CachedFrames, CachedRigs, batches, collate, map_rigs
+from data_cache.files import write_error
 from data_cache.reader import CacheReader
 from stages.binning import stored_binning
 from stages.checkpoint import (
@@ -123,8 +125,9 @@ def train_student(
             keep_student("last.safetensors", step)
             save_state(folder / STATES, TrainingState(training.tensors(), step, best), run, spec.keep_last)
 
-    log = None
+    log = alone = None
     if leads():
+        alone = _alone_in(folder)
         on_accepted()
         clear_partials(folder)
         for old in (*saved_states(folder / STATES), *folder.glob("*.safetensors")) if fresh else ():
@@ -137,6 +140,8 @@ def train_student(
     waited = 0.0
     student.train()
     with ExitStack() as stack:
+        if alone is not None:
+            stack.callback(alone.release, 0)
         bar = stack.enter_context(progress_bar(spec.steps, begin, "train-student", "step", quiet=not leads()))
         if log is not None:
             stack.enter_context(log)
@@ -192,6 +197,22 @@ def train_student(
         best if len(selection) else None,
         len(train_ids) - len(frames),
     )
+
+
+def _alone_in(folder: Path) -> Claims:
+    """A lock on a folder of checkpoints, for the shard 0 of what is returned.
+
+    Raises:
+        TrainingError: if another process trains there, as a job that was queued again before it had ended.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        claims = Claims(folder / "training.lock")
+    except OSError as error:
+        raise write_error(error, folder) from error
+    if not claims.take(0):
+        raise TrainingError(f"another process is training in {folder}; wait for its end, or give --run another folder")
+    return claims
 
 
 def training_frames(

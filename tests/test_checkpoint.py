@@ -1,4 +1,5 @@
 import errno
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,8 @@ from safetensors.torch import save_file
 
 from stages.bins import BinSpec
 from stages.checkpoint import (
+    HEADER,
+    STATE_FORMAT,
     CheckpointError,
     Lineage,
     TrainingState,
@@ -144,3 +147,25 @@ def test_a_full_disk_leaves_the_checkpoint_before_it_untouched(tmp_path, monkeyp
         save_student(tmp_path / "a", student(1), LINEAGE)
     assert (tmp_path / "a").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_flipped_bit_of_a_weight_is_found_and_the_state_before_it_is_taken(tmp_path):
+    save_state(tmp_path, state(3), RUN, keep=2)
+    save_state(tmp_path, state(12), RUN, keep=2)
+    path = tmp_path / "00000012.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.warns(match="00000012.safetensors is damaged: its weights are not those that were written"):
+        found = load_state(tmp_path, RUN)
+    assert found is not None
+    assert found.step == 3
+
+
+def test_a_state_that_lacks_what_it_should_tell_is_damaged(tmp_path):
+    save_file(
+        {"x": torch.zeros(1)},
+        tmp_path / "00000001.safetensors",
+        metadata={HEADER: json.dumps({"format": STATE_FORMAT})},
+    )
+    with pytest.raises(CheckpointError, match=r"its header cannot be read \(KeyError\('run'\)\); no older state"):
+        load_state(tmp_path, RUN)

@@ -1,13 +1,14 @@
 import math
+import multiprocessing
 
 import numpy as np
 import pytest
 import torch
 from fakes import random_record, rig_tensors, tiny_identity
 
-from data_cache.dataset import CachedFrames, CachedRigs, collate, moved_m, same_drive, single
+from data_cache.dataset import CachedFrames, CachedRigs, LoaderError, batches, collate, moved_m, same_drive, single
 from data_cache.reader import CacheReader
-from data_cache.schema import ENCODINGS, FrameRecord, Resolved, SplitFrames
+from data_cache.schema import ENCODINGS, DamagedCacheError, FrameRecord, Resolved, SplitFrames, array_table, shard_name
 from data_cache.writer import CacheWriter
 
 FRAMES = SplitFrames(("d/0", "d/1"), ())
@@ -161,3 +162,35 @@ def test_a_batch_taken_apart_is_the_frames_it_was_made_of(tmp_path, neighbours):
         pairs = list(zip(rig_tensors(single(batch, i)), rig_tensors(rig), strict=True))
         assert len(pairs) == 9 + 4 * neighbours
         assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_what_a_worker_cannot_read_is_the_same_error_as_in_this_process(tmp_path):
+    """Not its traceback as text, which torch makes of it; what was read before it arrives."""
+    for shard in (0, 1):
+        writer = CacheWriter(tmp_path, tiny_identity(FRAMES, shard_frames=1), Resolved("fp32", 6, 1), FRAMES)
+        writer.commit(shard, [random_record(tiny_identity(FRAMES), shard)], {}, {})
+    reader = CacheReader(tmp_path)
+    path = tmp_path / shard_name("image", array_table(reader.identity)["image"], 1)
+    path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+    said = []
+    for workers in (0, 1):
+        with batches(CachedFrames(reader, FRAMES.train), [[0], [1]], workers) as loader:
+            assert next(loader).frame_ids == ("d/0",)
+            with pytest.raises(DamagedCacheError) as caught:
+                next(loader)
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+    assert "Traceback" not in said[1]
+
+
+def test_a_worker_that_dies_is_one_clear_error(tmp_path):
+    CacheWriter(tmp_path, tiny_identity(FRAMES), Resolved("fp32", 6, 1), FRAMES).commit(
+        0, [random_record(tiny_identity(FRAMES), i) for i in (0, 1)], {}, {}
+    )
+    order = [[0]] * 400
+    with batches(CachedFrames(CacheReader(tmp_path), FRAMES.train), order, 1) as loader:
+        next(loader)
+        (worker,) = multiprocessing.active_children()
+        worker.kill()
+        with pytest.raises(LoaderError, match="a loader worker has died .*lower train_student.workers"):
+            list(loader)

@@ -8,6 +8,7 @@ import torch
 from fakes import FakeSource
 from test_teacher_cache import run as cache_run
 
+from data_cache.claims import Claims
 from data_cache.dataset import CachedFrames, collate
 from data_cache.reader import CacheReader
 from data_cache.schema import ENCODINGS
@@ -112,6 +113,15 @@ def test_what_a_killed_training_left_half_written_is_cleared_away(cache, tmp_pat
         "00000001.safetensors",
         "last.safetensors",
     ]
+
+
+def test_two_trainings_do_not_share_a_folder(cache, tmp_path):
+    lock = Claims(tmp_path / "training.lock")
+    assert lock.take(0)
+    with pytest.raises(TrainingError, match=r"another process is training in .*; wait for its end"):
+        train(cache, tmp_path)
+    lock.release(0)
+    train(cache, tmp_path, replace(SPEC, steps=1))
 
 
 def test_running_it_twice_trains_once_and_fresh_starts_over(cache, tmp_path):
