@@ -17,14 +17,22 @@ from data_cache.files import replace_atomically, size_text
 from data_cache.geometry import sparse_depth
 from data_cache.rig import Frame
 from data_cache.schema import SplitFrames
-from data_cache.sources import Source, StoredSource, select, spread
+from data_cache.sources import Source, StoredSource, spread
 from data_cache.store import open_store
 from pipeline import cluster, findings
 from pipeline.config import Recipe
 from pipeline.errors import RecipeError
 from pipeline.folders import RunFolder, cache_location
 from pipeline.pictures import draw_points, panorama_order
-from pipeline.stage_one import StageOne, find_teacher_weights, open_data, open_teacher, refuse_leak
+from pipeline.stage_one import (
+    StageOne,
+    chosen,
+    find_teacher_weights,
+    frames_to_learn,
+    open_data,
+    open_teacher,
+    refuse_leak,
+)
 from pipeline.weights import find_weights
 from stages.binning import AffineBinning
 from stages.cache_size import predict_size, sample_frames
@@ -68,13 +76,13 @@ def check_data(recipe: Recipe, folder: RunFolder, teacher: LoadedTeacher | None)
     spec = recipe.data
     try:
         source = open_data(spec)
-        learnt = SplitFrames(select(source, spec.train), select(source, spec.selection))
+        learnt = frames_to_learn(spec, source)
     except SourceError as error:
         return [Finding("data", "problem", str(error), f"make [data] of the recipe and the folder fit; {_EXAMPLE}")]
     found = []
     tested: tuple[str, ...] = ()
     try:
-        tested = select(source, spec.test)
+        tested = chosen(spec, source, spec.test)
         refuse_leak(learnt, tested)
         found.append(
             Finding(

@@ -106,7 +106,14 @@ def test_a_finished_folder_is_not_written_into_and_an_unfinished_one_is(tmp_path
 
 
 def test_the_command_exports_what_the_recipe_selects(tmp_path):
-    chosen = ["--set", 'data.train=["drive-00[:1]"]', "--set", 'data.test=["drive-50[2:3]"]']
+    chosen = [
+        "--set",
+        'data.train=["drive-00"]',
+        "--set",
+        'data.test=["drive-50[2:3]"]',
+        "--set",
+        "data.limit_frames=1",
+    ]
     code, text = surround("rig", "export", "demo", *chosen, "--out", tmp_path / "rig")
     said = f"rig export: 2 frames in {tmp_path / 'rig'}, 0 images copied, 12 written as PNG\n"
     assert (code, said in text) == (0, True), text
