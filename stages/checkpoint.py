@@ -252,7 +252,7 @@ def _load(path: Path, expected_format: str) -> tuple[dict[str, Tensor], dict[str
             f"{path}: expected format {expected_format}, found {header.get('format')!r}; it is not such a file, or of"
             " another version: train again with --fresh"
         )
-    if header.get("sha256", found := _sha256(tensors)) != found:
+    if "sha256" in header and header["sha256"] != _sha256(tensors):  # older files carry none
         raise DamagedCheckpointError(f"{path} is damaged: its weights are not those that were written")
     return tensors, header
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import UInt8
 
 from data_cache.dataset import CachedRigs
-from data_cache.files import PARTIAL, write_atomically, write_error
+from data_cache.files import write_atomically, write_error
 from stages.colours import colour_depth, depth_scale
 from stages.devices import autocast
 from stages.student.model import Student
@@ -27,8 +27,6 @@ class TrainingLog:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise write_error(error, folder) from error
-        for partial in folder.rglob(f"*{PARTIAL}"):  # a killed run's; checkpoints are large
-            partial.unlink(missing_ok=True)
         self._path = folder / "log.jsonl"
         if self._path.exists():
             kept = [line for line in self._path.read_text(errors="replace").splitlines() if _logged_step(line) <= begin]

@@ -9,6 +9,24 @@ from typing import Any
 from data_cache.errors import SourceError
 
 
+def read_small(path: Path, byte_limit: int) -> bytes:
+    """The bytes of a file that has no reason to be large.
+
+    Raises:
+        SourceError: if it is missing, no file, cannot be read, or larger.
+    """
+    if not path.is_file():
+        raise SourceError(f"{path}: expected a file, found {'something else' if path.exists() else 'none'}")
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(byte_limit + 1)
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if len(data) > byte_limit:
+        raise SourceError(f"{path}: expected at most {byte_limit} bytes, found more")
+    return data
+
+
 def read_json(path: Path, visit: Callable[[dict[str, Any]], object] | None = None) -> Any:
     """Parse a JSON file.
 

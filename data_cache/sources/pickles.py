@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from data_cache.errors import FrameError, SourceError
+from data_cache.sources.metadata import read_small
 
 # A PandaSet sweep unpacks to 8 MB; a few kilobytes of gzip can unpack to more than the machine's memory.
 UNPACKED_LIMIT = 256 * 2**20
@@ -67,13 +68,7 @@ def load_whole_numbers(path: Path) -> dict[int, int]:
     Raises:
         SourceError: if the file is missing, damaged, holds anything else, or refers to any global (which one).
     """
-    try:
-        with path.open("rb") as stream:
-            data = stream.read(NUMBERS_LIMIT + 1)
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be read: {error.strerror}") from error
-    if len(data) > NUMBERS_LIMIT:
-        raise SourceError(f"{path}: expected a dictionary of at most {NUMBERS_LIMIT} bytes, found more")
+    data = read_small(path, NUMBERS_LIMIT)
     try:
         _require_small_memo(data)
         numbers = _NumbersUnpickler(io.BytesIO(data)).load()

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from data_cache.errors import FrameError, SourceError
 from data_cache.rig import Camera, require_rigid
 from data_cache.sources import strict
+from data_cache.sources.metadata import read_small
 from data_cache.undistort import Lens, pinhole_rows
 
 RIG_FILE = "rig.json"
@@ -61,16 +62,7 @@ def read_text(path: Path, byte_limit: int) -> str:
     Raises:
         SourceError: if it is missing, not UTF-8, or larger.
     """
-    if not path.is_file():
-        raise SourceError(f"{path}: expected a file, found {'something else' if path.exists() else 'none'}")
-    try:
-        with path.open("rb") as stream:
-            data = stream.read(byte_limit + 1)
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if len(data) > byte_limit:
-        raise SourceError(f"{path}: expected at most {byte_limit} bytes, found more")
-    return decoded(data, str(path))
+    return decoded(read_small(path, byte_limit), str(path))
 
 
 def decoded(data: bytes, where: str) -> str:

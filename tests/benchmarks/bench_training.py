@@ -11,6 +11,7 @@ import numcodecs
 import numpy as np
 import pytest
 import torch
+import zarr
 from bench_stage_one import pandaset
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -70,7 +71,9 @@ def test_bench_training_loader(recipe, reader, capsys):
         chunks.append((blosc, blosc.encode(np.ascontiguousarray(value))))
         raw += value.nbytes
     decompress = median_s(lambda: [blosc.decode(chunk) for blosc, chunk in chunks], 20)
-    one_view = median_s(lambda: reader.read(ids[0]), 20)
+    one_frame = median_s(lambda: reader.read(ids[0]), 20)
+    arrays = zarr.open_group(Path(reader.store.location) / "arrays.zarr", mode="r")
+    by_zarr = median_s(lambda: [arrays[name][0] for name in record], 20)
     stored = sum(len(chunk) for _, chunk in chunks)
     source = np.random.default_rng(0).integers(0, 255, raw, dtype=np.uint8)
     copy = median_s(source.copy, 20)
@@ -79,7 +82,8 @@ def test_bench_training_loader(recipe, reader, capsys):
         f"a frame: {stored / 1e6:.2f} MB stored, {raw / 1e6:.2f} MB read; floors on one thread:",
         f"  disk at {disk / 1e9:.2f} GB/s {1e3 * stored / disk:6.1f} ms, memory at {raw / copy / 1e9:.1f} GB/s"
         f" {1e3 * copy:.1f} ms, decompression {1e3 * decompress:.1f} ms",
-        f"  reader.read {1e3 * one_view:.1f} ms, {decompress / one_view:.2f} of the rate of plain decompression",
+        f"  reader.read {1e3 * one_frame:.1f} ms, {decompress / one_frame:.2f} of the rate of plain decompression;"
+        f" the same arrays by zarr {1e3 * by_zarr:.1f} ms",
     ]
     for neighbours in (False, True):
         frames = CachedFrames(reader, ids, neighbours=neighbours)
