@@ -1,8 +1,8 @@
 """Chunks of single frames out of shard files, laid out as zarr's sharding codec lays them out (FORMAT.md).
 
 zarr reads the same and takes two to three times as long, most of it for each array and call whatever its size;
-`make bench ARGS="-k bench_training_loader"` prints both. On object storage it makes two round trips for each array, where
-all arrays of a frame take two here.
+`make bench ARGS="-k bench_training_loader"` prints both. On object storage it makes two round trips for each array, all
+arrays of a frame take two here.
 """
 
 import struct
