@@ -1,6 +1,9 @@
 """Cached frames as torch tensors: a frame joined with what the teacher said about it."""
 
 import math
+import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -206,6 +209,7 @@ def batches(
         collate_fn=_collate_or_error,
         pin_memory=pin_memory,
         multiprocessing_context="spawn" if workers else None,
+        worker_init_fn=_end_with_parent,
     )
     if not workers:
         yield _raised(iter(loader))
@@ -217,6 +221,22 @@ def batches(
     finally:
         # torch has no public word for it: it waits for the last reference to go.
         reading._shutdown_workers()  # type: ignore[attr-defined]
+
+
+def _end_with_parent(_: int) -> None:
+    """Have a worker end when the process that started it is killed.
+
+    Torch's own watch begins when a worker has imported everything; it never sees the death of a parent that was killed
+    before, and the worker, which hears no signal, would stay for ever.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class _Caught(Dataset[CachedRigs | SurroundError]):
@@ -243,11 +263,12 @@ def _raised(reading: Iterator[CachedRigs | SurroundError]) -> Iterator[CachedRig
             found = next(reading)
         except StopIteration:
             return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        # Torch says so unless the worker died while it was handing over a batch: then the connection ends.
+        except (RuntimeError, EOFError, ConnectionError) as error:
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
             raise LoaderError(
-                f"a loader worker has died ({error}); it may have been killed for memory, of which /dev/shm is part:"
+                f"a loader worker has died ({error!r}); it may have been killed for memory, of which /dev/shm is part:"
                 " lower train_student.workers or the number of frames of a step. The same command goes on from the"
                 " newest state"
             ) from error

@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
-import zarr
 from jaxtyping import UInt8
 
 from data_cache.chunks import ChunkError, read_chunks
@@ -32,8 +31,10 @@ from data_cache.schema import (
     record_from_arrays,
 )
 from data_cache.store import CacheStore, StoreError, open_store
-from data_cache.writer import wrong_sizes
+from data_cache.writer import array_metadata, wrong_sizes
 
+LAYOUT = ("zarr_format", "node_type", "shape", "data_type", "chunk_grid")
+"""What of an array's metadata decides where a chunk lies and how large it is."""
 _REWRITE = "run teacher-cache again: it writes it anew"
 
 
@@ -274,19 +275,21 @@ def read_split_frames(store: CacheStore, identity: CacheIdentity) -> SplitFrames
 
 
 def check_metadata(store: CacheStore, identity: CacheIdentity) -> None:
-    """Check that zarr can open the arrays of a cache; nothing of them is read but their metadata.
+    """Check that the metadata of the arrays tells zarr what `read_chunks` takes for granted.
 
     Raises:
-        DamagedCacheError: if it cannot.
+        DamagedCacheError: if it is missing, cannot be read, or tells of another shape, type or size of shards.
     """
-    try:
-        group = zarr.open_group(store.zarr_store(ARRAYS), mode="r")
-        for name in array_table(identity):
-            group[name]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedCacheError(
-            f"{store.location}/{ARRAYS}: metadata cannot be read ({error!r}); {_REWRITE}"
-        ) from error
+    for name, written in array_metadata(identity).items():
+        where, expected = f"{store.location}/{name}", json.loads(written)
+        try:
+            found = json.loads(store.read(name))
+            differing = [key for key in LAYOUT if found.get(key) != expected.get(key)]
+        except (OSError, ValueError, AttributeError) as error:
+            raise DamagedCacheError(f"{where}: metadata cannot be read ({error!r}); {_REWRITE}") from error
+        if differing:
+            key = differing[0]
+            raise DamagedCacheError(f"{where}: expected {key} {expected.get(key)}, found {found.get(key)}; {_REWRITE}")
 
 
 def _damage(store: CacheStore, shard: int, name: str, what: str) -> str:

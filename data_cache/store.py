@@ -10,9 +10,6 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import fsspec
-from zarr.abc.store import ByteRequest, Store
-from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import FsspecStore, LocalStore
 
 from data_cache.claims import Claims
 from data_cache.errors import SettingError, SurroundError
@@ -77,10 +74,6 @@ class CacheStore(Protocol):
         """Bytes of every file below a folder, by name; empty if there is no such folder."""
         ...
 
-    def zarr_store(self, folder: str) -> Store:
-        """The same files as zarr reads them."""
-        ...
-
     def take(self, shard: int) -> bool:
         """Claim a shard for this process; False if another one is writing it. Object storage cannot tell: True."""
         ...
@@ -124,7 +117,7 @@ def open_store(location: Path | str) -> CacheStore:
         fs, prefix = fsspec.core.url_to_fs(url, **options)
     except (ImportError, ValueError) as error:
         raise SettingError(f"{url}: {error}; s3:// needs pip install 'surround-distill[s3]', gs:// [gs]") from error
-    return ObjectStore(url, fs, prefix, options)
+    return ObjectStore(url, fs, prefix)
 
 
 @dataclass(frozen=True)
@@ -187,10 +180,6 @@ class FolderStore:
         """Bytes of every file below a folder, by name."""
         return dict(_walk(self.root / folder, folder))
 
-    def zarr_store(self, folder: str) -> Store:
-        """The same files as zarr reads them."""
-        return LocalStore(self.root / folder, read_only=True)
-
     def take(self, shard: int) -> bool:
         """Claim a shard for this process; False if another one is writing it."""
         return self._claims.take(shard)
@@ -248,7 +237,6 @@ class ObjectStore:
     url: str
     fs: Any  # fsspec has no types
     prefix: str
-    options: Mapping[str, Any]
 
     @property
     def location(self) -> str:
@@ -314,10 +302,6 @@ class ObjectStore:
             found = self.fs.find(self._path(folder), detail=True)
         return {path.removeprefix(self.prefix).lstrip("/"): int(info["size"]) for path, info in found.items()}
 
-    def zarr_store(self, folder: str) -> Store:
-        """The same objects as zarr reads them."""
-        return _ZarrObjects.from_url(f"{self.url}/{folder}", dict(self.options), read_only=True)
-
     def take(self, shard: int) -> bool:
         """Object storage has no locks: parts keep writers apart."""
         return True
@@ -348,15 +332,6 @@ class ObjectStore:
 
     def _url(self, name: str) -> str:
         return f"{self.url}/{name}"
-
-
-class _ZarrObjects(FsspecStore):
-    """Objects as zarr reads them; trouble on the way to them is not taken for damage."""
-
-    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        """An object or a range of it, None if it is not there; raises StoreError."""
-        with _reading(self.fs.unstrip_protocol(f"{self.path}/{key}")):
-            return await super().get(key, prototype, byte_range)
 
 
 @contextmanager

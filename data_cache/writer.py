@@ -88,7 +88,7 @@ class CacheWriter:
         """Write all metadata that is not there as it should be, the description last."""
         there = self._check_description(resolved)
         self.store.clear_metadata_partials()
-        metadata = self._array_metadata()
+        metadata = array_metadata(self.identity)
         if not there and any(
             name.endswith("zarr.json") and self.store.read(name) != metadata.get(name)
             for name in self.store.sizes(ARRAYS)
@@ -117,14 +117,6 @@ class CacheWriter:
         if differences:
             raise StaleCacheError(self.store.location, differences)
         return True
-
-    def _array_metadata(self) -> dict[str, bytes]:
-        """What zarr writes for a group of our arrays, by name in the cache."""
-        files: dict[str, Buffer] = {}
-        group = zarr.create_group(MemoryStore(store_dict=files))
-        for name, spec in self._table.items():
-            group.create_array(name, **_array_settings(spec, self.identity.frame_count, self.identity.shard_frames))
-        return {f"{ARRAYS}/{name}": buffer.to_bytes() for name, buffer in files.items()}
 
     def _write_if_different(self, name: str, data: bytes) -> None:
         try:
@@ -266,6 +258,15 @@ class CacheWriter:
             f" need about {size_text(needed)}, {size_text(free)} are free now: {lacking} Finished shards are kept: free"
             " that much, or move the run folder to a larger disk, and run the same command again"
         )
+
+
+def array_metadata(identity: CacheIdentity) -> dict[str, bytes]:
+    """What zarr writes for a group of the arrays of a cache, by name in the cache."""
+    files: dict[str, Buffer] = {}
+    group = zarr.create_group(MemoryStore(store_dict=files))
+    for name, spec in array_table(identity).items():
+        group.create_array(name, **_array_settings(spec, identity.frame_count, identity.shard_frames))
+    return {f"{ARRAYS}/{name}": buffer.to_bytes() for name, buffer in files.items()}
 
 
 def wrong_sizes(sizes: Mapping[str, int], receipt: Receipt) -> dict[str, str]:

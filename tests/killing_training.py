@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from commands import Command, descendants, write_drive, write_recipe
+from commands import Command, descendants, wait_until, write_drive, write_recipe
 from test_cli import surround
 
 STEPS = 8
@@ -130,9 +130,17 @@ def _ended(
         with suppress(ProcessLookupError):
             os.kill(command.process.pid, signal.SIGKILL)
         command.process.wait()
+        wait_until(lambda: not any(_runs(pid) for pid in workers), "loader workers whose parent was killed to end")
     else:
         command.kill()
     return False
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def _newest(run: Path) -> int:

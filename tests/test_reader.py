@@ -77,6 +77,18 @@ def test_broken_metadata_is_a_damaged_cache_never_a_traceback(tmp_path, name, te
         CacheReader(tmp_path).read("d/0")
 
 
+def test_metadata_of_another_layout_is_damage_and_says_what(tmp_path):
+    """Zarr would read such arrays, as something else than their shards hold."""
+    fill(tmp_path)
+    path = tmp_path / "arrays.zarr/lidar_depth/zarr.json"
+    path.write_text(path.read_text().replace('"uint16"', '"int16"'))
+    with pytest.raises(
+        DamagedCacheError, match=r"lidar_depth/zarr.json: expected data_type uint16, found int16; run tea"
+    ):
+        CacheReader(tmp_path).read("d/0")
+    assert len(damages_of(tmp_path)) == 1
+
+
 def test_another_format_version_is_named(tmp_path):
     fill(tmp_path)
     table = json.loads((tmp_path / "cache.json").read_text())

@@ -1,6 +1,7 @@
 """A cache on object storage, against a real S3 server; what it promises beyond a folder's is in test_store.py."""
 
 import multiprocessing
+import pickle
 import subprocess
 import sys
 import time
@@ -280,8 +281,10 @@ def test_a_network_that_breaks_is_taken_neither_for_damage_nor_for_missing_shard
     monkeypatch.setenv("AWS_ENDPOINT_URL", CLOSED_PORT)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     forget()
-    with pytest.raises(StoreError, match=f"cannot read {url}/.*Could not connect to the endpoint.*network"):
-        reader.read("d/0")
+    elsewhere = pickle.loads(pickle.dumps(reader))  # connects anew, as in a loader worker
+    for look in (elsewhere.read, elsewhere.read_image):
+        with pytest.raises(StoreError, match=f"cannot read {url}/.*Could not connect to the endpoint.*network"):
+            look("d/0")
     store = open_store(url)
     for question in (store.read, store.size, store.sizes, lambda name: store.read_many([name])):
         with pytest.raises(StoreError, match=f"cannot read {url}/receipts.*Could not connect"):
