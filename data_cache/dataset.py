@@ -88,6 +88,10 @@ class CachedFrames(Dataset[CachedRigs]):
         """
         self.reader, self.frame_ids, self.neighbours = reader, tuple(frame_ids), neighbours
 
+    def read_from(self, reader: CacheReader) -> "CachedFrames":
+        """The same frames out of a copy of the cache."""
+        return CachedFrames(reader, self.frame_ids, neighbours=self.neighbours)
+
     def __len__(self) -> int:
         return len(self.frame_ids)
 

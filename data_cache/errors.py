@@ -18,3 +18,7 @@ class FrameError(SurroundError):
 
 class SettingError(SurroundError, ValueError):
     """A setting is impossible on this machine or with these weights."""
+
+
+class SurroundWarning(UserWarning):
+    """Something to know of that nothing has to be done about; the command line shows it as one line."""

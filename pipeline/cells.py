@@ -24,9 +24,10 @@ from stages.checkpoint import load_student
 from stages.devices import place, resolve_device, resolve_precision
 from stages.evaluate import EvaluateReport, evaluate
 from stages.losses import LossTerms
+from stages.parallel import joined
 from stages.progress import Preempted
 from stages.protocols import PROTOCOLS, measured_frames
-from stages.train_student import require_tokens
+from stages.training_job import require_tokens
 
 KEPT_FRAMES = 32
 """Up to so many frames to measure on stay in memory between students; the synthetic ones take seconds to render."""
@@ -162,7 +163,8 @@ def train_and_measure(cell: Cell, here: Mapping[str, object], should_stop: Calla
         return
     if should_stop():
         raise Preempted("stopped before it began")
-    trained = train_recipe(cell.recipe, cell.folder, should_stop=should_stop)
+    with joined(cell.recipe.train_student.device) as device:
+        trained = train_recipe(cell.recipe, cell.folder, device, should_stop=should_stop)
     report = _measure(cell, should_stop)
     per_step = trained.seconds / trained.steps_done if trained.steps_done else None
     minutes = per_step * cell.recipe.train_student.steps / 60 if per_step is not None else None

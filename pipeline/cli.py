@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from data_cache.errors import SettingError, SourceError, SurroundError
+from data_cache.errors import SettingError, SourceError, SurroundError, SurroundWarning
 from data_cache.files import count_text, size_text
 from pipeline.errors import RecipeError
 from stages.progress import Preempted
@@ -34,6 +35,15 @@ def main() -> None:
     usage or recipe; 3 done, but some frames were quarantined; 75 stopped by a signal after saving, run it again to go
     on.
     """
+    usual = warnings.formatwarning
+
+    def shown(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        ours = issubclass(category, SurroundWarning)
+        return f"Warning: {message}\n" if ours else usual(message, category, filename, lineno, line)
+
+    warnings.formatwarning = shown
 
 
 def recipe_options(command: F) -> F:

@@ -49,17 +49,17 @@ from stages.checkpoint import LoadedStudent, load_student
 from stages.devices import place, resolve_device, resolve_precision
 from stages.evaluate import EvaluateReport, evaluate
 from stages.fit_bins import FittedBins, fit_bins, load_fitted, require_made_with, save_fitted
-from stages.parallel import joined, leads, process_count, rank
+from stages.parallel import joined, leads
 from stages.predictions import open_predictions
 from stages.progress import Preempted, progress_bar
 from stages.protocols import PROTOCOLS, ZERO_SHOT, measured_frames, require_full_count
-from stages.schedule import split
 from stages.student.encoder import ENCODERS
 from stages.student.fold import folded
 from stages.student.model import Student
 from stages.teacher_cache import TeacherCacheReport
 from stages.train_spec import TrainStudentSpec
 from stages.train_student import TrainStudentReport, train_student
+from stages.training_job import TrainingJob
 from stages.training_plan import TrainingPlan, plan_training
 
 
@@ -192,40 +192,61 @@ def _portable(recipe: Recipe) -> Recipe:
 
 def run_train_student(recipe: Recipe, folder: RunFolder, *, fresh: bool = False) -> TrainStudentReport:
     """Stage two: train RUN/student from RUN/cache, continuing what is there unless `fresh`."""
-    with preemption() as should_stop:
-        return train_recipe(recipe, folder, fresh=fresh, should_stop=should_stop)
+    # A signal ends those that still wait for the others at once: nothing has begun.
+    with joined(recipe.train_student.device) as device, preemption() as should_stop:
+        return train_recipe(recipe, folder, device, fresh=fresh, should_stop=should_stop)
 
 
 def train_recipe(
-    recipe: Recipe, folder: RunFolder, *, fresh: bool = False, should_stop: Callable[[], bool]
+    recipe: Recipe, folder: RunFolder, device: torch.device, *, fresh: bool = False, should_stop: Callable[[], bool]
 ) -> TrainStudentReport:
-    """`run_train_student` for a caller that minds the signals itself."""
-    reader = CacheReader(cache_location(recipe, folder), expected=decided_identity(recipe))
+    """`run_train_student` for a caller that minds signals and devices itself."""
+    stage_to = _stage_to(recipe.train_student)
+    return train_student(
+        _training_job(recipe, folder, device, fresh=fresh),
+        staged=lambda reader: _staged(reader, stage_to, should_stop),
+        on_accepted=lambda: _keep_recipe(recipe, folder),
+        should_stop=should_stop,
+    )
+
+
+def run_plan_training(recipe: Recipe, folder: RunFolder, *, fresh: bool = False) -> TrainingPlan:
+    """What stage two would do and cost; writes nothing."""
+    _stage_to(recipe.train_student)
     with joined(recipe.train_student.device) as device:
-        return train_student(
-            _staged(reader, recipe.train_student, should_stop),
-            _new_student(recipe),
-            reader.frames.train,
-            reader.frames.selection,
-            folder.student,
-            recipe.train_student,
-            recipe.losses,
-            recipe.data.depth_range_m,
-            device=device,
-            fresh=fresh,
-            on_accepted=lambda: _keep_recipe(recipe, folder),
-            should_stop=should_stop,
-        )
+        return plan_training(_training_job(recipe, folder, device, fresh=fresh))
 
 
-def _staged(reader: CacheReader, spec: TrainStudentSpec, should_stop: Callable[[], bool]) -> CacheReader:
-    """A copy of what is learnt from on a disk of this machine, where the recipe names one."""
-    split(list(range(spec.batch_rigs)), rank(), process_count(), spec.accumulate)  # before any waiting
+def _training_job(recipe: Recipe, folder: RunFolder, device: torch.device, *, fresh: bool) -> TrainingJob:
+    reader = CacheReader(cache_location(recipe, folder), expected=decided_identity(recipe))
+    return TrainingJob(
+        reader,
+        _new_student(recipe),
+        reader.frames.train,
+        reader.frames.selection,
+        folder.student,
+        recipe.train_student,
+        recipe.losses,
+        recipe.data.depth_range_m,
+        device,
+        fresh,
+    )
+
+
+def _stage_to(spec: TrainStudentSpec) -> Path | None:
+    """The folder on a disk of this machine that the recipe names, its variables filled in."""
     if not spec.stage_to:
-        return reader
+        return None
     folder = Path(os.path.expandvars(spec.stage_to)).expanduser()
     if "$" in str(folder):
         raise RecipeError(f"train_student.stage_to: {spec.stage_to!r} names a variable that is not set here; set it")
+    return folder
+
+
+def _staged(reader: CacheReader, folder: Path | None, should_stop: Callable[[], bool]) -> CacheReader:
+    """A copy there of what is learnt from."""
+    if folder is None:
+        return reader
     with progress_bar(1, 0, "stage", "B", quiet=not leads(), unit_scale=True) as bar:
 
         def show(done: int, total: int) -> None:
@@ -235,24 +256,6 @@ def _staged(reader: CacheReader, spec: TrainStudentSpec, should_stop: Callable[[
             bar.update(done - bar.n)
 
         return stage_cache(reader, reader.frames.ordered, folder, on_bytes=show)
-
-
-def run_plan_training(recipe: Recipe, folder: RunFolder, *, fresh: bool = False) -> TrainingPlan:
-    """What stage two would do and cost; writes nothing."""
-    reader = CacheReader(cache_location(recipe, folder), expected=decided_identity(recipe))
-    with joined(recipe.train_student.device) as device:
-        return plan_training(
-            reader,
-            _new_student(recipe),
-            reader.frames.train,
-            reader.frames.selection,
-            folder.student,
-            recipe.train_student,
-            recipe.losses,
-            recipe.data.depth_range_m,
-            device=device,
-            fresh=fresh,
-        )
 
 
 def _new_student(recipe: Recipe) -> Student:

@@ -13,13 +13,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from data_cache.errors import SurroundError
+from data_cache.errors import SurroundError, SurroundWarning
 from data_cache.files import PARTIAL, WriteError, replace_atomically
 from stages.bins import TEACHER_FIELDS, BinSpec
 from stages.student.model import Student, StudentSpec
 
 FORMAT = "surround-student/1"
-STATE_FORMAT = "surround-training-state/3"
+STATE_FORMAT = "surround-training-state/4"
 HEADER = "surround"
 SUFFIX = ".safetensors"
 
@@ -128,11 +128,13 @@ class TrainingState:
         tensors: all that its next steps depend on.
         step: optimiser steps taken.
         best: best selection score so far, inf where there is none.
+        measured: whether it knows of this step, if it is one of those that are measured.
     """
 
     tensors: dict[str, Tensor]
     step: int
     best: float
+    measured: bool
 
 
 def save_state(folder: Path, state: TrainingState, run: Mapping[str, Any], keep: int) -> None:
@@ -154,6 +156,7 @@ def save_state(folder: Path, state: TrainingState, run: Mapping[str, Any], keep:
         "format": STATE_FORMAT,
         "step": str(state.step),
         "best": repr(state.best),
+        "measured": json.dumps(state.measured),
         "run": json.dumps(run, sort_keys=True),
     }
     _save(path, state.tensors, header)
@@ -184,24 +187,25 @@ def load_state(folder: Path, run: Mapping[str, Any]) -> TrainingState | None:
     for path in states:
         try:
             tensors, header = _load(path, STATE_FORMAT)
-            found, step, best = _told(path, header)
+            found, step, best, measured = _told(path, header)
         except DamagedCheckpointError as error:
             if path == states[-1]:
                 raise CheckpointError(f"{error}; no older state is left: start again with --fresh") from error
-            warnings.warn(f"{error}; the state before it is taken", stacklevel=2)
+            warnings.warn(f"{error}; the state before it is taken", SurroundWarning, stacklevel=2)
             continue
         lines = difference_lines(found, json.loads(json.dumps(run)), "state")
         if lines:
             raise CheckpointError(
                 "\n".join([f"{path} belongs to another run:", *lines, "Restore these, or start again with --fresh."])
             )
-        return TrainingState(tensors, step, best)
+        return TrainingState(tensors, step, best, measured)
     return None
 
 
-def _told(path: Path, header: Mapping[str, str]) -> tuple[dict[str, Any], int, float]:
+def _told(path: Path, header: Mapping[str, str]) -> tuple[dict[str, Any], int, float, bool]:
     try:
-        return json.loads(header["run"]), int(header["step"]), float(header["best"])
+        run, measured = json.loads(header["run"]), json.loads(header["measured"])
+        return run, int(header["step"]), float(header["best"]), measured
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedCheckpointError(f"{path}: its header cannot be read ({error!r})") from error
 

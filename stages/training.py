@@ -122,7 +122,7 @@ class Training:
 
         Raises:
             TrainingError: in every process, if a loss of any of them is not finite; those that have met it name the
-                terms and frames. Also if a gradient is not. No weight has changed then.
+                terms and frames. Also if a gradient is not (fp16: at no loss scale). No weight has changed then.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.spec)
@@ -150,6 +150,12 @@ class Training:
             )
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.scaler.is_enabled() and self.scaler.get_scale() < 1:  # halved at each step that it skips
+            raise TrainingError(
+                f"step {step + 1}: gradients have not been finite for many steps in fp16, down to a loss scale of"
+                f" {self.scaler.get_scale()}; set train_student.precision to bf16 or fp32, or lower"
+                " train_student.learning_rate. The last saved state is kept"
+            )
         if self.averaged is not None:
             self.averaged.update_parameters(self.learner.student)
         return _mean(found)
@@ -224,6 +230,11 @@ def augment(rigs: CachedRigs, share: Sequence[Draw], lidar_share: float) -> tupl
     image = rigs.image.float() / 255
     jittered = [jitter_colours(rig, draw.brightness, draw.contrast) for rig, draw in zip(image, share, strict=True)]
     return rigs, torch.stack(jittered)
+
+
+def on_device(device: torch.device, rigs: CachedRigs) -> CachedRigs:
+    """The rigs there."""
+    return map_rigs(lambda tensor: tensor.to(device, non_blocking=True), rigs)
 
 
 def term_values(terms: LossTerms) -> dict[str, float]:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import UInt8
 
 from data_cache.dataset import CachedRigs
+from data_cache.errors import SurroundWarning
 from data_cache.files import write_atomically, write_error
 from stages.colours import colour_depth, depth_scale
 from stages.devices import autocast
@@ -51,7 +52,7 @@ class TrainingLog:
             with self._path.open("a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
         except OSError as error:  # a lost line must not cost the steps since the last checkpoint
-            warnings.warn(f"{self._path} cannot be written: {error}; training goes on", stacklevel=2)
+            warnings.warn(f"{self._path} cannot be written: {error}; training goes on", SurroundWarning, stacklevel=2)
         with self._board_may_fail():
             board = self._board
             for name, value in values.items():
@@ -71,7 +72,8 @@ class TrainingLog:
             yield
         except OSError as error:
             self._board = None
-            warnings.warn(f"TensorBoard cannot be written: {error}; training goes on without it", stacklevel=3)
+            text = f"TensorBoard cannot be written: {error}; training goes on without it"
+            warnings.warn(text, SurroundWarning, stacklevel=3)
 
 
 def training_picture(

@@ -2,22 +2,16 @@
 
 import resource
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from data_cache.dataset import collate
-from data_cache.reader import CacheReader
-from stages.checkpoint import load_state
 from stages.devices import synchronize
-from stages.losses import LossSpec
 from stages.parallel import process_count, rank
 from stages.schedule import sample_order, split
-from stages.student.model import Student
-from stages.train_spec import TrainStudentSpec
-from stages.train_student import STATES, on_device, open_training, run_identity, training_frames
+from stages.training import on_device
+from stages.training_job import TrainingJob, open_job
 
 TIMED_STEPS = 3
 
@@ -65,30 +59,17 @@ class TrainingPlan:
         return (self.steps - self.steps_done) * step
 
 
-def plan_training(
-    reader: CacheReader,
-    student: Student,
-    train_ids: Sequence[str],
-    selection_ids: Sequence[str],
-    folder: Path,
-    spec: TrainStudentSpec,
-    loss_spec: LossSpec,
-    depth_range_m: tuple[float, float],
-    *,
-    device: torch.device,
-    fresh: bool = False,
-) -> TrainingPlan:
+def plan_training(job: TrainingJob) -> TrainingPlan:
     """Take `TIMED_STEPS` steps after one to warm up, and tell what all of them would cost. Nothing is written.
 
-    Args: those of stages/train_student.py; `student` is of no use afterwards.
+    The student of the job is of no use afterwards.
 
     Raises:
         SettingError, TrainingError, CheckpointError, DamagedCacheError: as train_student would.
     """
-    frames = training_frames(reader, train_ids, loss_spec, depth_range_m)
-    training = open_training(reader, student, spec, loss_spec, depth_range_m, device)
-    run = run_identity(reader, student, frames.frame_ids, spec, loss_spec, depth_range_m, training.setting.precision)
-    state = None if fresh else load_state(folder / STATES, run)
+    opened = open_job(job)
+    frames, training, state = opened.frames, opened.training, opened.state
+    spec, student, device = job.spec, job.student, job.device
     order = sample_order(spec.seed, len(frames), spec.batch_rigs, range(1 + TIMED_STEPS))
     reading, stepping = [], []
     student.train()
@@ -103,11 +84,11 @@ def plan_training(
         stepping.append(time.perf_counter() - read)
     state_bytes = sum(tensor.numel() * tensor.element_size() for tensor in training.tensors().values())
     student_bytes = sum(tensor.numel() * tensor.element_size() for tensor in student.state_dict().values())
-    keeps_best = bool(selection_ids) and spec.keep_best
+    keeps_best = bool(job.selection_ids) and spec.keep_best
     return TrainingPlan(
         frames=len(frames),
-        quarantined=len(train_ids) - len(frames),
-        selection_frames=len(reader.usable(tuple(selection_ids))),
+        quarantined=len(job.train_ids) - len(frames),
+        selection_frames=len(opened.selection),
         steps=spec.steps,
         steps_done=state.step if state is not None else 0,
         batch_rigs=spec.batch_rigs,

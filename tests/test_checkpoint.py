@@ -34,7 +34,9 @@ def student(seed: int = 0, **changes) -> Student:
 
 
 def state(step: int, best: float = math.inf) -> TrainingState:
-    return TrainingState({"learner.w": torch.arange(3.0) + step, "optimizer.0.step": torch.tensor(7.0)}, step, best)
+    return TrainingState(
+        {"learner.w": torch.arange(3.0) + step, "optimizer.0.step": torch.tensor(7.0)}, step, best, measured=True
+    )
 
 
 def test_a_student_comes_back_from_its_file_alone_in_evaluation_mode(tmp_path):

@@ -259,6 +259,24 @@ def test_a_cache_that_is_copied_to_a_disk_of_the_node_teaches_the_same(run, reci
     assert (tmp_path / "student/last.safetensors").read_bytes() == (run / "student/last.safetensors").read_bytes()
 
 
+def test_a_warning_of_ours_is_one_line_without_the_source_code():
+    script = (
+        "import warnings; from data_cache.errors import SurroundWarning; from pipeline.cli import main\n"
+        "main(['weights'], standalone_mode=False)\n"
+        "warnings.warn(SurroundWarning('the newest state is damaged')); warnings.warn('of a library')\n"
+    )
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stderr
+    assert told.splitlines()[0] == "Warning: the newest state is damaged"
+    assert "UserWarning: of a library" in told.splitlines()[1]
+
+
+def test_a_plan_of_stage_two_needs_what_the_run_needs(run, recipe, tmp_path):
+    (tmp_path / "cache").symlink_to(run / "cache")
+    options = ("--run", tmp_path, "--dry-run", "--set")
+    code, text = surround("train-student", recipe, *options, 'train_student.stage_to="$NO_SUCH_DISK/x"')
+    assert (code, "stage_to: '$NO_SUCH_DISK/x' names a variable that is not set here" in text) == (2, True), text
+
+
 def test_a_plan_of_stage_two_is_printed_and_nothing_is_written(run, recipe, tmp_path):
     (tmp_path / "cache").symlink_to(run / "cache")
     code, text = surround("train-student", recipe, "--run", tmp_path, "--dry-run", "--set", "train_student.steps=900")

@@ -22,6 +22,7 @@ from stages.student.model import Student, StudentSpec
 from stages.train_spec import TrainStudentSpec
 from stages.train_student import train_student
 from stages.training import Training, TrainingError
+from stages.training_job import TrainingJob
 
 STUDENT = StudentSpec(
     encoder="resnet-10",
@@ -52,7 +53,9 @@ def train(cache: Path, folder: Path, spec: TrainStudentSpec = SPEC, weights: Los
     student = Student(STUDENT, BinSpec(prob_stride=4))
     ids, selection = ("d/0", "d/1", "d/2", "d/3", "d/4"), options.pop("selection", ())
     reader = CacheReader(cache)
-    return train_student(reader, student, ids, selection, folder, spec, weights, RANGE_M, device=CPU, **options)
+    fresh = options.pop("fresh", False)
+    job = TrainingJob(reader, student, ids, selection, folder, spec, weights, RANGE_M, CPU, fresh)
+    return train_student(job, **options)
 
 
 def state(folder: Path) -> bytes:
@@ -84,6 +87,37 @@ def test_stop_and_resume_gives_the_same_bytes_as_a_straight_run(cache, straight,
     stopped = tmp_path / "stopped"
     assert (straight / "last.safetensors").read_bytes() == (stopped / "last.safetensors").read_bytes()
     assert state(straight) == state(stopped)
+
+
+@pytest.mark.parametrize("calls", [3, 10])
+def test_who_is_asked_to_stop_while_it_measures_measures_when_it_goes_on(cache, tmp_path, calls):
+    """Each of six steps is a question, and each of two frames after the steps 2, 4 and 6."""
+    chosen = {"selection": ("d/0", "d/2")}
+    whole = train(cache, tmp_path / "whole", **chosen)
+    with pytest.raises(Preempted, match=f"stopped after step {calls // 4 * 2 + 2} of 6"):
+        train(cache, tmp_path / "stopped", should_stop=stop_after(calls), **chosen)
+    report = train(cache, tmp_path / "stopped", **chosen)
+    assert report.best_abs_rel == whole.best_abs_rel
+    for name in ("best.safetensors", "last.safetensors", "states/00000006.safetensors"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes()
+    scores = [
+        [line for line in (tmp_path / run / "log.jsonl").read_text().splitlines() if "selection" in line]
+        for run in ("whole", "stopped")
+    ]
+    assert scores[0] == scores[1]
+    assert len(scores[0]) == 3
+    assert train(cache, tmp_path / "stopped", should_stop=stop_after(0), **chosen).steps_done == 0
+
+
+def test_nothing_is_staged_before_a_run_is_accepted_or_when_it_is_done(cache, straight, tmp_path):
+    def never(reader: CacheReader) -> CacheReader:
+        raise AssertionError
+
+    with pytest.raises(CheckpointError, match="learning_rate"):
+        train(cache, straight, replace(SPEC, learning_rate=0.1), staged=never)
+    assert train(cache, straight, staged=never).steps_done == 0
+    with pytest.raises(AssertionError):
+        train(cache, tmp_path, staged=never)
 
 
 def test_a_run_killed_between_saves_resumes_from_the_last_one_to_the_same_bytes(cache, straight, tmp_path, monkeypatch):
@@ -174,7 +208,8 @@ def test_a_student_trains_on_every_encoding(encoded, tmp_path, encoding):
     torch.manual_seed(0)
     student = Student(STUDENT, BinSpec(prob_stride=4, encoding=encoding))
     ids, spec, weights = ("d/0", "d/1"), replace(SPEC, steps=2), LossSpec(cross=0.3)
-    train_student(CacheReader(encoded[encoding]), student, ids, (), tmp_path, spec, weights, RANGE_M, device=CPU)
+    reader = CacheReader(encoded[encoding])
+    train_student(TrainingJob(reader, student, ids, (), tmp_path, spec, weights, RANGE_M, CPU))
     (entry,) = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert entry["step"] == 2
     assert min(entry["kl"], entry["cross"]) > 0
@@ -249,9 +284,9 @@ def test_lidar_that_is_all_out_of_range_is_an_error_and_not_a_metric_student(cac
     student = Student(STUDENT, BinSpec(prob_stride=4))
     ids, spec, range_m = ("d/0", "d/3"), replace(SPEC, steps=1), (70.0, 80.0)
     with pytest.raises(TrainingError, match=r"no training frame has a LiDAR return between 70.0 and 80.0 m"):
-        train_student(CacheReader(cache), student, ids, (), tmp_path, spec, LossSpec(), range_m, device=CPU)
+        train_student(TrainingJob(CacheReader(cache), student, ids, (), tmp_path, spec, LossSpec(), range_m, CPU))
     lidar_off = LossSpec(supervised=0.0)
-    train_student(CacheReader(cache), student, ids, (), tmp_path, spec, lidar_off, range_m, device=CPU)
+    train_student(TrainingJob(CacheReader(cache), student, ids, (), tmp_path, spec, lidar_off, range_m, CPU))
 
 
 def test_a_state_without_its_student_writes_it_again(cache, tmp_path):

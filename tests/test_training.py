@@ -130,6 +130,17 @@ def test_sixteen_bits_learn_much_the_same(precision):
     assert ("scaler.scale" in made.tensors()) == (precision == "fp16")
 
 
+def test_fp16_whose_gradients_are_never_finite_ends_and_says_what_to_do():
+    """A loss scale of 2^16 is halved below 1 by 17 steps that are skipped."""
+    made, frames = training(precision="fp16"), rigs(2)
+    before = [value.clone() for value in made.learner.parameters()]
+    next(made.learner.parameters()).register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(TrainingError, match=r"step 17: gradients .* in fp16, down to a loss scale of 0.5; set .*bf16"):
+        for step in range(18):
+            made.step([frames], step)
+    assert all(torch.equal(a, b) for a, b in zip(before, made.learner.parameters(), strict=True))
+
+
 def test_augmented_frames_are_mirrored_and_jittered_one_by_one():
     frames = rigs(2)
     turned, image = augment(frames, [Draw(True, 1.0, 1.0), Draw(False, 0.5, 1.0)], 1.0)

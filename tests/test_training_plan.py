@@ -10,13 +10,15 @@ from stages.checkpoint import CheckpointError
 from stages.losses import LossSpec
 from stages.progress import Preempted
 from stages.student.model import Student
+from stages.training_job import TrainingJob
 from stages.training_plan import plan_training
 
 
 def plan(cache, folder, spec=SPEC, selection=()):
     student = Student(STUDENT, BinSpec(prob_stride=4))
     ids = tuple(f"d/{i}" for i in range(5))
-    return plan_training(CacheReader(cache), student, ids, selection, folder, spec, LossSpec(), RANGE_M, device=CPU)
+    job = TrainingJob(CacheReader(cache), student, ids, selection, folder, spec, LossSpec(), RANGE_M, CPU)
+    return plan_training(job)
 
 
 def test_a_plan_tells_what_a_run_does_and_writes_nothing(cache, tmp_path):

@@ -22,7 +22,9 @@ from pipeline.config import Recipe
 from pipeline.stage_one import open_stage_one
 from stages.devices import dtype_of, resolve_device, resolve_precision, synchronize
 from stages.student.model import Student
-from stages.train_student import on_device, open_training, train_student
+from stages.train_student import train_student
+from stages.training import on_device
+from stages.training_job import TrainingJob, open_job
 
 pytestmark = pytest.mark.bench
 FRAMES, ROUNDS, STEPS = 6, 3, 12
@@ -130,7 +132,9 @@ def test_bench_training_step(recipe, reader, tmp_path, capsys, size):
     ids = reader.frames.train
     frames = CachedFrames(reader, ids, neighbours=recipe.losses.photometric > 0)
     student = Student(replace(recipe.student, encoder=SIZES[size], pretrained=False), recipe.bins)
-    training = open_training(reader, student, spec, recipe.losses, recipe.data.depth_range_m, device)
+    timed = replace(spec, steps=STEPS, warmup_steps=2)
+    job = TrainingJob(reader, student, ids, (), tmp_path, timed, recipe.losses, recipe.data.depth_range_m, device)
+    training = open_job(job).training
     student.train()
     rigs = on_device(device, collate([frames[i] for i in range(spec.batch_rigs)]))
     prepared = torch.zeros(6 * spec.batch_rigs, *stage.teacher.input_size, 3, dtype=torch.uint8).random_(0, 256)
@@ -163,10 +167,7 @@ def test_bench_training_step(recipe, reader, tmp_path, capsys, size):
 
     rate = 2 * side**3 / median_s(multiply, 5)
     floor = flops.get_total_flops() / rate
-    report = train_student(
-        reader, student, ids, (), tmp_path, replace(spec, steps=STEPS, warmup_steps=2), recipe.losses,
-        recipe.data.depth_range_m, device=device,
-    )  # fmt: skip
+    report = train_student(job)
     assert report.waiting_share is not None
     with capsys.disabled():
         print(
