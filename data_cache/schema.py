@@ -80,8 +80,11 @@ class CacheError(SurroundError):
     """A cache cannot be used as asked."""
 
 
+EDITED = ", or rig.json or frames.jsonl was edited since"
+
+
 class StaleCacheError(CacheError):
-    """The cache was written under another recipe."""
+    """The cache was written under another recipe, or its data set was edited since."""
 
     def __init__(self, where: str, differences: Mapping[str, tuple[object, object]]):
         self.where, self.differences = where, dict(differences)
@@ -89,7 +92,7 @@ class StaleCacheError(CacheError):
         super().__init__(
             "\n".join(
                 [
-                    f"{where} was written under another recipe:",
+                    f"{where} was written under another recipe{EDITED if 'metadata_sha256' in differences else ''}:",
                     *lines,
                     "Point --run at another folder, restore these values in the recipe, or delete the cache folder.",
                 ]
@@ -127,6 +130,7 @@ class CacheIdentity:
         bin_knots: the fitted map of the binning strategy `fitted` (stages/binning.py), None for the others.
         token_channels: C of the stored teacher tokens, 0 where they are not stored.
         limit_scenes, limit_frames, lidar, nearby_sweep_s: how the data set was read (see DataSpec).
+        metadata_sha256: over calibration and poses of a data set that its user edits, empty for the others.
     """
 
     camera_names: tuple[str, ...]
@@ -158,6 +162,7 @@ class CacheIdentity:
     limit_frames: int = field(default=0, metadata={OPTIONAL: True})
     lidar: str = field(default=MECHANICAL, metadata={OPTIONAL: True})
     nearby_sweep_s: float = field(default=0.0, metadata={OPTIONAL: True})
+    metadata_sha256: str = field(default="", metadata={OPTIONAL: True})
 
     def __post_init__(self) -> None:
         if self.encoding not in ENCODINGS:

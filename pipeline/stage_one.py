@@ -57,7 +57,7 @@ class StageOne:
     def identity(self) -> CacheIdentity:
         """Of the cache that this recipe fills."""
         decided = decided_identity(self.recipe)
-        return cache_identity(decided, self.source.rig, self.frames, self.teacher, self.knots)
+        return cache_identity(decided, self.source, self.frames, self.teacher, self.knots)
 
     def writer(self, location: str) -> CacheWriter:
         """The cache at a path or URL, created or taken up; see `CacheWriter`."""
@@ -165,6 +165,7 @@ def fit_settings(stage: StageOne) -> dict[str, object]:
         "closed_form": AffineBinning().definition,
         "depth_range_m": recipe.data.depth_range_m,
         "fit_frames": recipe.bins.fit_frames,
+        **({"metadata_sha256": identity.metadata_sha256} if identity.metadata_sha256 else {}),
         **recipe.data.unusual_reading,  # a map that was fitted before there were any remains what it is
     }
 

@@ -15,9 +15,8 @@ from jaxtyping import UInt8
 
 from data_cache import images
 from data_cache.errors import FrameError
-from data_cache.rig import Rig
 from data_cache.schema import ENCODINGS, FORMAT_VERSION, CacheIdentity, FrameRecord, SplitFrames
-from data_cache.sources import Source
+from data_cache.sources import EditableSource, Source
 from data_cache.writer import CacheWriter
 from stages import relations
 from stages.binning import Binning, binning_definition
@@ -130,7 +129,11 @@ def recipe_identity(
 
 
 def cache_identity(
-    decided: Mapping[str, Any], rig: Rig, frames: SplitFrames, teacher: Teacher, knots: tuple[float, ...] | None = None
+    decided: Mapping[str, Any],
+    source: Source,
+    frames: SplitFrames,
+    teacher: Teacher,
+    knots: tuple[float, ...] | None = None,
 ) -> CacheIdentity:
     """The whole identity: what the recipe decides, the frames found, the teacher's weights, and what was fitted.
 
@@ -142,13 +145,14 @@ def cache_identity(
         known["token_channels"] = teacher(black).features.shape[1]
     return CacheIdentity(
         **known,
-        camera_names=rig.camera_names,
+        camera_names=source.rig.camera_names,
         frame_count=len(frames.ordered),
         frames_sha256=frames.sha256(),
         teacher_licence=teacher.licence,
         teacher_weights_sha256=teacher.weights_sha256,
         teacher_preprocessing=teacher.preprocessing,
         bin_knots=knots,
+        metadata_sha256=source.metadata_sha256(frames.ordered) if isinstance(source, EditableSource) else "",
     )
 
 

@@ -138,6 +138,22 @@ def test_a_frame_may_have_poses_and_intrinsics_of_its_own(folder):
     np.testing.assert_array_equal(frame.load_sweep().world_from_lidar, moved)
 
 
+def test_what_is_written_about_rig_and_frames_has_a_hash_that_their_layout_and_other_frames_do_not_change(folder):
+    def found(ids=("m/1", "m/2")):
+        return RigFolderSource(folder).metadata_sha256(ids)
+
+    before = found()
+    assert found(("m/1", "m/3")) != before
+    (folder / "rig.json").write_text(json.dumps(dict(reversed(RIG.items())), indent=2))
+    assert found() == before
+    write(folder, lines=[line(1), line(2), line(3, world_from_ego=BEHIND), line(4)])
+    assert found() == before
+    write(folder, lines=[line(1), line(2, world_from_ego=BEHIND)])
+    assert found() != before
+    write(folder, rig=edited(RIG, ("cameras", 0, "intrinsics", 0, 0), 10.5))
+    assert found() != before
+
+
 def test_without_any_pose_the_world_is_the_vehicle(folder):
     one = edited(edited(line(1), ["world_from_ego"], None), ["lidar", "world_from_ego"], None)
     frame = RigFolderSource(write(folder, lines=[one])).frame("m/1")

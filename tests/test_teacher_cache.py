@@ -61,7 +61,7 @@ def open_writer(
     teacher = tiny_teacher(folder)
     frames = SplitFrames(select(source, ["d"]), ())
     decided = recipe_identity("fake", ("d",), (), dataclasses.replace(SPEC, tokens=tokens), bin_spec, STUDENT_SIZE)
-    identity = cache_identity(decided, source.rig, frames, teacher)
+    identity = cache_identity(decided, source, frames, teacher)
     return CacheWriter(root, identity, Resolved("fp32", SPEC.batch_images, 1), frames), teacher
 
 
@@ -337,3 +337,18 @@ def test_a_cache_without_tokens_is_what_it_was_before_there_were_any(tmp_path, t
     assert CachedFrames(CacheReader(tmp_path), ["d/0"])[0].tokens.shape == (3, 60, 0)
     with pytest.raises(StaleCacheError, match="token_channels: cache has 0, recipe says 16"):
         run(tmp_path, FakeSource(1), teacher_folder, tokens=True)
+
+
+def test_a_data_set_that_was_edited_since_makes_its_cache_stale(tmp_path, teacher_folder):
+    class Edited(FakeSource):
+        written = "a" * 64
+
+        def metadata_sha256(self, frame_ids):
+            return self.written
+
+    source = Edited(1)
+    run(tmp_path, source, teacher_folder)
+    assert run(tmp_path, source, teacher_folder).frames_written == 0
+    source.written = "b" * 64
+    with pytest.raises(StaleCacheError, match=r"frames.jsonl was edited since:\n  metadata_sha256: cache"):
+        run(tmp_path, source, teacher_folder)

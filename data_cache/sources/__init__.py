@@ -54,6 +54,15 @@ class StoredSource(Source, Protocol):
         ...
 
 
+@runtime_checkable
+class EditableSource(Source, Protocol):
+    """A data set whose calibration and poses its user writes and corrects."""
+
+    def metadata_sha256(self, frame_ids: Sequence[str]) -> str:
+        """Over all that is written about the rig and these frames; images and points are not looked at."""
+        ...
+
+
 def open_source(
     kind: str,
     root: Path | None,

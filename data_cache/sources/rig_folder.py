@@ -1,6 +1,7 @@
 """A vehicle of one's own: `rig.json`, `frames.jsonl`, images and LiDAR in one folder; RIG_FOLDER.md describes it."""
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -64,6 +65,7 @@ class _Line:
     scan: _Scan | None
     stamps: Mapping[str, int]
     """Time stamps that the line gives, by what they belong to."""
+    digest: bytes
 
 
 class RigFolderSource:
@@ -90,6 +92,7 @@ class RigFolderSource:
         self._root = root
         described = read_rig(root / RIG_FILE)
         self.rig = Rig(described.name, tuple(described.cameras))
+        self._rig_digest = described.digest
         self._lines: dict[str, _Line] = {}
         drives: dict[str, list[str]] = {}
         for line in _checked(_read_lines(root, described), str(root / FRAMES_FILE)):
@@ -117,6 +120,11 @@ class RigFolderSource:
         line = self._lines[frame_id]
         files = {name: self._root / shot.file for name, shot in line.shots.items()}
         return files | ({"lidar": self._root / line.scan.file} if line.scan is not None else {})
+
+    def metadata_sha256(self, frame_ids: Sequence[str]) -> str:
+        """See `data_cache.sources.EditableSource`."""
+        written = [self._rig_digest, *(self._lines[frame_id].digest for frame_id in frame_ids)]
+        return hashlib.sha256(b"".join(written)).hexdigest()
 
     def _view(self, shot: _Shot, where: str) -> View:
         plain = shot.calibration.lens is None
@@ -232,7 +240,7 @@ def _read_line(value: Any, number: int, where: str, described: RigDescription) -
             _relative(lidar["points"], f"{where}: lidar.points"),
             _pose(table, lidar, "world_from_lidar", described.ego_from_lidar, f"{where}: lidar"),
         )
-    return _Line(number, frame_id, drive, has_poses, shots, scan, stamps)
+    return _Line(number, frame_id, drive, has_poses, shots, scan, stamps, strict.digest(value))
 
 
 def _calibration(entry: Mapping[str, Any], name: str, described: RigDescription, where: str) -> Calibration:

@@ -48,12 +48,16 @@ class RigCamera:
 
 @dataclass(frozen=True, eq=False)
 class RigDescription:
-    """A vehicle: its name, cameras by name in ring order, and the LiDAR's pose on it, where one is given."""
+    """A vehicle: its name, cameras by name in ring order, and the LiDAR's pose on it, where one is given.
+
+    `digest` is that of all that is written in the file.
+    """
 
     name: str
     center_shift_px: float
     cameras: Mapping[str, RigCamera]
     ego_from_lidar: Float[np.ndarray, "4 4"] | None
+    digest: bytes
 
 
 def read_text(path: Path, byte_limit: int) -> str:
@@ -105,7 +109,8 @@ def read_rig(path: Path) -> RigDescription:
     if "lidar" in rig:
         entry = strict.fields(rig["lidar"], f"{where}: lidar", ("ego_from_lidar",))
         lidar = rigid(entry["ego_from_lidar"], f"{where}: lidar.ego_from_lidar")
-    return RigDescription(strict.name(rig["name"], f"{where}: name"), shift_px, cameras, lidar)
+    name = strict.name(rig["name"], f"{where}: name")
+    return RigDescription(name, shift_px, cameras, lidar, strict.digest(content))
 
 
 def rigid(value: Any, where: str) -> Float[np.ndarray, "4 4"]:

@@ -1,6 +1,7 @@
 """JSON that a person wrote: every value is checked where it stands, and an unknown key is a mistake, not a comment."""
 
 import difflib
+import hashlib
 import json
 import math
 import re
@@ -14,6 +15,11 @@ from jaxtyping import Float
 from data_cache.errors import SourceError
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+
+
+def digest(value: Any) -> bytes:
+    """SHA-256 of what JSON says, however it is laid out."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest()
 
 
 def parse(text: str, where: str) -> Any:
