@@ -1,6 +1,7 @@
 """The command `surround`. Parses, calls one function, prints its report; heavy imports wait until a stage runs."""
 
 import json
+import os
 import re
 import sys
 import warnings
@@ -14,7 +15,7 @@ import click
 from data_cache.errors import SettingError, SourceError, SurroundError, SurroundWarning
 from data_cache.files import count_text, size_text
 from pipeline.errors import RecipeError
-from stages.progress import Preempted
+from stages.progress import QUIET, Preempted, is_quiet
 
 if TYPE_CHECKING:
     from pipeline.config import Recipe
@@ -56,12 +57,22 @@ def recipe_options(command: F) -> F:
             metavar="SECTION.KEY=VALUE",
             help="Override a recipe value, e.g. train_student.steps=500; repeatable.",
         ),
+        click.option(
+            "--quiet",
+            is_flag=True,
+            expose_value=False,
+            callback=lambda _, __, quiet: os.environ.update({QUIET: "1"} if quiet else {}),
+            help="No progress: only results, warnings and errors.",
+        ),
         click.option("--run", "run", type=click.Path(path_type=Path), help="Run folder; default runs/<recipe>."),
         click.option("--data", type=click.Path(path_type=Path), help="Data set folder."),
         click.argument("recipe"),
     ):
         command = option(command)
     return command
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="For machines: one JSON document on stdout.")
 
 
 @main.command()
@@ -184,8 +195,15 @@ def teacher_cache(
 @recipe_options
 @click.option("--resume/--fresh", default=True, show_default=True, help="Continue the saved state, or start over.")
 @click.option("--dry-run", is_flag=True, help="Time a few steps, print the plan, write nothing.")
+@json_option
 def train_student(
-    recipe: str, data: Path | None, run: Path | None, overrides: tuple[str, ...], resume: bool, dry_run: bool
+    recipe: str,
+    data: Path | None,
+    run: Path | None,
+    overrides: tuple[str, ...],
+    resume: bool,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Stage 2: train the student from the cache and sparse LiDAR.
 
@@ -199,10 +217,13 @@ def train_student(
         if dry_run:
             plan = run_plan_training(parsed, folder, fresh=not resume)
             if leads():
-                _print_plan(plan)
+                click.echo(_json(plan, seconds_left=plan.seconds_left) if as_json else _plan_text(plan))
             return
         report = run_train_student(parsed, folder, fresh=not resume)
     if not leads():
+        return
+    if as_json:
+        click.echo(_json(report))
         return
     best = f", best selection AbsRel {report.best_abs_rel:.4f}" if report.best_abs_rel is not None else ""
     left_out = (
@@ -216,14 +237,14 @@ def train_student(
     )
 
 
-def _print_plan(plan: "TrainingPlan") -> None:
+def _plan_text(plan: "TrainingPlan") -> str:
     left = plan.steps - plan.steps_done
     samples = left * plan.batch_rigs
     minutes, seconds = divmod(round(plan.seconds_left), 60)
     shared = f" over {plan.process_count} processes" if plan.process_count > 1 else ""
     reader = f"in {count_text(plan.workers, 'loader worker')} beside it" if plan.workers else "before it"
     passes = f" in {plan.accumulate} passes" if plan.accumulate > 1 else ""
-    click.echo(
+    return (
         f"frames       {plan.frames:,} to learn from, {plan.quarantined:,} quarantined,"
         f" {plan.selection_frames:,} to choose on\n"
         f"steps        {left:,} of {plan.steps:,} left, {plan.batch_rigs} frames each{shared}{passes}:"
@@ -370,16 +391,22 @@ def cache() -> None:
 
 @cache.command("size")
 @recipe_options
+@json_option
 @click.option(
     "--frames", type=click.IntRange(min=1), default=4, show_default=True, help="Frames that are really encoded."
 )
-def cache_size(recipe: str, data: Path | None, run: Path | None, overrides: tuple[str, ...], frames: int) -> None:
+def cache_size(
+    recipe: str, data: Path | None, run: Path | None, overrides: tuple[str, ...], frames: int, as_json: bool
+) -> None:
     """Predict the size of a cache before it is written, per encoding."""
     from pipeline.cache_runs import run_cache_size
 
     with _errors():
         parsed, folder = _open_run(recipe, data, run, overrides)
         predicted = run_cache_size(parsed, folder, frames)
+    if as_json:
+        click.echo(_json(predicted))
+        return
     click.echo(
         f"{count_text(predicted.frame_count, 'frame')} in shards of {parsed.teacher_cache.shard_frames},", nl=False
     )
@@ -398,7 +425,8 @@ def cache_size(recipe: str, data: Path | None, run: Path | None, overrides: tupl
 @cache.command("status")
 @click.argument("target")
 @click.option("--run", type=click.Path(path_type=Path), help="Run folder of a recipe; default runs/<recipe>.")
-def cache_status(target: str, run: Path | None) -> None:
+@json_option
+def cache_status(target: str, run: Path | None, as_json: bool) -> None:
     """How far a cache is; works at any moment, also while it is being written."""
     from data_cache.reader import cache_status as status_of
     from pipeline.folders import find_cache
@@ -409,12 +437,13 @@ def cache_status(target: str, run: Path | None) -> None:
     identity = status.identity
     writing = f", {status.shards_open} being written now" if status.shards_open else ""
     litter = f", {count_text(status.partial_count, 'partial file')} of killed writers" if status.partial_count else ""
-    click.echo(
+    text = (
         f"{status.shards_done} of {identity.shard_count} shards{writing}{litter},"
         f" {count_text(identity.frame_count, 'frame')} of {identity.source}, {status.bytes / 1e6:.1f} MB,"
         f" encoding {identity.encoding}, teacher"
         f" {identity.teacher_name} ({identity.teacher_licence}), {status.resolved.precision}; {location}"
     )
+    click.echo(_json(status, complete=status.complete) if as_json else text)
     for damage in status.damages:
         click.echo(damage, err=True)
     _notes(status.notes)
@@ -425,6 +454,7 @@ def cache_status(target: str, run: Path | None) -> None:
 
 @cache.command("verify")
 @click.argument("target")
+@json_option
 @click.option(
     "--recompute",
     type=click.IntRange(min=0),
@@ -434,7 +464,7 @@ def cache_status(target: str, run: Path | None) -> None:
 )
 @click.option("--data", type=click.Path(path_type=Path), help="Data set folder, for --recompute.")
 @click.option("--run", type=click.Path(path_type=Path), help="Run folder of a recipe; default runs/<recipe>.")
-def cache_verify(target: str, recompute: int, data: Path | None, run: Path | None) -> None:
+def cache_verify(target: str, recompute: int, data: Path | None, run: Path | None, as_json: bool) -> None:
     """Check every receipt, checksum and value of a cache; one that is not finished has not passed (exit 1)."""
     from pipeline.cache_runs import run_cache_verify, run_recompute
     from pipeline.folders import find_cache
@@ -444,13 +474,17 @@ def cache_verify(target: str, recompute: int, data: Path | None, run: Path | Non
         verified = run_cache_verify(location)
     for fault in verified.faults:
         click.echo(fault, err=True)
-    if verified.faults:
-        sys.exit(EXIT_FAILED)
-    click.echo(
+    passed = (
         f"{'verified' if verified.complete else 'INCOMPLETE'}: {verified.shards_done} of {verified.shard_count} shards,"
         f" every file is what its receipt says; {count_text(verified.frames_checked, 'frame')}: finite, probabilities"
         " sum to one, not constant"
     )
+    if as_json:
+        click.echo(_json(verified, complete=verified.complete))
+    elif not verified.faults:
+        click.echo(passed)
+    if verified.faults:
+        sys.exit(EXIT_FAILED)
     if not verified.complete:
         click.echo("Error: the cache is not finished; run teacher-cache again, it continues where it stopped", err=True)
         sys.exit(EXIT_FAILED)
@@ -462,7 +496,8 @@ def cache_verify(target: str, recompute: int, data: Path | None, run: Path | Non
                 f"recomputed {frame.frame_id}: probabilities differ by {frame.prob_mean:.1e} on average,"
                 f" {frame.prob_max:.1e} at most, top bin changed in {100 * frame.top_bin_changed:.2f} % of pixels,"
                 f" relations by {frame.relation_max:.1e} at most, inputs"
-                f" {'equal' if frame.inputs_equal else 'DIFFER'}"
+                f" {'equal' if frame.inputs_equal else 'DIFFER'}",
+                err=as_json,
             )
     _exit_quarantined(verified.quarantined, RETRY)
 
@@ -511,8 +546,15 @@ def weights(name: str | None) -> None:
     click.echo(f"{name}: {found.path} ({found.route}; {found.licence}; sha256 {found.sha256})")
 
 
+def _json(report: Any, **derived: object) -> str:
+    from dataclasses import asdict
+
+    return json.dumps(asdict(report) | derived, indent=1)
+
+
 def _say(text: str) -> None:
-    click.echo(text, err=True)
+    if not is_quiet():
+        click.echo(text, err=True)
 
 
 @contextmanager

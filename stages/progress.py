@@ -2,14 +2,27 @@
 
 import os
 import sys
+from typing import TextIO
 
 from tqdm import tqdm
 
 from data_cache.errors import SurroundError
 
+QUIET = "SURROUND_QUIET"
+"""Set to 1, also for the processes that a stage starts, nothing is told but results, warnings and errors."""
+_SHOWN_AFTER_S = 2.0
+_LINE = (
+    "{desc}: {n_fmt} of {total_fmt} {unit} ({percentage:.0f} %), {elapsed} gone, {remaining} left, {rate_fmt}{postfix}"
+)
+
 
 class Preempted(SurroundError):
     """The machine asked the stage to stop; everything finished is saved and the same command continues."""
+
+
+def is_quiet() -> bool:
+    """Whether the user wants to hear of nothing but results."""
+    return os.environ.get(QUIET) == "1"
 
 
 def progress_bar(
@@ -17,7 +30,8 @@ def progress_bar(
 ) -> "tqdm[None]":
     """A bar on a terminal; elsewhere a line now and then, so that a job's log shows life but does not drown in it.
 
-    `quiet` shows nothing: another process speaks. `unit_scale` counts in k, M and G.
+    What takes less than two seconds shows nothing. `quiet` shows nothing: another process speaks. `unit_scale` counts
+    in k, M and G.
     """
     terminal = sys.stderr.isatty()
     return tqdm(
@@ -26,10 +40,28 @@ def progress_bar(
         desc=description,
         unit=unit,
         unit_scale=unit_scale,
+        file=sys.stderr if terminal else _Lines(sys.stderr),
+        bar_format=None if terminal else _LINE,
+        delay=_SHOWN_AFTER_S,
         mininterval=0.2 if terminal else 20,
         maxinterval=10 if terminal else 60,
         dynamic_ncols=terminal,
-        disable=quiet
-        or done == total
-        or os.environ.get("TQDM_DISABLE") == "1",  # tqdm itself reads it only when imported
+        disable=quiet or done == total or is_quiet(),
     )
+
+
+class _Lines:
+    """A log file: what a bar writes over its last state becomes a line of its own."""
+
+    def __init__(self, stream: TextIO):
+        self._stream, self._last = stream, ""
+
+    def write(self, text: str) -> int:
+        line = text.strip()
+        if line and line != self._last:  # the bar shows its end twice
+            self._stream.write(line + "\n")
+            self._last = line
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()

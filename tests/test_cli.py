@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from click.testing import CliRunner
 
 from data_cache.schema import ENCODINGS
 from pipeline.cli import main
+from stages.progress import QUIET
 
 VERBS = [[], ["doctor"], ["fit-bins"], ["teacher-cache"], ["train-student"], ["eval"], ["compare"], ["ablate"], ["zero-shot"], ["cache"], ["cache", "size"], ["cache", "status"], ["cache", "verify"], ["rig"], ["rig", "export"], ["weights"]]  # fmt: skip # noqa: E501
 RECIPE = """
@@ -268,6 +270,32 @@ def test_a_warning_of_ours_is_one_line_without_the_source_code():
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stderr
     assert told.splitlines()[0] == "Warning: the newest state is damaged"
     assert "UserWarning: of a library" in told.splitlines()[1]
+
+
+@pytest.mark.parametrize(
+    ("command", "key", "value"),
+    [
+        (("cache", "status"), "complete", True),
+        (("cache", "verify"), "faults", []),
+        (("cache", "size", "--frames", "1"), "frame_count", 1),
+        (("train-student", "--dry-run"), "steps", 3),
+        (("train-student",), "steps_skipped", 3),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_machines_read_json_and_nothing_else_on_standard_output(run, recipe, command, key, value):
+    target = [run] if command[1:] in (("status",), ("verify",)) else [recipe, "--run", run]
+    told = CliRunner().invoke(main, [*command, *map(str, target), "--json"])
+    assert told.exit_code == 0, told.output
+    assert json.loads(told.stdout)[key] == value
+
+
+def test_quiet_tells_results_alone(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv(QUIET, "0")
+    told = CliRunner().invoke(main, ["teacher-cache", str(recipe), "--run", str(tmp_path), "--quiet"])
+    assert (told.exit_code, told.stderr) == (0, "")
+    assert told.stdout.startswith("teacher-cache: 1 shard written")
+    assert os.environ[QUIET] == "1"  # for workers
 
 
 def test_a_plan_of_stage_two_needs_what_the_run_needs(run, recipe, tmp_path):
