@@ -322,7 +322,7 @@ def ablate(
 ) -> None:
     """Train the same student with other losses, several seeds each, and print one table.
 
-    [ablate] of the recipe names the rows; `evidence` is the recipe of the table in README. Needs the cache of stage 1.
+    [ablate] of the recipe names the rows; `evidence` is the recipe of docs/RESULTS.md. Needs the cache of stage 1.
     What is done is not done again; job arrays call it with --part, and whoever comes last prints the whole table.
     """
     from pipeline.ablate import run_ablate

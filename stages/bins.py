@@ -185,8 +185,8 @@ def student_frame(
 
     Per image, e^S and e^T are the expected positions. Bin position b_k moves to
     b'_k = mean e^S + std e^S (b_k - mean e^T) / max(std e^T, 1e-3). METHOD: our reading of "scale-invariant" where no
-    LiDAR says more; any spread of the student agrees with itself, see README, "What was tried". No gradient flows
-    through the result.
+    LiDAR says more; any spread of the student agrees with itself, see docs/RESULTS.md, "What was tried". No gradient
+    flows through the result.
     """
     with torch.no_grad():
         count = teacher_prob.shape[-3]

@@ -11,7 +11,7 @@ WIDTH_FACTOR = 2.0
 
 Free widths run into a corner: with half of the log range free, a softmax gave it to one or two bins in the three runs
 looked at (synthetic evidence, 864 steps: at most one centre between 100 m and 6 m), and depth became a mixture of near
-and far. What that costs is in README, "What was tried".
+and far. What that costs is in docs/RESULTS.md, "What was tried".
 """
 
 
