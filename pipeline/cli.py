@@ -229,7 +229,7 @@ def train_student(
     left_out = (
         f"; {count_text(report.quarantined_count, 'quarantined frame')} left out" if report.quarantined_count else ""
     )
-    waiting = f", {report.waiting_share:.1%} of it waiting for data" if report.waiting_share is not None else ""
+    waiting = f", {report.waiting_share:.1%} of the steps waiting for data" if report.waiting_share is not None else ""
     click.echo(
         f"train-student: {count_text(report.steps_done, 'step')} in {report.seconds:.0f} s"
         f" ({report.frames_per_s:.1f} frames/s{waiting}), {report.steps_skipped} already done{best}{left_out};"

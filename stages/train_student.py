@@ -45,7 +45,8 @@ class TrainStudentReport:
     Attributes:
         steps_done, steps_skipped: in this run, and before it.
         seconds, frames_per_s: of this run, over all processes.
-        waiting_share: of the time after its first step, what was spent waiting for frames; None of a single step.
+        waiting_share: of the time of its steps but the first, measuring and saving apart, what was spent waiting for
+            frames; None of a single step.
         best_abs_rel: None where the recipe names no selection split.
         quarantined_count: training frames that were left out.
     """
@@ -112,8 +113,8 @@ def train_student(
         loader = stack.enter_context(
             batches(frames, passes, spec.workers if passes else 0, pin_memory=device.type == "cuda")
         )
-        clock = first_step_ended = time.perf_counter()
-        waited = 0.0
+        clock = time.perf_counter()
+        waited = stepped = 0.0
         job.student.train()
 
         def measure(done: int) -> bool:
@@ -142,21 +143,20 @@ def train_student(
                 raise _preempted(step, job)
             asked = time.perf_counter()
             found = [on_device(device, next(loader)) for _ in range(spec.accumulate)]
-            if step == begin:
-                first_step_ended = time.perf_counter()
-            else:
-                waited += time.perf_counter() - asked
+            given = time.perf_counter()
             terms = training.step(found, step)
             done = step + 1
+            if step > begin:  # the first step starts the workers
+                waited += given - asked
+                stepped += time.perf_counter() - given
             if done % LOG_EVERY == 0 or done == spec.steps:
                 terms = mean_over_processes(terms)
                 if log is not None:
                     values = term_values(terms)
-                    now = time.perf_counter()
-                    rate = (done - begin) * spec.batch_rigs / (now - clock)
+                    rate = (done - begin) * spec.batch_rigs / (time.perf_counter() - clock)
                     speed = {"learning_rate": learning_rate(step, spec), "frames_per_s": rate}
                     bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()}, refresh=False)
-                    log.write(done, values | speed | {"waiting_share": waited / max(now - first_step_ended, 1e-9)})
+                    log.write(done, values | speed | {"waiting_share": waited / max(waited + stepped, 1e-9)})
             bar.update()
             selects = len(selection) and (done % spec.select_every == 0 or done == spec.steps)
             improved = measure(done) if selects else False
@@ -168,14 +168,14 @@ def train_student(
                 how = training.setting
                 log.show(done, training_picture(training.student, shown, how.depth_range_m, how.precision))
     meet()
-    now = time.perf_counter()
+    seconds = time.perf_counter() - clock
     steps_done = spec.steps - begin
     return TrainStudentReport(
         steps_done,
         begin,
-        now - clock,
-        steps_done * spec.batch_rigs / (now - clock),
-        waited / (now - first_step_ended) if steps_done > 1 else None,
+        seconds,
+        steps_done * spec.batch_rigs / seconds,
+        waited / (waited + stepped) if steps_done > 1 else None,
         best if len(selection) else None,
         len(job.train_ids) - len(frames),
     )
