@@ -261,7 +261,9 @@ def _plan_text(plan: "TrainingPlan") -> str:
 @recipe_options
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Student to measure; default: the run's own.")
 @click.option("--predictions", type=click.Path(path_type=Path), help="Measure depth maps in this folder instead.")
-@click.option("--protocol", help="surrounddepth, vfdepth, fsm or zero-shot; default: the recipe's.")
+@click.option(
+    "--protocol", help="surrounddepth, vfdepth or fsm; with --predictions zero-shot, too; default: eval.protocol."
+)
 def evaluate(
     recipe: str,
     data: Path | None,

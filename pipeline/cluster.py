@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from stages.teacher_cache import TeacherCacheReport
 
 ANY_PORT = ":0"
+SCHEDULERS = ("threads", "local", "slurm")
 SCHEMES = ("tcp", "tls", "ws", "wss", "ucx")
 """Of addresses at which a scheduler of another process can answer."""
 POLL_S = 0.2
@@ -91,19 +92,23 @@ class ShardJob:
 
 def require_scheduler(name: str) -> None:
     """Check the word after --scheduler, and that a scheduler answers where it is an address. Raises SettingError."""
-    if name in ("threads", "local", "slurm"):
-        return
-    count_workers(name)
+    if name not in SCHEDULERS:
+        count_workers(name)
+
+
+def require_address(address: str) -> None:
+    """Check that a dask scheduler could be there; it is not asked. Raises SettingError."""
+    scheme, colon, _ = address.partition("://")
+    if not colon or scheme not in SCHEMES:
+        raise SettingError(
+            f"--scheduler: expected {', '.join(SCHEDULERS)} or an address like tcp://host:8786 ({', '.join(SCHEMES)}),"
+            f" got {address!r}"
+        )
 
 
 def count_workers(address: str) -> int:
     """Workers of the scheduler at an address. Raises SettingError if none answers within PROBE_S."""
-    scheme, colon, _ = address.partition("://")
-    if not colon or scheme not in SCHEMES:
-        raise SettingError(
-            f"--scheduler: expected threads, local, slurm or an address like tcp://host:8786 ({', '.join(SCHEMES)}),"
-            f" got {address!r}"
-        )
+    require_address(address)
     try:
         return asyncio.run(_call(address))
     except (

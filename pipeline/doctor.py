@@ -21,12 +21,11 @@ from data_cache.sources import Source, StoredSource, spread
 from data_cache.store import open_store
 from pipeline import cluster, findings
 from pipeline.config import Recipe
-from pipeline.errors import RecipeError
 from pipeline.folders import RunFolder, cache_location
 from pipeline.pictures import draw_points, panorama_order
+from pipeline.run import frames_to_test
 from pipeline.stage_one import (
     StageOne,
-    chosen,
     find_teacher_weights,
     frames_to_learn,
     open_data,
@@ -38,7 +37,16 @@ from stages.binning import AffineBinning
 from stages.cache_size import predict_size, sample_frames
 from stages.colours import depth_scale
 from stages.devices import resolve_device, resolve_precision
-from stages.doctor import Finding, ReadSample, check_alignment, check_ring, missing_files, read_sample
+from stages.doctor import (
+    LEAST_INPUT_PX,
+    Finding,
+    ReadSample,
+    check_alignment,
+    check_ring,
+    has_sweep,
+    missing_files,
+    read_sample,
+)
 from stages.resize import resize_rgb
 from stages.student.encoder import ENCODERS
 from stages.student.model import Student
@@ -55,18 +63,23 @@ BATCHES_AHEAD = 2
 TENSORS_PER_BATCH = 20
 FILES_OF_A_PROCESS = 200
 SHARED_MEMORY = Path("/dev/shm")
+_EXAMPLE = "--data DIR and --set 'data.train=[...]' do it for one run"
 
 
 def run_doctor(recipe: Recipe, folder: RunFolder, *, scheduler: str = "threads") -> tuple[Finding, ...]:
     """Every check; what cannot be checked says why, and the others still run.
 
     A few frames are read and shown to the teacher. RUN/doctor/lidar_on_images.png is all that is written.
+
+    Raises:
+        SettingError: if `scheduler` is no scheduler that there could be.
     """
+    if scheduler not in cluster.SCHEDULERS:
+        cluster.require_address(scheduler)
     teacher, found = check_teacher(recipe)
     found += check_data(recipe, folder, teacher)
     found += check_encoder(recipe)
     found += check_devices(recipe)
-    found += check_loaders(recipe)
     found += check_scheduler(recipe, scheduler)
     return tuple(found)
 
@@ -82,7 +95,7 @@ def check_data(recipe: Recipe, folder: RunFolder, teacher: LoadedTeacher | None)
     found = []
     tested: tuple[str, ...] = ()
     try:
-        tested = chosen(spec, source, spec.test)
+        tested = frames_to_test(recipe, source)
         refuse_leak(learnt, tested)
         found.append(
             Finding(
@@ -92,11 +105,12 @@ def check_data(recipe: Recipe, folder: RunFolder, teacher: LoadedTeacher | None)
                 f" {len(tested):,} to test on",
             )
         )
-    except (SourceError, RecipeError) as error:
+    except SurroundError as error:
         found.append(Finding("data", "problem", str(error), f"change data.test; {_EXAMPLE}"))
     frame_ids = tuple(dict.fromkeys((*learnt.ordered, *tested)))
     if isinstance(source, StoredSource):
         found.append(findings.files_finding(missing_files(source, frame_ids)))
+    found += check_loaders(recipe, source.rig.view_count)
     sample = read_sample(source, spread(frame_ids, SAMPLE_FRAMES), recipe.teacher_cache.input_size)
     found.append(findings.sample_finding(sample))
     if not sample.frames:
@@ -104,16 +118,16 @@ def check_data(recipe: Recipe, folder: RunFolder, teacher: LoadedTeacher | None)
     names = source.rig.camera_names
     shown = next((frame for frame in sample.frames if frame.lidar_depth.any()), sample.frames[0])
     frame = source.frame(max(sample.frames, key=lambda frame: int(frame.view_valid.sum())).id)
-    found.append(findings.lidar_finding(names, sample))
+    if has_sweep(source, learnt.train):
+        found.append(findings.lidar_finding(names, sample))
+    else:
+        found.append(findings.no_sweep_finding(source.name, len(learnt.train), recipe.losses.supervised > 0))
     found += check_calibration(names, teacher, sample)
     found += findings.ring_findings(check_ring(frame), names)
     found.append(check_picture(source.frame(shown.id), folder.doctor / "lidar_on_images.png", spec.depth_range_m))
     if teacher is not None:
         found += check_room(recipe, folder, source, learnt, teacher, shown.id)
     return found
-
-
-_EXAMPLE = "--data DIR and --set 'data.train=[...]' do it for one run"
 
 
 def check_teacher(recipe: Recipe) -> tuple[LoadedTeacher | None, list[Finding]]:
@@ -147,6 +161,9 @@ def check_calibration(
         return (Finding("calibration", "warning", "not checked: it needs the teacher", "see teacher"),)
     if not frames:
         return (Finding("calibration", "warning", "not checked: no frame with LiDAR was read", "see lidar"),)
+    if (height := teacher.input_size[0]) < LEAST_INPUT_PX:
+        found = f"not checked: the teacher sees images of {height} px, the thresholds hold for {LEAST_INPUT_PX} or more"
+        return (Finding("calibration", "warning", found, "look at lidar_on_images.png"),)
     return findings.calibration_findings(camera_names, check_alignment(teacher, frames))
 
 
@@ -249,15 +266,15 @@ def _resolved(device: str, precision: str) -> str:
     return f"{found} {resolve_precision(precision, found)}"
 
 
-def check_loaders(recipe: Recipe) -> list[Finding]:
+def check_loaders(recipe: Recipe, view_count: int) -> list[Finding]:
     """Shared memory and open files, which the loader workers of stage two need."""
     spec = recipe.train_student
     if not spec.workers:
         return []
     height, width = recipe.student.input_size
     batches = BATCHES_AHEAD * spec.workers
-    # Six views, image and LiDAR in fp32, and those of the frame that the photometric loss compares with.
-    batch_bytes = spec.batch_rigs // spec.accumulate * 6 * height * width * 7 * 2
+    # Image and LiDAR in fp32, and those of the frame that the photometric loss compares with.
+    batch_bytes = spec.batch_rigs // spec.accumulate * view_count * height * width * 7 * 2
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     found = [findings.open_files_finding(FILES_OF_A_PROCESS + batches * TENSORS_PER_BATCH, soft)]
     if SHARED_MEMORY.is_dir():

@@ -52,7 +52,7 @@ def sample_finding(sample: ReadSample) -> Finding:
         "frames",
         "warning" if sample.frames else "problem",
         f"{len(sample.frames)} of {tried} frames that were tried can be read; {first}: {reason}{noted}",
-        "fetch these files again; frames that cannot be read will be quarantined",
+        "mend what the message names, or fetch the files again; frames that cannot be read will be quarantined",
     )
 
 
@@ -66,14 +66,24 @@ def lidar_finding(camera_names: Sequence[str], sample: ReadSample) -> Finding:
     if not counts:
         return Finding(
             "lidar",
-            "warning",
+            "problem",
             f"no return falls into any camera of {count_text(len(sample.frames), 'frame')}",
-            "without LiDAR the student cannot learn metres: check the sweeps, and the poses of LiDAR and cameras",
+            "without LiDAR the student cannot learn metres: check the sweeps, and the poses of LiDAR and cameras"
+            " (metres, not millimetres)",
         )
     found = f"pixels with a return: {counts}{bare}"
     if few:
         return Finding("lidar", "warning", found, f"hardly any in {', '.join(few)}: check the pose of camera and LiDAR")
     return Finding("lidar", "warning" if without else "ok", found, "those frames teach no metres" if without else "")
+
+
+def no_sweep_finding(source_name: str, frames: int, needed: bool) -> Finding:
+    """That no training frame has LiDAR."""
+    remedy = "teacher-cache works without; train-student needs frames with LiDAR in data.train"
+    if source_name == "nuscenes":
+        remedy += ", or data.nearby_sweep_s (0.06 for one) to take a sweep that is near in time"
+    level: Level = "problem" if needed else "warning"
+    return Finding("lidar", level, f"none of {count_text(frames, 'training frame')} has a sweep", remedy)
 
 
 def calibration_findings(camera_names: Sequence[str], alignments: Mapping[int, Alignment]) -> tuple[Finding, ...]:
@@ -102,17 +112,19 @@ def calibration_findings(camera_names: Sequence[str], alignments: Mapping[int, A
         said.append(f"depth jumps of LiDAR seen by the teacher, best where they are: {', '.join(sound)}")
     if unjudged:
         said.append(f"too few jumps to judge {', '.join(unjudged)}")
+    if not alignments:
+        said.append("not checked: no camera has both LiDAR and an image that the teacher sees depth in")
     if not said:
         return doubtful
-    remedy = "look at lidar_on_images.png" if unjudged else ""
-    level: Level = "ok" if len(unjudged) * 2 <= len(alignments) else "warning"
+    remedy = "look at lidar_on_images.png" if unjudged or not alignments else ""
+    level: Level = "ok" if alignments and len(unjudged) * 2 <= len(alignments) else "warning"
     return (*doubtful, Finding("calibration", level, "; ".join(said), remedy))
 
 
 def ring_findings(ring: RingCheck, camera_names: Sequence[str]) -> tuple[Finding, ...]:
     """Whether the ring goes clockwise, and neighbours see something in common."""
     if len(ring.clockwise) < 2:
-        return (Finding("ring", "ok", "one camera, no neighbours"),)
+        return (Finding("ring order", "ok", "one camera, no neighbours"),)
     order = Finding("ring order", "ok", f"clockwise from {camera_names[0]}")
     if not ring.in_order:
         order = Finding(

@@ -284,6 +284,8 @@ def run_evaluate(
             loaded then.
     """
     if predictions is not None:
+        if recipe.eval.flip:
+            raise RecipeError("eval.flip: depth maps of a folder cannot be averaged with flipped ones; leave it out")
         return _evaluate_predictions(recipe, folder, predictions)
     if recipe.eval.protocol == ZERO_SHOT.name:
         raise RecipeError(f"protocol: {ZERO_SHOT.name} is for other data sets; see `surround zero-shot --help`")

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from data_cache.errors import SourceError
+from data_cache.files import count_text
 from data_cache.schema import CacheIdentity, Resolved, SplitFrames
 from data_cache.sources import Source, first, open_source, select
 from data_cache.writer import CacheWriter
@@ -175,7 +176,7 @@ def refuse_leak(frames: SplitFrames, test: tuple[str, ...]) -> None:
     shared = set(frames.ordered) & set(test)
     if shared:
         raise RecipeError(
-            f"data: {len(shared)} frames are both learnt from and tested on, {min(shared)!r} among them;"
+            f"data.test: {count_text(len(shared), 'frame')} both learnt from and tested on, {min(shared)!r} among them;"
             " make test disjoint from train and selection"
         )
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -33,6 +34,8 @@ PAIR_LIMIT = 6000
 FEWEST_PAIRS = 200
 TURNS_DEG = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
 ZOOMS = (0.9, 1.1)
+LEAST_INPUT_PX = 300
+"""Height of the teacher's input: at 308 x 490 the thresholds hold, at 196 x 350 most sound cameras are doubted."""
 LEAST_SHARE = 0.12
 """Of the jumps of LiDAR, those that a teacher sees of a camera that is what it is said to be; 0.14 was the least."""
 GAIN_FAR_TURN, GAIN_NEAR_TURN, GAIN_ZOOM = 1.2, 1.6, 1.3
@@ -106,6 +109,15 @@ def missing_files(source: StoredSource, frame_ids: Iterable[str]) -> MissingFile
         tuple(drive for drive, count in there.items() if not count),
         example,
     )
+
+
+def has_sweep(source: Source, frame_ids: Iterable[str]) -> bool:
+    """Whether any of these frames names a sweep; metadata alone is looked at."""
+    for frame_id in frame_ids:
+        with suppress(FrameError):
+            if source.frame(frame_id).load_sweep is not None:
+                return True
+    return False
 
 
 @dataclass(frozen=True, eq=False)

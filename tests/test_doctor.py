@@ -15,7 +15,7 @@ from data_cache.sources import StoredSource, open_source, select
 from data_cache.sources.synthetic import SyntheticSource
 from pipeline import findings
 from pipeline.config import load_recipe
-from pipeline.doctor import check_devices, check_scheduler, run_doctor
+from pipeline.doctor import check_devices, check_loaders, check_scheduler, run_doctor
 from pipeline.folders import RunFolder
 from stages.doctor import (
     AS_GIVEN,
@@ -29,10 +29,12 @@ from stages.doctor import (
     check_alignment,
     check_ring,
     count_jumps,
+    has_sweep,
     missing_files,
     read_sample,
     shared_view,
 )
+from stages.protocols import PROTOCOLS
 from stages.teacher.base import TeacherOutput
 
 SIZE = (192, 320)
@@ -233,7 +235,12 @@ def test_a_sample_says_what_cannot_be_read_and_how_many_returns_each_view_has():
     assert (lidar.level, "1 of 2 frames have none" in lidar.found) == ("warning", True)
     assert sample.points(0) == int((sample.frames[0].lidar_depth[0] > 0).sum()) > 0
     none = findings.lidar_finding(source.rig.camera_names, read_sample(source, ["d/2"], (42, 70)))
-    assert (none.level, "no return" in none.found) == ("warning", True)
+    assert (none.level, "no return" in none.found, "millimetres" in none.remedy) == ("problem", True, True)
+    assert [has_sweep(source, ids) for ids in (["d/2"], ["d/2", "d/0"], [])] == [False, True, False]
+    assert findings.no_sweep_finding("ddad", 2, True).level == "problem"
+    without = findings.no_sweep_finding("nuscenes", 1, False)
+    assert (without.level, without.found) == ("warning", "none of 1 training frame has a sweep")
+    assert "data.nearby_sweep_s" in without.remedy
     all_broken = read_sample(source, ["d/1"], (42, 70))
     assert findings.sample_finding(all_broken).level == "problem"
 
@@ -284,22 +291,24 @@ def test_the_command_looks_at_everything_and_writes_a_picture_alone(recipe, tmp_
     assert all(f.keys() == {"check", "level", "found", "remedy"} for f in found)
     assert {f["level"] for f in found} <= {"ok", "warning"}
     assert all(f["remedy"] for f in found if f["level"] != "ok")
-    assert list(dict.fromkeys(f["check"] for f in found)) == ["teacher", "data", "frames", "lidar", "calibration", "ring order", "neighbours", "picture", "disk", "memory", "devices", "open files", "/dev/shm"]  # fmt: skip # noqa: E501
+    assert list(dict.fromkeys(f["check"] for f in found)) == ["teacher", "data", "open files", "/dev/shm", "frames", "lidar", "calibration", "ring order", "neighbours", "picture", "disk", "memory", "devices"]  # fmt: skip # noqa: E501
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert files == [tmp_path / "doctor/lidar_on_images.png"]
     with Image.open(files[0]) as picture:
         assert picture.size == (3 * 640, 2 * 384)
 
 
-def test_a_problem_is_exit_1_and_the_other_checks_still_run(recipe, tmp_path):
+def test_a_problem_is_exit_1_and_the_other_checks_still_run(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.cluster.PROBE_S", 0.1)
+    nobody = ("--scheduler", "tcp://127.0.0.1:9")
     code, text = surround(
-        "doctor", recipe, "--run", tmp_path, "--set", "data.source=ddad", "--data", "/nowhere", "--scheduler", "slrm"
+        "doctor", recipe, "--run", tmp_path, "--set", "data.source=ddad", "--data", "/nowhere", *nobody
     )
     assert code == 1, text
     first, remedy, *rest = text.splitlines()
     assert first.startswith("problem  data")
     assert ("found nothing at /nowhere" in first, "->" in remedy) == (True, True)
-    assert any(line.startswith("problem  scheduler") and "slrm" in line for line in rest)
+    assert any(line.startswith("problem  scheduler") for line in rest)
     assert any(line.startswith("ok       devices") for line in rest)
 
 
@@ -321,7 +330,25 @@ def test_weights_that_are_not_here_are_a_warning_with_the_route(recipe, tmp_path
     assert found["picture"].level == "ok"
 
 
-def test_a_bad_recipe_is_exit_2(tmp_path):
+def test_what_a_protocol_will_not_measure_is_found_here_not_after_training(recipe, tmp_path, monkeypatch):
+    inner = replace(PROTOCOLS["vfdepth"], inner_only=("synthetic",))
+    monkeypatch.setattr("pipeline.run.PROTOCOLS", {**PROTOCOLS, "vfdepth": inner})
+    short = load_recipe(str(recipe), ["eval.protocol=vfdepth"])
+    found = {f.check: f for f in run_doctor(short, RunFolder(tmp_path))}
+    assert (found["data"].level, "measures none of its 1 frames" in found["data"].found) == ("problem", True)
+    assert found["disk"].level == "ok"
+
+
+def test_shared_memory_is_counted_for_the_cameras_of_the_rig(recipe):
+    one = load_recipe(str(recipe), ["train_student.workers=1"])
+    needed = [check_loaders(one, views)[-1].found.split(",")[0] for views in (6, 12)]
+    sizes = [float(text.split()[-2]) for text in needed]
+    assert sizes[1] == pytest.approx(2 * sizes[0], rel=0.02)
+
+
+def test_a_bad_recipe_or_scheduler_is_exit_2(recipe, tmp_path):
+    code, text = surround("doctor", recipe, "--run", tmp_path, "--scheduler", "slrm")
+    assert (code, "--scheduler: expected threads, local, slurm or an address" in text) == (2, True)
     assert surround("doctor", "nope", "--run", tmp_path)[0] == 2
     assert surround("doctor", "demo", "--set", "bins.cuont=3", "--run", tmp_path)[0] == 2
 
