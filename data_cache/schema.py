@@ -90,11 +90,12 @@ class StaleCacheError(CacheError):
         # What is written about other frames differs, too, and says nothing more.
         implied = {"metadata_sha256"} if "frames_sha256" in differences else set()
         self.where, self.differences = where, {k: v for k, v in differences.items() if k not in implied}
+        edited = EDITED if "metadata_sha256" in self.differences else ""
         lines = [f"  {key}: cache has {old!r}, recipe says {new!r}" for key, (old, new) in self.differences.items()]
         super().__init__(
             "\n".join(
                 [
-                    f"{where} was written under another recipe{EDITED if 'metadata_sha256' in self.differences else ''}:",
+                    f"{where} was written under another recipe{edited}:",
                     *lines,
                     "Point --run at another folder, restore these values in the recipe, or delete the cache folder.",
                 ]
