@@ -340,8 +340,8 @@ def zero_shot(checkpoint: Path, targets: tuple[str, ...], overrides: tuple[str, 
     CHECKPOINT is RUN/student/last.safetensors. Input size and bins are its own; of a recipe only data, and device and
     precision of eval, count. A target of the data set that the student was trained on is refused.
     """
-    from pipeline.report import zero_shot_quarantined, zero_shot_table
     from pipeline.zero_shot import run_zero_shot
+    from pipeline.zero_shot_report import zero_shot_quarantined, zero_shot_table
 
     with _errors():
         done = run_zero_shot(checkpoint, targets, overrides, out)

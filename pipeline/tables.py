@@ -47,6 +47,14 @@ def markdown_table(table: Table) -> str:
     return "\n".join([padded(lines[0]), rule, *map(padded, lines[1:])])
 
 
+def markdown_page(title: str, intro: str, tables: Iterable[Table]) -> str:
+    """A page of tables, each under its heading."""
+    parts = [f"# {markdown_text(title)}", markdown_text(intro)]
+    for table in tables:
+        parts += [f"## {table.title}", markdown_text(table.note), markdown_table(table) if table.rows else table.empty]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
 def markdown_text(text: str) -> str:
     """Text of strangers as one line of Markdown that means nothing else."""
     return escape(" ".join(text.split()), quote=False).replace("|", "\\|")

@@ -9,11 +9,12 @@ from data_cache.geometry import sparse_depth
 from data_cache.views import load_images, rig_views
 from stages import predict as predict_module
 from stages.bins import BinSpec
-from stages.evaluate import EvaluateSpec, EvaluationError, evaluate
+from stages.evaluate import EvaluateSpec, evaluate
 from stages.metrics import depth_errors
 from stages.predict import predict_rig
 from stages.progress import Preempted
 from stages.resize import resize_views
+from stages.results import EvaluationError, against_lidar
 from stages.student.model import Student, StudentSpec
 
 CPU = torch.device("cpu")
@@ -101,14 +102,44 @@ def test_pictures_are_spread_over_the_split_and_hold_what_was_measured():
     assert last.lidar_depth_m.any()
 
 
+def test_without_lidar_there_is_a_report_of_what_can_be_told_without(teacher_folder):
+    source = FakeSource(2, no_lidar=("d/0", "d/1"))
+    evaluation = run(source, replace(SPEC, latency=True), tiny_teacher(teacher_folder))
+    report = evaluation.report
+    assert (report.frames, report.images, report.valid_pixels) == (2, 0, 0)
+    assert report.student is report.teacher is None
+    assert report.disagreement.mean.images == 6
+    assert report.disagreement.mean.pixels == 6 * STUDENT_SIZE[0] * STUDENT_SIZE[1]
+    assert report.latency.speedup > 0
+    assert [picture.student_abs_rel for picture in evaluation.pictures] == [None, None]
+    assert not any(evaluation.pictures[0].teacher_on_lidar)
+    assert (evaluation.pictures[0].teacher_depth_m > 0).all()
+    with pytest.raises(EvaluationError, match="nothing to measure in 2 frames of fake d: .* no LiDAR point in range"):
+        against_lidar(report)
+
+
+def test_without_lidar_and_teacher_there_are_pictures_and_the_cameras():
+    evaluation = run(FakeSource(2, no_lidar=("d/0", "d/1")))
+    assert evaluation.report.student is evaluation.report.disagreement is None
+    assert len(evaluation.pictures) == 2
+
+
+def test_disagreement_is_the_distance_to_the_teacher_after_scale_and_shift(monkeypatch, teacher_folder):
+    """A student of 10 m everywhere: the best fit is a shift alone, the teacher's own variation being noise to it."""
+    teacher = tiny_teacher(teacher_folder)
+    monkeypatch.setattr(predict_module, "forward_rig", truth_teller(FakeSource(1), (1.0, 1.0, 1.0)))
+    flat = run(FakeSource(1), teacher=teacher).report
+    assert flat.disagreement.mean.abs_rel == pytest.approx(0, abs=1e-5)
+    assert flat.teacher.affine_invariant.mean.abs_rel > 0.1  # LiDAR is not flat
+    assert set(flat.disagreement.by_distance_m) == {"0-20"}
+
+
 def test_unreadable_frames_are_left_out_and_listed():
     report = run(FakeSource(3, broken={"d/1": "image missing: x"})).report
     assert (report.frames, report.images, report.quarantined) == (2, 6, {"d/1": "image missing: x"})
 
 
-def test_nothing_to_measure_is_an_error_that_says_why():
-    with pytest.raises(EvaluationError, match="no LiDAR point in range"):
-        run(FakeSource(2, no_lidar=("d/0", "d/1")))
+def test_nothing_to_look_at_is_an_error_that_says_why():
     with pytest.raises(EvaluationError, match="image missing: x"):
         run(FakeSource(1, broken={"d/0": "image missing: x"}))
 

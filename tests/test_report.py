@@ -20,16 +20,18 @@ from pipeline.pictures import (
     scale_ticks,
 )
 from pipeline.report import report_table, write_report
+from pipeline.report_file import read_report_file, write_report_file
 from stages.colours import NO_DEPTH_RGB, colour_depth, depth_scale
-from stages.evaluate import (
+from stages.metrics import DepthErrors
+from stages.results import (
     Consistency,
     EvaluateReport,
     Evaluation,
     FramePictures,
+    Latency,
+    StudentScores,
+    TeacherScores,
 )
-from stages.latency import Latency
-from stages.measure import StudentScores, TeacherScores
-from stages.metrics import DepthErrors
 from stages.scores import Scores
 
 HOSTILE = "<script>alert('x')</script> & \"a|b\""
@@ -82,6 +84,7 @@ def pictures(frame_id="drive/07", **changes):
         lidar_m,
         ones * 20 * (metres + 1),
         ones * (metres + 2),
+        (True, True, True, True),
         0.125,
     )
     return replace(made, **changes)
@@ -93,7 +96,7 @@ class Page(HTMLParser):
     def __init__(self, path):
         super().__init__()
         self.raw = path.read_text()
-        self.tags, self.images, self.texts = [], [], []
+        self.tags, self.images, self.texts, self.headings = [], [], [], []
         self.feed(self.raw)
 
     def handle_starttag(self, tag, attrs):
@@ -103,6 +106,8 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.texts.append(data.strip())
+        if self.tags and self.tags[-1][0] == "h2":
+            self.headings.append(data.strip())
 
     def rgb(self, alt):
         (image,) = [image for image in self.images if image["alt"] == alt]
@@ -305,9 +310,40 @@ def test_a_missing_camera_is_a_labelled_box(tmp_path):
 
 def test_without_lidar_boxes_say_so(tmp_path):
     nothing = np.zeros((4, *SIDES), np.float32)
-    page = page_of(tmp_path, frames=(pictures(lidar_depth_m=nothing, teacher_depth_m=nothing, student_abs_rel=None),))
-    assert page.texts.count("no LiDAR point") == page.texts.count("no LiDAR point to align to") == 4
+    blind = pictures(lidar_depth_m=nothing, teacher_on_lidar=(False,) * 4, student_abs_rel=None)
+    page = page_of(tmp_path, frames=(blind,))
+    assert page.texts.count("no LiDAR point") == 4
     assert "AbsRel -" in page.texts
+    assert any("to the student where without LiDAR" in text for text in page.texts)
+
+
+WITHOUT_LIDAR = replace(REPORT, images=0, valid_pixels=0, student=None, teacher=None, disagreement=scores(500))
+
+
+def test_without_lidar_the_report_tells_what_can_be_told(tmp_path):
+    page = page_of(tmp_path, WITHOUT_LIDAR)
+    assert "No frame has a LiDAR point in range: nothing is measured in metres." in page.texts
+    assert {"Disagreement", "500.000", "0.062", "12.5 ms"} <= set(page.texts)
+    assert "Student and teacher" in page.headings
+    assert not {"Per camera", "By distance"} & {*page.headings}
+    content = strict_json(tmp_path / "report.json")
+    assert (content["student"], content["teacher"], content["images"]) == (None, None, 0)
+    assert content["disagreement"]["per_camera"]["back"]["abs_rel"] == 503
+    rows = cells(report_table(WITHOUT_LIDAR))
+    assert rows[0] == ["No frame has a LiDAR point in range: nothing is measured in metres."]
+    assert rows[-2:] == [
+        ["disagreement of student and teacher", "500.000"],
+        ["difference of adjacent cameras", "0.062"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "report", [REPORT, WITHOUT_LIDAR, replace(REPORT, latency=None, dense_truth={"all": scores(7)})]
+)
+def test_a_report_reads_back_equal(tmp_path, report):
+    path = write_report_file(tmp_path / "run" / "eval", report, PROVENANCE)
+    read = read_report_file(path)
+    assert (read.report, read.provenance, read.name) == (report, PROVENANCE, "run")
 
 
 def test_a_report_without_teacher_latency_overlap_or_pictures_renders(tmp_path):
