@@ -60,8 +60,7 @@ def compare(paths: Sequence[Path]) -> str:
     """
     files = read_comparable(paths)
     first = files[0].report
-    table = _results(files) if first.student is not None else _without_lidar(files)
-    return f"{markdown_text(measured_how(first))}\n\n{markdown_table(table)}"
+    return f"{markdown_text(measured_how(first))}\n\n{markdown_table(results_of(files, run_names(files)))}"
 
 
 def measured_how(report: EvaluateReport) -> str:
@@ -78,7 +77,12 @@ def measured_how(report: EvaluateReport) -> str:
     return f"{how}, {count_text(report.images, 'image')}{masks}."
 
 
-def _results(files: Sequence[ReportFile]) -> Table:
+def results_of(files: Sequence[ReportFile], names: Sequence[str]) -> Table:
+    """The rows of each report that its protocol is about; without LiDAR, what can be told without it."""
+    return _results(files, names) if files[0].report.student is not None else _without_lidar(files, names)
+
+
+def _results(files: Sequence[ReportFile], names: Sequence[str]) -> Table:
     rows = [
         (
             name,
@@ -87,10 +91,10 @@ def _results(files: Sequence[ReportFile]) -> Table:
             number(file.report.consistency.overlap_abs_rel),
             f"{file.report.valid_pixels:,}",
         )
-        for name, file in zip(run_names(files), files, strict=True)
+        for name, file in zip(names, files, strict=True)
         for alignment in PROTOCOLS[file.report.protocol].headline
     ]
-    return Table("", "", ("run", "student", *ERRORS.values(), "overlap", "pixels"), tuple(rows))
+    return Table("Results", "", ("run", "student", *ERRORS.values(), "overlap", "pixels"), tuple(rows))
 
 
 def _mean(student: StudentScores | None, alignment: str) -> DepthErrors:
@@ -100,10 +104,10 @@ def _mean(student: StudentScores | None, alignment: str) -> DepthErrors:
     return scores.mean
 
 
-def _without_lidar(files: Sequence[ReportFile]) -> Table:
+def _without_lidar(files: Sequence[ReportFile], names: Sequence[str]) -> Table:
     rows = []
-    for name, file in zip(run_names(files), files, strict=True):
+    for name, file in zip(names, files, strict=True):
         unlike = file.report.disagreement
         values = (unlike.mean.abs_rel, unlike.mean.d1) if unlike is not None else (None, None)
         rows.append((name, *map(number, values), number(file.report.consistency.overlap_abs_rel)))
-    return Table("", "", ("run", "disagreement with the teacher", "d1", "overlap"), tuple(rows))
+    return Table("Results", "", ("run", "disagreement with the teacher", "d1", "overlap"), tuple(rows))

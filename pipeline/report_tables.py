@@ -1,7 +1,7 @@
 """The numbers of a report as tables of texts, whatever they are shown in."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from data_cache.files import count_text
 from pipeline.tables import Table
@@ -24,8 +24,8 @@ ERRORS = {
 ERROR_COLUMNS = (*ERRORS.values(), "images", "pixels")
 COLUMN_GUIDE = "SqRel and RMSE in metres. AbsRel to RMSElog: lower is better; d1 to d3: higher is better."
 DISAGREEMENT_NOTE = (
-    "How far the teacher, aligned to the student per image by least squares in disparity, is from the student at its"
-    " input size, every pixel. It needs no LiDAR and tells how alike they are, not who is right."
+    "how far the teacher, aligned to the student per image by least squares in disparity, is from it at every pixel of"
+    " its input size; that needs no LiDAR and tells how alike they are, not who is right."
 )
 NO_LIDAR = "No frame has a LiDAR point in range: nothing is measured in metres."
 NO_VALUE = "-"
@@ -34,6 +34,22 @@ NO_VALUE = "-"
 def number(value: float | None, digits: int = 3) -> str:
     """A number as tables show it; a dash for none and for what is not finite."""
     return NO_VALUE if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def better(value: float, base: float, *, higher: bool = False) -> str:
+    """By how much a value is better or worse than another one, in words; a dash where that cannot be told.
+
+    Args:
+        value, base: what is judged, and by what.
+        higher: whether higher is better.
+    """
+    if not base or not math.isfinite(value) or not math.isfinite(base):
+        return NO_VALUE
+    change = 100 * (value - base) / abs(base)
+    gain = change if higher else -change
+    if f"{abs(gain):.1f}" == "0.0":
+        return "the same"
+    return f"{abs(gain):.1f} % {'better' if gain > 0 else 'worse'}"
 
 
 def subject(report: EvaluateReport) -> str:
@@ -65,10 +81,10 @@ def _masks(report: EvaluateReport) -> str:
 
 
 def results(report: EvaluateReport) -> Table:
-    """Student and teacher under each alignment; empty without LiDAR."""
+    """Student and teacher under each alignment; without LiDAR, what can be told without it, in two numbers."""
     student = report.student
     if student is None:
-        return Table("Results", "", ("estimate", *ERROR_COLUMNS), (), empty=NO_LIDAR)
+        return _without_lidar(report)
     scores = {
         "student metric": student.metric,
         "student median-scaled": student.median_scaled,
@@ -81,13 +97,12 @@ def results(report: EvaluateReport) -> Table:
     return error_table("Results", note, "estimate", {name: entry.mean for name, entry in scores.items()})
 
 
-def without_lidar(report: EvaluateReport) -> Table:
-    """What can be told of a student without LiDAR, in two numbers."""
+def _without_lidar(report: EvaluateReport) -> Table:
     rows = []
     if report.disagreement is not None:
         rows.append(("disagreement of student and teacher", number(report.disagreement.mean.abs_rel)))
     rows.append(("difference of adjacent cameras", number(report.consistency.overlap_abs_rel)))
-    return Table("Without LiDAR", "Means of the cameras, and of their pairs.", ("what", "AbsRel"), tuple(rows))
+    return Table("Results", NO_LIDAR, ("mean of cameras, or of their pairs", "AbsRel"), tuple(rows))
 
 
 def details(report: EvaluateReport) -> list[Table]:
@@ -96,7 +111,7 @@ def details(report: EvaluateReport) -> list[Table]:
     pairs = [*consistency.pairs.items(), ("mean of pairs", consistency.overlap_abs_rel)]
     return [
         *(_against_lidar(report.student) if report.student is not None else ()),
-        *([_disagreement(report.disagreement)] if report.disagreement is not None else ()),
+        *([_teacher(report)] if report.teacher is not None or report.disagreement is not None else ()),
         *([_dense(report.dense_truth)] if report.dense_truth else ()),
         Table(
             "Overlap consistency",
@@ -119,9 +134,31 @@ def _against_lidar(student: StudentScores) -> list[Table]:
     ]
 
 
-def _disagreement(scores: Scores) -> Table:
-    cameras = {**scores.per_camera, "mean of cameras": scores.mean}
-    return error_table("Student and teacher", DISAGREEMENT_NOTE, "camera", cameras)
+def _teacher(report: EvaluateReport) -> Table:
+    """AbsRel of both where they can be compared, by camera and by distance, and how far apart they are."""
+    student, teacher, unlike = report.student, report.teacher, report.disagreement
+    columns = {
+        "student": student.metric if student is not None else None,
+        "student, aligned": student.affine_invariant if student is not None else None,
+        "teacher, aligned": teacher.affine_invariant if teacher is not None else None,
+        "disagreement": unlike,
+    }
+    there = {name: scores for name, scores in columns.items() if scores is not None}
+    cameras = dict.fromkeys(camera for scores in there.values() for camera in scores.per_camera)
+    rows = [(camera, *(_abs_rel(scores.per_camera.get(camera)) for scores in there.values())) for camera in cameras]
+    rows.append(("mean of cameras", *(_abs_rel(scores.mean) for scores in there.values())))
+    bands = student.metric.by_distance_m if student is not None else {}
+    for band in bands:
+        # The disagreement is by distance as the student sees it, which is another thing.
+        found = (None if name == "disagreement" else scores.by_distance_m.get(band) for name, scores in there.items())
+        rows.append((f"{band} m", *map(_abs_rel, found)))
+    aligned = " Aligned: per image by least squares in disparity, to LiDAR." if student is not None else ""
+    note = f"AbsRel.{aligned}{f' Disagreement: {DISAGREEMENT_NOTE}' if unlike is not None else ''}"
+    return Table("Student and teacher", note, ("camera or distance", *there), tuple(rows))
+
+
+def _abs_rel(errors: DepthErrors | None) -> str:
+    return number(errors.abs_rel if errors is not None else None)
 
 
 def _dense(scores: Mapping[str, Scores]) -> Table:
@@ -170,14 +207,20 @@ def quarantined_table(quarantined: Mapping[str, str]) -> Table:
 
 def provenance_table(provenance: Mapping[str, object]) -> Table:
     """Where the numbers come from."""
-    rows = tuple((str(name), _plain_text(value)) for name, value in provenance.items())
+    rows = tuple((str(name), plain_text(value)) for name, value in provenance.items())
     return Table("Provenance", "", ("what", "value"), rows, numeric=False, empty="Not recorded.")
 
 
 def error_table(title: str, note: str, first: str, errors: Mapping[str, DepthErrors]) -> Table:
     """One row of errors per entry, `first` being the heading over their names."""
     rows = tuple((name, *error_cells(entry)) for name, entry in errors.items())
-    return Table(title, note, (first, *ERROR_COLUMNS), rows)
+    return Table(title, note, (first, *ERROR_COLUMNS), rows, bars=_bars([entry.abs_rel for entry in errors.values()]))
+
+
+def _bars(values: Sequence[float]) -> tuple[float, ...]:
+    """Shares of the largest of some errors."""
+    known = [value if math.isfinite(value) else 0.0 for value in values]
+    return tuple(value / (max(known) or 1.0) for value in known)
 
 
 def error_cells(errors: DepthErrors) -> tuple[str, ...]:
@@ -185,11 +228,12 @@ def error_cells(errors: DepthErrors) -> tuple[str, ...]:
     return (*(number(getattr(errors, name)) for name in ERRORS), f"{errors.images:,}", f"{errors.pixels:,}")
 
 
-def _plain_text(value: object) -> str:
+def plain_text(value: object) -> str:
+    """A value of a provenance in one line."""
     if value is None:
         return NO_VALUE
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_plain_text(entry)}" for name, entry in value.items())
+        return ", ".join(f"{name} {plain_text(entry)}" for name, entry in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(map(_plain_text, value))
+        return ", ".join(map(plain_text, value))
     return str(value)

@@ -16,6 +16,7 @@ class Table:
         rows: cells; the first of each row is its name.
         numeric: align all but the first column to the right.
         empty: what to say if there are no rows.
+        bars: of each row, the share of a bar behind its first number, where the format has bars; empty for none.
     """
 
     title: str
@@ -24,6 +25,7 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     numeric: bool = True
     empty: str = "None."
+    bars: tuple[float, ...] = ()
 
 
 def markdown_table(table: Table) -> str:

@@ -2,7 +2,8 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from stages.predict import predict_rig
 from stages.predictions import SUFFIXES, PredictionError, PredictionFolder, prediction_file, read_rig, save_prediction
 from stages.progress import Preempted, progress_bar
 from stages.protocols import PROTOCOLS, SURROUNDDEPTH, Protocol
+from stages.ranking import FrameErrors, place, ranking, shown_frames
 from stages.regions import Regions, regions, truth_at
 from stages.resize import resize_rgb, resize_views
 from stages.results import Consistency, EvaluateReport, Evaluation, EvaluationError, FramePictures
@@ -42,7 +44,7 @@ class EvaluateSpec:
         latency: also time student and teacher.
         flip: average each prediction with that of the mirrored rig (test-time augmentation); recorded in the report.
             Of a folder of predictions: they were made so.
-        pictures: frames drawn in the report, spread evenly over the split.
+        pictures: frames drawn in the report: the worst ones, the median, the best and the middle one of the split.
         save_predictions: png16 or npy, to keep what the student says of every image; empty to keep nothing.
         precision, device: auto, or as named in stages/devices.py.
     """
@@ -51,7 +53,7 @@ class EvaluateSpec:
     teacher: bool = True
     latency: bool = True
     flip: bool = False
-    pictures: int = 4
+    pictures: int = 6
     save_predictions: str = ""
     precision: str = "auto"
     device: str = "auto"
@@ -151,11 +153,12 @@ def evaluate(
     dense = {region.name: ScoreTable(range_m) for region in fields(Regions)}
     overlaps: dict[str, list[Overlap]] = defaultdict(list)
     quarantined: dict[str, str] = {}
-    pictures = []
-    drawn = {round(i) for i in np.linspace(0, len(frame_ids) - 1, min(spec.pictures, len(frame_ids)))}
+    errors: dict[str, FrameErrors] = {}
+    drawn: dict[str, FramePictures] = {}
+    middle = frame_ids[len(frame_ids) // 2] if frame_ids else ""
     rig: RigViews | None = None
     with progress_bar(len(frame_ids), 0, "eval", "frame") as bar:
-        for index, frame_id in enumerate(frame_ids):
+        for frame_id in frame_ids:
             if should_stop():
                 raise Preempted("stopped during eval; nothing was written, run it again")
             try:
@@ -175,8 +178,12 @@ def evaluate(
             _add_dense(dense, seen, range_m)
             for name, overlap in ring_overlaps(seen.frame, rig, seen.student_m).items():
                 overlaps[name].append(overlap)
-            if index in drawn:
-                pictures.append(_pictures(seen, setting))
+            errors[frame_id] = _frame_errors(seen, range_m)
+            # Whatever will be among the worst, or the best, is so as soon as it is seen.
+            shown = shown_frames(errors, spec.pictures, middle)
+            if frame_id in shown:
+                drawn[frame_id] = _pictures(seen, setting)
+            drawn = {frame_id: pictures for frame_id, pictures in drawn.items() if frame_id in shown}
             bar.update()
     if rig is None:
         first = next(iter(quarantined.values()), "there are none")
@@ -203,6 +210,14 @@ def evaluate(
         masked_images=table.masked_images,
         disagreement=alike.scores() if alike.images else None,
     )
+    ranked = ranking(errors)
+    pictures = []
+    for frame_id in shown_frames(errors, spec.pictures, middle):
+        if frame_id not in drawn:  # the median, say, need not have been one when it was seen
+            with suppress(FrameError):
+                drawn[frame_id] = _pictures(_look(setting, frame_id), setting)
+        if frame_id in drawn:
+            pictures.append(replace(drawn[frame_id], rank=place(ranked, frame_id), ranked=len(ranked)))
     return Evaluation(report, tuple(pictures))
 
 
@@ -261,17 +276,7 @@ def _compared(seen: _Seen, range_m: tuple[float, float]) -> Iterator[tuple[str, 
             yield view.camera.name, fitted_m[there], seen.student_m[i][there].clip(*range_m)
 
 
-def _pictures(seen: _Seen, setting: _Setting) -> FramePictures:
-    """What is drawn of a frame; its errors are means of its images."""
-    range_m = setting.range_m
-    on_lidar = [i for i, pixels in seen.measured.items() if pixels.disparity is not None]
-    teacher_m = None
-    if setting.teacher is not None:
-        teacher_m = np.zeros_like(seen.student_m)
-        for i, fitted_m in seen.on_student_m.items():
-            teacher_m[i] = fitted_m
-        for i in on_lidar:
-            teacher_m[i] = _on_lidar(seen.measured[i], seen.disparity[i], setting.network_size, range_m)
+def _frame_errors(seen: _Seen, range_m: tuple[float, float]) -> FrameErrors:
     errors = [
         metrics.abs_rel(predicted_m=pixels.predicted_m.clip(*range_m), truth_m=pixels.truth_m)
         for pixels in seen.measured.values()
@@ -279,6 +284,18 @@ def _pictures(seen: _Seen, setting: _Setting) -> FramePictures:
     unlike = [
         metrics.abs_rel(predicted_m=fitted_m, truth_m=student_m) for _, fitted_m, student_m in _compared(seen, range_m)
     ]
+    return FrameErrors(float(np.mean(errors)) if errors else None, float(np.mean(unlike)) if unlike else None)
+
+
+def _pictures(seen: _Seen, setting: _Setting) -> FramePictures:
+    on_lidar = [i for i, pixels in seen.measured.items() if pixels.disparity is not None]
+    teacher_m = None
+    if setting.teacher is not None:
+        teacher_m = np.zeros_like(seen.student_m)
+        for i, fitted_m in seen.on_student_m.items():
+            teacher_m[i] = fitted_m
+        for i in on_lidar:
+            teacher_m[i] = _on_lidar(seen.measured[i], seen.disparity[i], setting.network_size, setting.range_m)
     return FramePictures(
         seen.frame.id,
         setting.source.rig.camera_names,
@@ -288,8 +305,7 @@ def _pictures(seen: _Seen, setting: _Setting) -> FramePictures:
         teacher_m,
         seen.student_m,
         tuple(i in on_lidar for i in range(len(seen.student_m))),
-        float(np.mean(errors)) if errors else None,
-        float(np.mean(unlike)) if unlike else None,
+        _frame_errors(seen, setting.range_m),
     )
 
 

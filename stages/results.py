@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from data_cache.errors import SurroundError
+from stages.ranking import FrameErrors
 from stages.scores import Scores
 
 
@@ -104,8 +105,7 @@ class FramePictures:
         teacher_depth_m: after its fit to LiDAR, or to the student where a view has none; None where it was not asked.
         student_depth_m: as it is.
         teacher_on_lidar: which views of the teacher were fitted to LiDAR.
-        student_abs_rel: mean of its images; None without LiDAR.
-        disagreement: mean of its images, see `EvaluateReport`; None where the teacher was not asked.
+        errors: of the whole frame.
         rank, ranked: place of the frame among so many, 1 = worst; 0 for a frame outside the ranking.
     """
 
@@ -117,8 +117,7 @@ class FramePictures:
     teacher_depth_m: Float[np.ndarray, "V H W"] | None
     student_depth_m: Float[np.ndarray, "V H W"]
     teacher_on_lidar: tuple[bool, ...]
-    student_abs_rel: float | None
-    disagreement: float | None = None
+    errors: FrameErrors
     rank: int = 0
     ranked: int = 0
 

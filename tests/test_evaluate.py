@@ -13,6 +13,7 @@ from stages.evaluate import EvaluateSpec, evaluate
 from stages.metrics import depth_errors
 from stages.predict import predict_rig
 from stages.progress import Preempted
+from stages.protocols import FSM
 from stages.resize import resize_views
 from stages.results import EvaluationError, against_lidar
 from stages.student.model import Student, StudentSpec
@@ -92,10 +93,22 @@ def test_the_teacher_is_aligned_per_image_and_has_its_own_row(teacher_folder):
     assert run(FakeSource(2)).report.teacher is None
 
 
-def test_pictures_are_spread_over_the_split_and_hold_what_was_measured():
-    evaluation = run(FakeSource(5, missing={"d/4": (1,)}))
-    assert [p.frame_id for p in evaluation.pictures] == ["d/0", "d/4"]
-    last = evaluation.pictures[-1]
+def test_pictures_are_of_the_worst_frames_first_and_hold_what_was_measured(monkeypatch):
+    """Frames whose student is off by more and more: the last is the worst, the first the best."""
+    source = FakeSource(7, missing={"d/6": (1,)})
+    asked = []
+
+    def frame_by_frame(_, rig, *__):
+        asked.append(len(asked))
+        return torch.full((1, 3, *STUDENT_SIZE), 10.0 * 1.4 ** asked[-1])
+
+    monkeypatch.setattr(predict_module, "forward_rig", frame_by_frame)
+    evaluation = run(source, replace(SPEC, pictures=5))
+    assert [p.frame_id for p in evaluation.pictures] == ["d/6", "d/5", "d/4", "d/3", "d/0"]
+    assert [(p.rank, p.ranked) for p in evaluation.pictures] == [(1, 7), (2, 7), (3, 7), (4, 7), (7, 7)]
+    errors = [p.errors.abs_rel for p in evaluation.pictures]
+    assert errors == sorted(errors, reverse=True)
+    last = evaluation.pictures[0]
     assert last.view_valid == (True, False, True)
     assert not last.student_depth_m[1].any()
     assert (last.student_depth_m[[0, 2]] > 0).all()
@@ -111,7 +124,10 @@ def test_without_lidar_there_is_a_report_of_what_can_be_told_without(teacher_fol
     assert report.disagreement.mean.images == 6
     assert report.disagreement.mean.pixels == 6 * STUDENT_SIZE[0] * STUDENT_SIZE[1]
     assert report.latency.speedup > 0
-    assert [picture.student_abs_rel for picture in evaluation.pictures] == [None, None]
+    assert [picture.errors.abs_rel for picture in evaluation.pictures] == [None, None]
+    unlike = [picture.errors.disagreement for picture in evaluation.pictures]
+    assert unlike == sorted(unlike, reverse=True)
+    assert report.disagreement.mean.abs_rel == pytest.approx(np.mean(unlike), rel=1e-5)
     assert not any(evaluation.pictures[0].teacher_on_lidar)
     assert (evaluation.pictures[0].teacher_depth_m > 0).all()
     with pytest.raises(EvaluationError, match="nothing to measure in 2 frames of fake d: .* no LiDAR point in range"):
@@ -132,6 +148,22 @@ def test_disagreement_is_the_distance_to_the_teacher_after_scale_and_shift(monke
     assert flat.disagreement.mean.abs_rel == pytest.approx(0, abs=1e-5)
     assert flat.teacher.affine_invariant.mean.abs_rel > 0.1  # LiDAR is not flat
     assert set(flat.disagreement.by_distance_m) == {"0-20"}
+
+
+def test_a_frame_that_becomes_the_median_late_is_looked_at_again(monkeypatch):
+    """Errors 1, 9, 8, 7, 6: the median of all, 7, was the best but one of four when it was seen."""
+    source = FakeSource(5)
+    seen = []
+    source.on_frame = seen.append
+    far_m = dict(zip(source.drives["d"], (30.0, 110.0, 100.0, 90.0, 80.0), strict=True))
+    depth_m = lambda *_: torch.full((1, 3, *STUDENT_SIZE), far_m[seen[-1]])  # noqa: E731
+    monkeypatch.setattr(predict_module, "forward_rig", depth_m)
+    monkeypatch.setattr("stages.evaluate.PROTOCOLS", {SPEC.protocol: replace(FSM, name=SPEC.protocol)})
+    evaluation = run(source, replace(SPEC, pictures=3))
+    assert [p.frame_id for p in evaluation.pictures] == ["d/1", "d/3", "d/0"]
+    assert [p.rank for p in evaluation.pictures] == [1, 3, 5]
+    assert seen == [*source.drives["d"], *seen[5:]]
+    assert set(seen[5:]) <= {"d/3"}
 
 
 def test_unreadable_frames_are_left_out_and_listed():
