@@ -22,11 +22,12 @@ from pipeline.run import own_checkpoint, train_recipe
 from pipeline.stage_one import chosen, decided_identity, open_data
 from stages.checkpoint import load_student
 from stages.devices import place, resolve_device, resolve_precision
-from stages.evaluate import EvaluateReport, evaluate
+from stages.evaluate import evaluate
 from stages.losses import LossTerms
 from stages.parallel import joined
 from stages.progress import Preempted
 from stages.protocols import PROTOCOLS, measured_frames
+from stages.results import EvaluateReport, against_lidar
 from stages.training_job import require_tokens
 
 KEPT_FRAMES = 32
@@ -196,16 +197,20 @@ def _measure(cell: Cell, should_stop: Callable[[], bool]) -> EvaluateReport:
 
 
 def report_metrics(report: EvaluateReport) -> dict[str, float | None]:
-    """The numbers of an ablation: against dense truth where the source knows it, else against LiDAR."""
+    """The numbers of an ablation: against dense truth where the source knows it, else against LiDAR.
+
+    Raises:
+        EvaluationError: if there is neither.
+    """
     dense = report.dense_truth or {}
-    main = dense["all"].mean if dense else report.student.metric.mean
+    main = dense["all"].mean if dense else against_lidar(report).metric.mean
     return {
         "abs_rel": main.abs_rel,
         "rmse": main.rmse,
         "d1": main.d1,
         **{name: dense[name].mean.abs_rel for name in ("edges", "above_lidar", "at_lidar") if name in dense},
         "overlap": report.consistency.overlap_abs_rel,
-        "lidar_protocol": report.student.metric.mean.abs_rel,
+        "lidar_protocol": report.student.metric.mean.abs_rel if report.student is not None else None,
     }
 
 

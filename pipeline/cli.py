@@ -309,6 +309,25 @@ def compare(reports: tuple[Path, ...]) -> None:
 
 
 @main.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN [OTHER]")
+@click.option("--out", type=click.Path(path_type=Path), help="File to write.")
+def report(runs: tuple[Path, ...], out: Path | None) -> None:
+    """Write the page of a run again, or one that compares two runs.
+
+    One RUN: RUN/eval/report.html, from what stage three has left there. Two: RUN/eval/compare-OTHER.html with the
+    differences and the frames that both show; what `surround compare` refuses is refused here, too.
+    """
+    if len(runs) > 2:
+        raise click.BadParameter(f"expected one run or two, got {len(runs)}", param_hint="RUN")
+    from pipeline.compare_page import write_comparison
+    from pipeline.report import rewrite_html
+
+    with _errors():
+        page = rewrite_html(runs[0] / "eval", out) if len(runs) == 1 else write_comparison(runs[0], runs[1], out)
+    click.echo(f"report: {page}")
+
+
+@main.command()
 @recipe_options
 @click.option("--jobs", type=click.IntRange(1), help="Students at a time; default: one per GPU, or per core.")
 @click.option("--part", default="1/1", metavar="I/N", show_default=True, help="Only every N-th student, from the I-th.")
@@ -373,8 +392,8 @@ def zero_shot(checkpoint: Path, targets: tuple[str, ...], overrides: tuple[str, 
     CHECKPOINT is RUN/student/last.safetensors. Input size and bins are its own; of a recipe only data, and device and
     precision of eval, count. A target of the data set that the student was trained on is refused.
     """
-    from pipeline.report import zero_shot_quarantined, zero_shot_table
     from pipeline.zero_shot import run_zero_shot
+    from pipeline.zero_shot_report import zero_shot_quarantined, zero_shot_table
 
     with _errors():
         done = run_zero_shot(checkpoint, targets, overrides, out)

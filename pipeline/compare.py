@@ -1,46 +1,25 @@
-"""One table of several reports, where their numbers compare."""
+"""Several reports beside each other, where their numbers compare."""
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from data_cache.errors import SourceError
 from data_cache.files import count_text
 from pipeline.errors import RecipeError
+from pipeline.report_file import ReportFile, find_report, read_report_file
+from pipeline.report_tables import ERRORS, NO_LIDAR, number
 from pipeline.tables import Table, markdown_table, markdown_text
+from stages.metrics import DepthErrors
 from stages.protocols import PROTOCOLS
+from stages.results import EvaluateReport, StudentScores
+from stages.scores import Scores
 
 SAME = ("dataset", "split", "protocol", "flip", "range_m", "frames", "images", "masked_images")
 """What reports must have in common, as report.json calls it."""
 ALIGNMENTS = {"metric": "metric", "median_scaled": "median-scaled", "affine_invariant": "affine-invariant"}
-ERRORS = {
-    "abs_rel": "AbsRel",
-    "sq_rel": "SqRel",
-    "rmse": "RMSE",
-    "rmse_log": "RMSElog",
-    "d1": "d1",
-    "d2": "d2",
-    "d3": "d3",
-}
 
 
-@dataclass(frozen=True, eq=False)
-class _Report:
-    """A report.json: where it lies, what is common to a table, and its mean errors by alignment."""
-
-    path: Path
-    common: Mapping[str, Any]
-    errors: Mapping[str, Mapping[str, float | None]]
-    valid_pixels: int
-    overlap: float | None
-
-
-def compare(paths: Sequence[Path]) -> str:
-    """A Markdown table of the student's errors in several reports, a line above it saying how they were measured.
-
-    The rows of each report are those that its protocol is about.
+def read_comparable(paths: Sequence[Path]) -> list[ReportFile]:
+    """Read several reports whose numbers compare.
 
     Args:
         paths: run folders, or report.json files.
@@ -49,63 +28,86 @@ def compare(paths: Sequence[Path]) -> str:
         SourceError: if there is no report, or a file is none.
         RecipeError: if reports differ in anything that their numbers depend on, naming each difference.
     """
-    reports = [_read(path) for path in paths]
-    first = reports[0].common
+    files = [read_report_file(find_report(path)) for path in paths]
+    first = files[0]
     differences = [
-        f"  {key}: {first[key]} in {reports[0].path}, {report.common[key]} in {report.path}"
-        for report in reports[1:]
+        f"  {key}: {expected} in {first.path}, {found} in {file.path}"
+        for file in files[1:]
         for key in SAME
-        if report.common[key] != first[key]
+        if (found := getattr(file.report, key)) != (expected := getattr(first.report, key))
     ]
     if differences:
         raise RecipeError("these reports do not compare:\n" + "\n".join(differences) + "\nmake a table of each kind")
-    names = _names([report.path for report in reports])
-    rows = tuple(
+    return files
+
+
+def run_names(files: Sequence[ReportFile]) -> list[str]:
+    """The run folder of each report, or its whole path where two are called the same."""
+    short = [file.name for file in files]
+    return [name if short.count(name) == 1 else str(file.path) for name, file in zip(short, files, strict=True)]
+
+
+def compare(paths: Sequence[Path]) -> str:
+    """A Markdown table of the student's errors in several reports, a line above it saying how they were measured.
+
+    The rows of each report are those that its protocol is about; without LiDAR, what can be told without it.
+
+    Args:
+        paths: run folders, or report.json files.
+
+    Raises:
+        SourceError, RecipeError: see `read_comparable`.
+    """
+    files = read_comparable(paths)
+    first = files[0].report
+    return f"{markdown_text(measured_how(first))}\n\n{markdown_table(results_of(files, run_names(files)))}"
+
+
+def measured_how(report: EvaluateReport) -> str:
+    """What reports that compare have in common."""
+    near_m, far_m = report.range_m
+    flip = ", with flip averaging" if report.flip else ""
+    how = (
+        f"{report.dataset}, split {report.split}, protocol {report.protocol}{flip}, {near_m:g} to {far_m:g} m:"
+        f" {count_text(report.frames, 'frame')}"
+    )
+    if report.student is None:
+        return f"{how}. {NO_LIDAR}"
+    masks = f", self-occlusion masks on {report.masked_images:,} of them" if report.masked_images else ""
+    return f"{how}, {count_text(report.images, 'image')}{masks}."
+
+
+def results_of(files: Sequence[ReportFile], names: Sequence[str]) -> Table:
+    """The rows of each report that its protocol is about; without LiDAR, what can be told without it."""
+    return _results(files, names) if files[0].report.student is not None else _without_lidar(files, names)
+
+
+def _results(files: Sequence[ReportFile], names: Sequence[str]) -> Table:
+    rows = [
         (
             name,
             ALIGNMENTS[alignment],
-            *(_number(report.errors[alignment][key]) for key in ERRORS),
-            _number(report.overlap),
-            f"{report.valid_pixels:,}",
+            *(number(getattr(_mean(file.report.student, alignment), key)) for key in ERRORS),
+            number(file.report.consistency.overlap_abs_rel),
+            f"{file.report.valid_pixels:,}",
         )
-        for name, report in zip(names, reports, strict=True)
-        for alignment in PROTOCOLS[first["protocol"]].headline
-    )
-    header = ("run", "student", *ERRORS.values(), "overlap", "pixels")
-    near_m, far_m = first["range_m"]
-    masks = f", self-occlusion masks on {first['masked_images']:,} of them" if first["masked_images"] else ""
-    flip = ", with flip averaging" if first["flip"] else ""
-    intro = (
-        f"{first['dataset']}, split {first['split']}, protocol {first['protocol']}{flip}, {near_m:g} to {far_m:g} m:"
-        f" {count_text(first['frames'], 'frame')}, {count_text(first['images'], 'image')}{masks}."
-    )
-    return f"{markdown_text(intro)}\n\n{markdown_table(Table('', '', header, rows))}"
+        for name, file in zip(names, files, strict=True)
+        for alignment in PROTOCOLS[file.report.protocol].headline
+    ]
+    return Table("Results", "", ("run", "student", *ERRORS.values(), "overlap", "pixels"), tuple(rows))
 
 
-def _read(path: Path) -> _Report:
-    file = path / "eval" / "report.json" if path.is_dir() else path
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        # Reports from before there were masks do not name them.
-        common = {key: content[key] for key in SAME if key != "masked_images"}
-        common["masked_images"] = content.get("masked_images", 0)
-        student = content["student"]
-        errors = {name: {key: student[name]["mean"][key] for key in ERRORS} for name in ALIGNMENTS}
-        report = _Report(file, common, errors, content["valid_pixels"], content["consistency"]["overlap_abs_rel"])
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
-        raise SourceError(
-            f"{file}: expected a report of `surround eval`, found {type(error).__name__}: {error}; pass run folders"
-        ) from error
-    if common["protocol"] not in PROTOCOLS:
-        raise SourceError(f"{file}: protocol {common['protocol']!r} is none of {', '.join(PROTOCOLS)}")
-    return report
+def _mean(student: StudentScores | None, alignment: str) -> DepthErrors:
+    # Reports that compare have measured equally many images, all or none.
+    assert student is not None
+    scores: Scores = getattr(student, alignment)
+    return scores.mean
 
 
-def _names(files: Sequence[Path]) -> list[str]:
-    """The run folder of each report, or its whole path where two are called the same."""
-    short = [file.resolve().parents[1].name for file in files]
-    return [name if short.count(name) == 1 else str(file) for name, file in zip(short, files, strict=True)]
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _without_lidar(files: Sequence[ReportFile], names: Sequence[str]) -> Table:
+    rows = []
+    for name, file in zip(names, files, strict=True):
+        unlike = file.report.disagreement
+        values = (unlike.mean.abs_rel, unlike.mean.d1) if unlike is not None else (None, None)
+        rows.append((name, *map(number, values), number(file.report.consistency.overlap_abs_rel)))
+    return Table("Results", "", ("run", "disagreement with the teacher", "d1", "overlap"), tuple(rows))

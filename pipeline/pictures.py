@@ -17,6 +17,7 @@ POINT_RADIUS_PX = 1
 
 BACKDROP_BRIGHTNESS = 0.3
 WEBP_QUALITY = 82
+WEBP_URI = "data:image/webp;base64,"
 
 TICK_STEPS = (1, 2, 5)
 TICK_GAP = 0.05
@@ -51,7 +52,7 @@ def draw_points(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Draw sparse depth as discs on the darkened, colourless image; where discs overlap the nearest is on top."""
     size = (image.shape[0], image.shape[1])
-    discs_m = _dilated(_scattered(depth_m, size), POINT_RADIUS_PX)
+    discs_m = _dilated(scattered(depth_m, size), POINT_RADIUS_PX)
     backdrop = (image.mean(axis=2, keepdims=True) * BACKDROP_BRIGHTNESS).astype(np.uint8)
     return np.where(np.isfinite(discs_m)[..., None], colour_depth(discs_m, scale), backdrop)
 
@@ -61,9 +62,9 @@ def panel_image(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]
     return resize_rgb(image, _panel_size(image))
 
 
-def panel_depth(depth_m: Float[np.ndarray, "H W"]) -> Float[np.ndarray, "h w"]:
-    """A depth map at panel size, by nearest neighbour: a mean of two depths is a surface that nobody saw."""
-    h, w = _panel_size(depth_m)
+def nearest_at(depth_m: Float[np.ndarray, "H W"], size: tuple[int, int]) -> Float[np.ndarray, "h w"]:
+    """A depth map at another size, by nearest neighbour: a mean of two depths is a surface that nobody saw."""
+    h, w = size
     rows = (np.arange(h) * 2 + 1) * depth_m.shape[0] // (2 * h)
     columns = (np.arange(w) * 2 + 1) * depth_m.shape[1] // (2 * w)
     return np.asarray(depth_m[rows[:, None], columns])
@@ -81,14 +82,14 @@ def webp_uri(rgb: UInt8[np.ndarray, "H W 3"], *, lossless: bool = False) -> str:
     """A picture as a data URI, for a page that loads nothing."""
     with io.BytesIO() as file:
         Image.fromarray(rgb).save(file, "WEBP", quality=WEBP_QUALITY, lossless=lossless)
-        return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+        return f"{WEBP_URI}{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _panel_size(image: np.ndarray) -> tuple[int, int]:
     return max(1, round(PANEL_WIDTH_PX * image.shape[0] / image.shape[1])), PANEL_WIDTH_PX
 
 
-def _scattered(depth_m: Float[np.ndarray, "H W"], size: tuple[int, int]) -> Float[np.ndarray, "h w"]:
+def scattered(depth_m: Float[np.ndarray, "H W"], size: tuple[int, int]) -> Float[np.ndarray, "h w"]:
     """Sparse depth on another grid; of points that meet, the nearest stays. inf = no point."""
     scattered = np.full(size, np.inf)
     y, x = np.nonzero(depth_m > 0)

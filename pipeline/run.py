@@ -47,12 +47,13 @@ from pipeline.stage_one import (
 from pipeline.weights import KNOWN, fetch_weights
 from stages.checkpoint import LoadedStudent, load_student
 from stages.devices import place, resolve_device, resolve_precision
-from stages.evaluate import EvaluateReport, evaluate
+from stages.evaluate import evaluate
 from stages.fit_bins import FittedBins, fit_bins, load_fitted, require_made_with, save_fitted
 from stages.parallel import joined, leads
 from stages.predictions import open_predictions
 from stages.progress import Preempted, progress_bar
 from stages.protocols import PROTOCOLS, ZERO_SHOT, measured_frames, require_full_count
+from stages.results import EvaluateReport
 from stages.student.encoder import ENCODERS
 from stages.student.fold import folded
 from stages.student.model import Student

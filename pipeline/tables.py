@@ -16,6 +16,7 @@ class Table:
         rows: cells; the first of each row is its name.
         numeric: align all but the first column to the right.
         empty: what to say if there are no rows.
+        bars: of each row, the share of a bar behind its first number, where the format has bars; empty for none.
     """
 
     title: str
@@ -24,6 +25,7 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     numeric: bool = True
     empty: str = "None."
+    bars: tuple[float, ...] = ()
 
 
 def markdown_table(table: Table) -> str:
@@ -45,6 +47,14 @@ def markdown_table(table: Table) -> str:
         "-" * (width - 1) + ":" if table.numeric and column else "-" * width for column, width in enumerate(widths)
     )
     return "\n".join([padded(lines[0]), rule, *map(padded, lines[1:])])
+
+
+def markdown_page(title: str, intro: str, tables: Iterable[Table]) -> str:
+    """A page of tables, each under its heading."""
+    parts = [f"# {markdown_text(title)}", markdown_text(intro)]
+    for table in tables:
+        parts += [f"## {table.title}", markdown_text(table.note), markdown_table(table) if table.rows else table.empty]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def markdown_text(text: str) -> str:

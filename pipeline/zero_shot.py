@@ -11,14 +11,15 @@ from data_cache.sources import Source
 from pipeline.config import SUFFIX, Recipe, load_recipe, recipe_toml
 from pipeline.errors import RecipeError
 from pipeline.folders import RunFolder
-from pipeline.report import write_zero_shot
 from pipeline.run import frames_to_test, student_provenance
 from pipeline.signals import preemption
 from pipeline.stage_one import open_data
+from pipeline.zero_shot_report import write_zero_shot
 from stages.checkpoint import Lineage, load_student
 from stages.devices import place, resolve_device, resolve_precision
-from stages.evaluate import EvaluateReport, EvaluateSpec, evaluate
+from stages.evaluate import EvaluateSpec, evaluate
 from stages.protocols import ZERO_SHOT
+from stages.results import EvaluateReport, against_lidar
 from stages.student.fold import folded
 
 
@@ -89,6 +90,7 @@ def run_zero_shot(
                 decode_size=student.spec.input_size,
                 should_stop=should_stop,
             )
+            against_lidar(evaluation.report)  # a table of dashes says nothing
             reports.append(evaluation.report)
     sha256 = {target.name: hashlib.sha256(recipe_toml(target.recipe).encode()).hexdigest() for target in opened}
     provenance = {"recipe_sha256": sha256} | student_provenance(loaded, checkpoint)

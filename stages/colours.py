@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, UInt8
 
-# The outermost colours of turbo are so dark that far points would vanish on the darkened image.
-FAR_COLOUR, NEAR_COLOUR = 0.06, 0.94
+# Lightness of plasma falls from near to far, for every kind of colour vision. Its far end is so dark that points would
+# vanish on the darkened image.
+DEPTH_COLOURS, FAR_COLOUR, NEAR_COLOUR = "plasma", 0.06, 0.94
 NO_DEPTH_RGB = (128, 128, 128)
 
 # A car sees nothing nearer than this; spending colours on it would leave half of them for the street.
@@ -16,7 +17,7 @@ NEAREST_COLOUR_M = 1.0
 
 @dataclass(frozen=True)
 class DepthScale:
-    """The one mapping from metres to colour, logarithmic: near is warm, far is cold.
+    """The one mapping from metres to colour, logarithmic: near is warm and light, far is cold and dark.
 
     Attributes:
         near_m, far_m: where the colours begin and end; what lies outside has the colour of that end.
@@ -43,5 +44,15 @@ def colour_depth(depth_m: Float[np.ndarray, "H W"], scale: DepthScale) -> UInt8[
 
     known = np.isfinite(depth_m) & (depth_m > 0)
     fraction = scale.fraction(np.where(known, depth_m, scale.far_m))
-    rgb = colormaps["turbo"](NEAR_COLOUR + (FAR_COLOUR - NEAR_COLOUR) * fraction, bytes=True)[..., :3]
+    rgb = colormaps[DEPTH_COLOURS](NEAR_COLOUR + (FAR_COLOUR - NEAR_COLOUR) * fraction, bytes=True)[..., :3]
     return np.asarray(np.where(known[..., None], rgb, np.array(NO_DEPTH_RGB, np.uint8)))
+
+
+def error_colours(count: int) -> UInt8[np.ndarray, "count 3"]:
+    """Colours of relative errors from the lowest, too near, to the highest, too far; what is right is dark.
+
+    Crameri's managua: orange to blue, apart for every kind of colour vision.
+    """
+    from matplotlib import colormaps
+
+    return np.asarray(colormaps["managua"](np.linspace(0, 1, count), bytes=True)[:, :3])

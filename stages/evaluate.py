@@ -1,36 +1,37 @@
 """Stage three: measure the student the way the field measures, and keep what a picture of it needs."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
-from data_cache.errors import FrameError, SurroundError
+from data_cache.errors import FrameError
 from data_cache.rig import Frame, Sweep
 from data_cache.sources import Source
 from data_cache.views import RigViews, load_images, rig_views
 from stages import metrics
 from stages.consistency import Overlap, pooled_overlap, ring_overlaps
 from stages.devices import require_known
-from stages.latency import Latency, rig_latency
-from stages.measure import ImagePixels, ProtocolScores, StudentScores, TeacherScores, depth_at, image_pixels, resized
+from stages.latency import rig_latency
+from stages.measure import ImagePixels, ProtocolScores, depth_at, image_pixels, resized, teacher_fitted_to
 from stages.predict import predict_rig
 from stages.predictions import SUFFIXES, PredictionError, PredictionFolder, prediction_file, read_rig, save_prediction
 from stages.progress import Preempted, progress_bar
-from stages.protocols import PROTOCOLS, SURROUNDDEPTH
+from stages.protocols import PROTOCOLS, SURROUNDDEPTH, Protocol
+from stages.ranking import FrameErrors, place, ranking, shown_frames
 from stages.regions import Regions, regions, truth_at
 from stages.resize import resize_rgb, resize_views
-from stages.scores import Scores, ScoreTable
+from stages.results import Consistency, EvaluateReport, Evaluation, EvaluationError, FramePictures
+from stages.scores import ScoreTable
 from stages.student.model import Student
 from stages.teacher.base import Teacher, to_disparity
 
-
-class EvaluationError(SurroundError):
-    """Nothing can be measured."""
+Pixels = Float[np.ndarray, " N"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ class EvaluateSpec:
         latency: also time student and teacher.
         flip: average each prediction with that of the mirrored rig (test-time augmentation); recorded in the report.
             Of a folder of predictions: they were made so.
-        pictures: frames drawn in the report, spread evenly over the split.
+        pictures: frames drawn in the report: the worst ones, the median, the best and the middle one of the split.
         save_predictions: png16 or npy, to keep what the student says of every image; empty to keep nothing.
         precision, device: auto, or as named in stages/devices.py.
     """
@@ -52,7 +53,7 @@ class EvaluateSpec:
     teacher: bool = True
     latency: bool = True
     flip: bool = False
-    pictures: int = 4
+    pictures: int = 6
     save_predictions: str = ""
     precision: str = "auto"
     device: str = "auto"
@@ -69,59 +70,43 @@ class EvaluateSpec:
             raise ValueError(f"pictures: expected 0 or more, got {self.pictures}")
 
 
-@dataclass(frozen=True)
-class Consistency:
-    """Agreement of adjacent cameras: the mean of the pairs, and each pair."""
+@dataclass(frozen=True, eq=False)
+class _Setting:
+    """What is measured, on what, and how."""
 
-    overlap_abs_rel: float | None
-    pairs: dict[str, float]
+    source: Source
+    student: Student | PredictionFolder
+    teacher: Teacher | None
+    protocol: Protocol
+    range_m: tuple[float, float]
+    network_size: tuple[int, int]
+    flip: bool
+    device: torch.device
+    precision: str
+    decode_size: tuple[int, int] | None
 
 
 @dataclass(frozen=True, eq=False)
-class FramePictures:
-    """What the report draws of one frame, at the student's input size; metres, 0 or all False = nothing there."""
+class _Seen:
+    """A frame, what student and teacher say of it, and how that compares.
 
-    frame_id: str
-    camera_names: tuple[str, ...]
-    view_valid: tuple[bool, ...]
-    image: UInt8[np.ndarray, "V H W 3"]
-    lidar_depth_m: Float[np.ndarray, "V H W"]
-    teacher_depth_m: Float[np.ndarray, "V H W"] | None
-    student_depth_m: Float[np.ndarray, "V H W"]
-    student_abs_rel: float | None
-
-
-@dataclass(frozen=True)
-class EvaluateReport:
-    """The measured part of report.json.
-
-    `masked_images` is how many were measured under a self-occlusion mask. `dense_truth` has the student's metric depth
-    against dense truth at its input size, by region (stages/regions.py); None for sources that know no dense truth.
+    Attributes:
+        frame, sweep, rig: what the rig saw, `rig` at the student's input size.
+        predicted_m: depth of each view as it came; None where a camera is missing.
+        student_m: the same at the student's input size; 0 = none.
+        disparity: of the teacher, by view.
+        on_student_m: the teacher fitted to the student, by view.
+        measured: pixels with LiDAR, by view.
     """
 
-    dataset: str
-    split: str
-    protocol: str
-    flip: bool
-    range_m: tuple[float, float]
-    frames: int
-    images: int
-    valid_pixels: int
-    student: StudentScores
-    teacher: TeacherScores | None
-    consistency: Consistency
-    latency: Latency | None
-    quarantined: dict[str, str]
-    dense_truth: dict[str, Scores] | None = None
-    masked_images: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class Evaluation:
-    """The report and its pictures."""
-
-    report: EvaluateReport
-    pictures: tuple[FramePictures, ...] = field(default=())
+    frame: Frame
+    sweep: Sweep | None
+    rig: RigViews
+    predicted_m: tuple[Float[np.ndarray, "_ _"] | None, ...]
+    student_m: Float[np.ndarray, "V H W"]
+    disparity: dict[int, Float[np.ndarray, "_ _"]]
+    on_student_m: dict[int, Float[np.ndarray, "H W"]]
+    measured: dict[int, ImagePixels]
 
 
 def evaluate(
@@ -145,76 +130,66 @@ def evaluate(
     predictions is measured in place of a student and has no latency.
 
     Raises:
-        EvaluationError: if no image has a LiDAR point in range.
+        EvaluationError: if no frame can be read. Without any LiDAR point in range there is a report without scores
+            against LiDAR.
         PredictionError: if a prediction cannot be read, or says nothing about a pixel that is to be measured.
         Preempted: if `should_stop` says so between two frames.
     """
     protocol = PROTOCOLS[spec.protocol]
-    range_m = protocol.range_of(source.name)
-    network_size = student.size if isinstance(student, PredictionFolder) else student.spec.input_size
-    table = ProtocolScores(protocol, range_m)
+    setting = _Setting(
+        source,
+        student,
+        teacher,
+        protocol,
+        protocol.range_of(source.name),
+        student.size if isinstance(student, PredictionFolder) else student.spec.input_size,
+        spec.flip,
+        device,
+        precision,
+        decode_size,
+    )
+    range_m = setting.range_m
+    table, alike = ProtocolScores(protocol, range_m), ScoreTable(range_m)
     dense = {region.name: ScoreTable(range_m) for region in fields(Regions)}
     overlaps: dict[str, list[Overlap]] = defaultdict(list)
     quarantined: dict[str, str] = {}
-    pictures = []
-    drawn = {round(i) for i in np.linspace(0, len(frame_ids) - 1, min(spec.pictures, len(frame_ids)))}
+    errors: dict[str, FrameErrors] = {}
+    drawn: dict[str, FramePictures] = {}
+    middle = frame_ids[len(frame_ids) // 2] if frame_ids else ""
     rig: RigViews | None = None
     with progress_bar(len(frame_ids), 0, "eval", "frame") as bar:
-        for index, frame_id in enumerate(frame_ids):
+        for frame_id in frame_ids:
             if should_stop():
                 raise Preempted("stopped during eval; nothing was written, run it again")
             try:
-                frame = source.frame(frame_id)
-                images = load_images(frame, decode_size)
-                sweep = frame.load_sweep() if frame.load_sweep is not None else None
-                rig = rig_views(frame, resize_views(images, network_size), sweep, network_size)
-                predicted_m = _predictions(student, frame, rig, device, precision, flip=spec.flip)
-                disparity = _teacher_disparity(teacher, images) if teacher is not None else {}
-                measured: dict[int, ImagePixels] = {}
-                for i, view in enumerate(frame.views):
-                    depth_m = predicted_m[i]
-                    if view is None or sweep is None or depth_m is None:
-                        continue
-                    pixels = image_pixels(view, sweep, depth_m, disparity.get(i), protocol, range_m, network_size)
-                    if pixels is not None:
-                        measured[i] = pixels
+                seen = _look(setting, frame_id)
             except FrameError as error:
                 quarantined[frame_id] = str(error)
                 bar.update()
                 continue
-            for pixels in measured.values():
+            rig = seen.rig
+            for pixels in seen.measured.values():
                 _require_depth(frame_id, pixels)
             if save_to is not None and spec.save_predictions and not isinstance(student, PredictionFolder):
-                _save(save_to, frame, predicted_m, SUFFIXES[spec.save_predictions])
-            table.add(list(measured.values()))
-            stacked_m = np.stack(
-                [
-                    depth_at(d, network_size) if d is not None else np.zeros(network_size, np.float32)
-                    for d in predicted_m
-                ]
-            )
-            _add_dense(dense, frame, rig, sweep, stacked_m, range_m)
-            for name, overlap in ring_overlaps(frame, rig, stacked_m).items():
+                _save(save_to, seen, SUFFIXES[spec.save_predictions])
+            table.add(list(seen.measured.values()))
+            for camera, fitted_m, student_m in _compared(seen, range_m):
+                alike.add(camera, [fitted_m], [student_m])
+            _add_dense(dense, seen, range_m)
+            for name, overlap in ring_overlaps(seen.frame, rig, seen.student_m).items():
                 overlaps[name].append(overlap)
-            if index in drawn:
-                pictures.append(
-                    FramePictures(
-                        frame_id,
-                        source.rig.camera_names,
-                        tuple(bool(there) for there in rig.view_valid),
-                        rig.image,
-                        rig.lidar_depth_m,
-                        _aligned(disparity, measured, stacked_m, range_m) if teacher is not None else None,
-                        stacked_m,
-                        _mean_abs_rel(measured.values(), range_m),
-                    )
-                )
+            errors[frame_id] = _frame_errors(seen, range_m)
+            # Whatever will be among the worst, or the best, is so as soon as it is seen.
+            shown = shown_frames(errors, spec.pictures, middle)
+            if frame_id in shown:
+                drawn[frame_id] = _pictures(seen, setting)
+            drawn = {frame_id: pictures for frame_id, pictures in drawn.items() if frame_id in shown}
             bar.update()
-    scores = table.student()
-    if rig is None or scores is None:
-        first = next(iter(quarantined.values()), "its frames have no LiDAR point in range")
+    if rig is None:
+        first = next(iter(quarantined.values()), "there are none")
         raise EvaluationError(f"nothing to measure in {len(frame_ids)} frames of {source.name} {split}: {first}")
     pairs = {name: pooled_overlap(entries).abs_rel for name, entries in overlaps.items()}
+    scores = table.student()
     report = EvaluateReport(
         dataset=source.name,
         split=split,
@@ -222,8 +197,8 @@ def evaluate(
         flip=spec.flip,
         range_m=range_m,
         frames=len(frame_ids) - len(quarantined),
-        images=scores.metric.mean.images,
-        valid_pixels=scores.metric.mean.pixels,
+        images=scores.metric.mean.images if scores is not None else 0,
+        valid_pixels=scores.metric.mean.pixels if scores is not None else 0,
         student=scores,
         teacher=table.teacher(),
         consistency=Consistency(float(np.mean(list(pairs.values()))) if pairs else None, pairs),
@@ -233,23 +208,46 @@ def evaluate(
         quarantined=quarantined,
         dense_truth={name: regional.scores() for name, regional in dense.items() if regional.images} or None,
         masked_images=table.masked_images,
+        disagreement=alike.scores() if alike.images else None,
     )
+    ranked = ranking(errors)
+    pictures = []
+    for frame_id in shown_frames(errors, spec.pictures, middle):
+        if frame_id not in drawn:  # the median, say, need not have been one when it was seen
+            with suppress(FrameError):
+                drawn[frame_id] = _pictures(_look(setting, frame_id), setting)
+        if frame_id in drawn:
+            pictures.append(replace(drawn[frame_id], rank=place(ranked, frame_id), ranked=len(ranked)))
     return Evaluation(report, tuple(pictures))
 
 
-def _predictions(
-    student: Student | PredictionFolder,
-    frame: Frame,
-    rig: RigViews,
-    device: torch.device,
-    precision: str,
-    *,
-    flip: bool,
-) -> tuple[Float[np.ndarray, "_ _"] | None, ...]:
+def _look(setting: _Setting, frame_id: str) -> _Seen:
+    """Read a frame and ask student and teacher about it; raises FrameError."""
+    frame = setting.source.frame(frame_id)
+    images = load_images(frame, setting.decode_size)
+    sweep = frame.load_sweep() if frame.load_sweep is not None else None
+    size, range_m = setting.network_size, setting.range_m
+    rig = rig_views(frame, resize_views(images, size), sweep, size)
+    predicted_m = _predictions(setting, frame, rig)
+    disparity = _teacher_disparity(setting.teacher, images) if setting.teacher is not None else {}
+    measured: dict[int, ImagePixels] = {}
+    for i, view in enumerate(frame.views):
+        depth_m = predicted_m[i]
+        if view is None or sweep is None or depth_m is None:
+            continue
+        pixels = image_pixels(view, sweep, depth_m, disparity.get(i), setting.protocol, range_m, size)
+        if pixels is not None:
+            measured[i] = pixels
+    student_m = np.stack([depth_at(d, size) if d is not None else np.zeros(size, np.float32) for d in predicted_m])
+    on_student_m = {i: teacher_fitted_to(student_m[i], values, range_m) for i, values in disparity.items()}
+    return _Seen(frame, sweep, rig, predicted_m, student_m, disparity, on_student_m, measured)
+
+
+def _predictions(setting: _Setting, frame: Frame, rig: RigViews) -> tuple[Float[np.ndarray, "_ _"] | None, ...]:
     """Depth of every view in metres, None where a camera is missing."""
-    if isinstance(student, PredictionFolder):
-        return read_rig(student, frame)
-    depth_m = predict_rig(student, rig, device, precision, flip=flip)
+    if isinstance(setting.student, PredictionFolder):
+        return read_rig(setting.student, frame)
+    depth_m = predict_rig(setting.student, rig, setting.device, setting.precision, flip=setting.flip)
     if not np.isfinite(depth_m).all():
         raise EvaluationError(f"the student's depth of frame {frame.id} is not finite; train it again")
     return tuple(depth_m[i] if there else None for i, there in enumerate(rig.view_valid))
@@ -264,51 +262,78 @@ def _require_depth(frame_id: str, pixels: ImagePixels) -> None:
         )
 
 
-def _save(folder: Path, frame: Frame, predicted_m: Sequence[Float[np.ndarray, "_ _"] | None], suffix: str) -> None:
-    for view, depth_m in zip(frame.views, predicted_m, strict=True):
+def _save(folder: Path, seen: _Seen, suffix: str) -> None:
+    for view, depth_m in zip(seen.frame.views, seen.predicted_m, strict=True):
         if view is not None and depth_m is not None:
-            save_prediction(prediction_file(folder, view.camera.name, frame.id, suffix), depth_m)
+            save_prediction(prediction_file(folder, view.camera.name, seen.frame.id, suffix), depth_m)
 
 
-def _mean_abs_rel(images: Iterable[ImagePixels], range_m: tuple[float, float]) -> float | None:
-    """AbsRel of a frame: mean of its images."""
-    errors = [metrics.abs_rel(predicted_m=i.predicted_m.clip(*range_m), truth_m=i.truth_m) for i in images]
-    return float(np.mean(errors)) if errors else None
+def _compared(seen: _Seen, range_m: tuple[float, float]) -> Iterator[tuple[str, Pixels, Pixels]]:
+    """The name of each camera, and what fitted teacher and student say at every pixel."""
+    for i, fitted_m in seen.on_student_m.items():
+        view, there = seen.frame.views[i], seen.student_m[i] > 0
+        if view is not None and there.any():
+            yield view.camera.name, fitted_m[there], seen.student_m[i][there].clip(*range_m)
 
 
-def _aligned(
-    disparity: Mapping[int, Float[np.ndarray, "_ _"]],
-    measured: Mapping[int, ImagePixels],
-    like: Float[np.ndarray, "V H W"],
-    range_m: tuple[float, float],
-) -> Float[np.ndarray, "V H W"]:
-    """The teacher's depth after the fit of each image, 0 where there was nothing to fit to."""
-    aligned_m = np.zeros_like(like)
-    for i, pixels in measured.items():
-        if pixels.disparity is not None:
-            fit = metrics.fit_affine_disparity(disparity=pixels.disparity, truth_m=pixels.truth_m)
-            aligned_m[i] = metrics.affine_depth_m(resized(disparity[i], like.shape[1:]), fit, range_m)
-    return aligned_m
+def _frame_errors(seen: _Seen, range_m: tuple[float, float]) -> FrameErrors:
+    errors = [
+        metrics.abs_rel(predicted_m=pixels.predicted_m.clip(*range_m), truth_m=pixels.truth_m)
+        for pixels in seen.measured.values()
+    ]
+    unlike = [
+        metrics.abs_rel(predicted_m=fitted_m, truth_m=student_m) for _, fitted_m, student_m in _compared(seen, range_m)
+    ]
+    return FrameErrors(float(np.mean(errors)) if errors else None, float(np.mean(unlike)) if unlike else None)
+
+
+def _pictures(seen: _Seen, setting: _Setting) -> FramePictures:
+    on_lidar = [i for i, pixels in seen.measured.items() if pixels.disparity is not None]
+    teacher_m = None
+    if setting.teacher is not None:
+        teacher_m = np.zeros_like(seen.student_m)
+        for i, fitted_m in seen.on_student_m.items():
+            teacher_m[i] = fitted_m
+        for i in on_lidar:
+            teacher_m[i] = _on_lidar(seen.measured[i], seen.disparity[i], setting.network_size, setting.range_m)
+    return FramePictures(
+        seen.frame.id,
+        setting.source.rig.camera_names,
+        tuple(bool(there) for there in seen.rig.view_valid),
+        seen.rig.image,
+        seen.rig.lidar_depth_m,
+        teacher_m,
+        seen.student_m,
+        tuple(i in on_lidar for i in range(len(seen.student_m))),
+        _frame_errors(seen, setting.range_m),
+    )
+
+
+def _on_lidar(
+    pixels: ImagePixels, disparity: Float[np.ndarray, "_ _"], size: tuple[int, int], range_m: tuple[float, float]
+) -> Float[np.ndarray, "H W"]:
+    """The teacher's depth after the fit of its image to LiDAR."""
+    assert pixels.disparity is not None
+    fit = metrics.fit_affine_disparity(disparity=pixels.disparity, truth_m=pixels.truth_m)
+    return metrics.affine_depth_m(resized(disparity, size), fit, range_m)
 
 
 def _add_dense(
     tables: Mapping[str, ScoreTable],
-    frame: Frame,
-    rig: RigViews,
-    sweep: Sweep | None,
-    student_m: Float[np.ndarray, "V H W"],
+    seen: _Seen,
     range_m: tuple[float, float],
 ) -> None:
     """Measure a frame against dense truth, region by region, where its source knows it."""
-    if frame.load_truth_m is None:
+    if seen.frame.load_truth_m is None:
         return
-    for i, view in enumerate(frame.views):
+    for i, view in enumerate(seen.frame.views):
         if view is None:
             continue
-        truth_m = truth_at(frame.load_truth_m[i](), (student_m.shape[1], student_m.shape[2]))
-        for name, mask in vars(regions(truth_m, rig, i, sweep, range_m)).items():
+        student_m = seen.student_m[i]
+        truth_m = truth_at(seen.frame.load_truth_m[i](), (student_m.shape[0], student_m.shape[1]))
+        for name, mask in vars(regions(truth_m, seen.rig, i, seen.sweep, range_m)).items():
             if mask.any():
-                tables[name].add(view.camera.name, [student_m[i][mask].clip(*range_m)], [truth_m[mask]])
+                tables[name].add(view.camera.name, [student_m[mask].clip(*range_m)], [truth_m[mask]])
 
 
 def _teacher_disparity(

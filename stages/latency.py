@@ -10,6 +10,7 @@ import torch
 from data_cache.views import RigViews
 from stages.devices import synchronize
 from stages.predict import forward_rig
+from stages.results import Latency
 from stages.student.model import Student
 from stages.teacher.base import Teacher
 
@@ -20,22 +21,6 @@ class Timing:
 
     p50_ms: float
     p95_ms: float
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Milliseconds for one rig; p50 where no percentile is named."""
-
-    student_ms_per_rig: float
-    student_p95_ms_per_rig: float
-    teacher_ms_per_rig: float | None
-    teacher_p95_ms_per_rig: float | None
-    speedup: float | None
-    precision: str
-    device: str
-    input: tuple[int, int]
-    teacher_input: tuple[int, int] | None
-    images_per_rig: int
 
 
 def measure(call: Callable[[], object], device: torch.device, *, warmup: int, repeats: int) -> Timing:

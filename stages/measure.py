@@ -14,7 +14,8 @@ from data_cache.images import mask_at
 from data_cache.rig import Sweep, View
 from stages import metrics
 from stages.protocols import Protocol
-from stages.scores import Scores, ScoreTable
+from stages.results import StudentScores, TeacherScores
+from stages.scores import ScoreTable
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,22 +35,6 @@ class ImagePixels:
     predicted_m: Float[np.ndarray, " N"]
     disparity: Float[np.ndarray, " N"] | None
     masked: bool
-
-
-@dataclass(frozen=True)
-class StudentScores:
-    """The student under each alignment."""
-
-    metric: Scores
-    median_scaled: Scores
-    affine_invariant: Scores
-
-
-@dataclass(frozen=True)
-class TeacherScores:
-    """The teacher, which knows no metres, after a least-squares fit per image in disparity."""
-
-    affine_invariant: Scores
 
 
 def image_pixels(
@@ -86,6 +71,28 @@ def image_pixels(
     there = resized(disparity, size)[valid] if disparity is not None else None
     predicted = depth_at(predicted_m, size)[valid]
     return ImagePixels(view.camera.name, truth_m[valid], predicted, there, load_mask is not None)
+
+
+def teacher_fitted_to(
+    student_m: Float[np.ndarray, "H W"], disparity: Float[np.ndarray, "_ _"], range_m: tuple[float, float]
+) -> Float[np.ndarray, "H W"]:
+    """The teacher's depth in the student's metres: scale and shift of disparity by least squares over the whole image.
+
+    Args:
+        student_m: 0 = none; clipped to the range.
+        disparity: of the teacher at any size.
+        range_m: of the protocol.
+
+    Returns:
+        Depth in metres within the range, 0 where the student says nothing.
+    """
+    there = student_m > 0
+    fitted_m = np.zeros_like(student_m)
+    if there.any():
+        values = resized(disparity, (student_m.shape[0], student_m.shape[1]))[there]
+        fit = metrics.fit_affine_disparity(disparity=values, truth_m=student_m[there].clip(*range_m))
+        fitted_m[there] = metrics.affine_depth_m(values, fit, range_m)
+    return fitted_m
 
 
 class ProtocolScores:

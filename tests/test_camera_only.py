@@ -8,10 +8,12 @@ import torch
 from fakes import tiny_teacher
 
 from data_cache.reader import CacheReader
+from pipeline.compare import compare
 from pipeline.config import Recipe, load_recipe
+from pipeline.report import write_report
 from pipeline.stage_one import chosen, open_data, open_stage_one
 from stages.bins import BinSpec
-from stages.evaluate import EvaluateSpec, EvaluationError, evaluate
+from stages.evaluate import EvaluateSpec, evaluate
 from stages.student.model import Student
 
 WITH_SWEEP = "3950bd41f74548429c0f7700ff3d8269"
@@ -60,9 +62,17 @@ def test_teacher_and_student_are_measured_where_a_nearby_sweep_says_how_far(real
     assert len(found.pictures) == 4
 
 
-def test_without_any_sweep_there_is_nothing_to_measure_and_it_says_so(real_data, teacher_folder):
-    with pytest.raises(EvaluationError, match="nothing to measure in 4 frames .* no LiDAR point"):
-        measured(camera_only(real_data, teacher_folder), teacher_folder)
+def test_without_any_sweep_there_is_a_report_of_what_can_be_told(real_data, teacher_folder, tmp_path):
+    """No metres: how far teacher and student are apart, and pictures of both."""
+    evaluation = measured(camera_only(real_data, teacher_folder), teacher_folder)
+    report = evaluation.report
+    assert (report.frames, report.images, report.student, report.teacher) == (4, 0, None, None)
+    assert (report.disagreement.mean.images, np.isfinite(report.disagreement.mean.abs_rel)) == (24, True)
+    assert [picture.teacher_depth_m.any() for picture in evaluation.pictures] == [True] * 4
+    write_report(tmp_path / "eval", evaluation, {})
+    text = (tmp_path / "eval/report.md").read_text()
+    assert "4 frames. No frame has a LiDAR point in range: nothing is measured in metres." in text
+    assert "disagreement with the teacher" in compare([tmp_path])
 
 
 def measured(recipe: Recipe, teacher_folder: Path):

@@ -9,8 +9,7 @@ from data_cache.errors import SourceError
 from pipeline.compare import compare
 from pipeline.errors import RecipeError
 from pipeline.report import write_report
-from stages.evaluate import Evaluation
-from stages.measure import StudentScores
+from stages.results import Evaluation, StudentScores
 
 BETTER = StudentScores(scores(10), scores(20), scores(30))
 
@@ -71,6 +70,16 @@ def test_reports_that_differ_in_what_their_numbers_depend_on_are_refused(run, ch
     assert len(str(error.value).splitlines()) == 3
     code, text = surround("compare", first, second)
     assert (code, "do not compare" in text, "Traceback" in text) == (2, True, False)
+
+
+def test_reports_without_lidar_compare_by_what_they_have(run):
+    bare = {"images": 0, "valid_pixels": 0, "student": None, "teacher": None}
+    text = compare([run("a", disagreement=scores(40), **bare), run("b", **bare)])
+    assert "3 frames. No frame has a LiDAR point in range" in text
+    assert cells(text)[2] == ["run", "disagreement with the teacher", "d1", "overlap"]
+    assert cells(text)[4:] == [["a", "40.000", "40.004", "0.062"], ["b", "-", "-", "0.062"]]
+    with pytest.raises(RecipeError, match="images: 11 in"):
+        compare([run("c"), run("d", **bare)])
 
 
 def test_a_number_that_is_none_is_a_dash(run):

@@ -9,11 +9,13 @@ from data_cache.geometry import sparse_depth
 from data_cache.views import load_images, rig_views
 from stages import predict as predict_module
 from stages.bins import BinSpec
-from stages.evaluate import EvaluateSpec, EvaluationError, evaluate
+from stages.evaluate import EvaluateSpec, evaluate
 from stages.metrics import depth_errors
 from stages.predict import predict_rig
 from stages.progress import Preempted
+from stages.protocols import FSM
 from stages.resize import resize_views
+from stages.results import EvaluationError, against_lidar
 from stages.student.model import Student, StudentSpec
 
 CPU = torch.device("cpu")
@@ -91,14 +93,77 @@ def test_the_teacher_is_aligned_per_image_and_has_its_own_row(teacher_folder):
     assert run(FakeSource(2)).report.teacher is None
 
 
-def test_pictures_are_spread_over_the_split_and_hold_what_was_measured():
-    evaluation = run(FakeSource(5, missing={"d/4": (1,)}))
-    assert [p.frame_id for p in evaluation.pictures] == ["d/0", "d/4"]
-    last = evaluation.pictures[-1]
+def test_pictures_are_of_the_worst_frames_first_and_hold_what_was_measured(monkeypatch):
+    """Frames whose student is off by more and more: the last is the worst, the first the best."""
+    source = FakeSource(7, missing={"d/6": (1,)})
+    asked = []
+
+    def frame_by_frame(_, rig, *__):
+        asked.append(len(asked))
+        return torch.full((1, 3, *STUDENT_SIZE), 10.0 * 1.4 ** asked[-1])
+
+    monkeypatch.setattr(predict_module, "forward_rig", frame_by_frame)
+    evaluation = run(source, replace(SPEC, pictures=5))
+    assert [p.frame_id for p in evaluation.pictures] == ["d/6", "d/5", "d/4", "d/3", "d/0"]
+    assert [(p.rank, p.ranked) for p in evaluation.pictures] == [(1, 7), (2, 7), (3, 7), (4, 7), (7, 7)]
+    errors = [p.errors.abs_rel for p in evaluation.pictures]
+    assert errors == sorted(errors, reverse=True)
+    last = evaluation.pictures[0]
     assert last.view_valid == (True, False, True)
     assert not last.student_depth_m[1].any()
     assert (last.student_depth_m[[0, 2]] > 0).all()
     assert last.lidar_depth_m.any()
+
+
+def test_without_lidar_there_is_a_report_of_what_can_be_told_without(teacher_folder):
+    source = FakeSource(2, no_lidar=("d/0", "d/1"))
+    evaluation = run(source, replace(SPEC, latency=True), tiny_teacher(teacher_folder))
+    report = evaluation.report
+    assert (report.frames, report.images, report.valid_pixels) == (2, 0, 0)
+    assert report.student is report.teacher is None
+    assert report.disagreement.mean.images == 6
+    assert report.disagreement.mean.pixels == 6 * STUDENT_SIZE[0] * STUDENT_SIZE[1]
+    assert report.latency.speedup > 0
+    assert [picture.errors.abs_rel for picture in evaluation.pictures] == [None, None]
+    unlike = [picture.errors.disagreement for picture in evaluation.pictures]
+    assert unlike == sorted(unlike, reverse=True)
+    assert report.disagreement.mean.abs_rel == pytest.approx(np.mean(unlike), rel=1e-5)
+    assert not any(evaluation.pictures[0].teacher_on_lidar)
+    assert (evaluation.pictures[0].teacher_depth_m > 0).all()
+    with pytest.raises(EvaluationError, match="nothing to measure in 2 frames of fake d: .* no LiDAR point in range"):
+        against_lidar(report)
+
+
+def test_without_lidar_and_teacher_there_are_pictures_and_the_cameras():
+    evaluation = run(FakeSource(2, no_lidar=("d/0", "d/1")))
+    assert evaluation.report.student is evaluation.report.disagreement is None
+    assert len(evaluation.pictures) == 2
+
+
+def test_disagreement_is_the_distance_to_the_teacher_after_scale_and_shift(monkeypatch, teacher_folder):
+    """A student of 10 m everywhere: the best fit is a shift alone, the teacher's own variation being noise to it."""
+    teacher = tiny_teacher(teacher_folder)
+    monkeypatch.setattr(predict_module, "forward_rig", truth_teller(FakeSource(1), (1.0, 1.0, 1.0)))
+    flat = run(FakeSource(1), teacher=teacher).report
+    assert flat.disagreement.mean.abs_rel == pytest.approx(0, abs=1e-5)
+    assert flat.teacher.affine_invariant.mean.abs_rel > 0.1  # LiDAR is not flat
+    assert set(flat.disagreement.by_distance_m) == {"0-20"}
+
+
+def test_a_frame_that_becomes_the_median_late_is_looked_at_again(monkeypatch):
+    """Errors 1, 9, 8, 7, 6: the median of all, 7, was the best but one of four when it was seen."""
+    source = FakeSource(5)
+    seen = []
+    source.on_frame = seen.append
+    far_m = dict(zip(source.drives["d"], (30.0, 110.0, 100.0, 90.0, 80.0), strict=True))
+    depth_m = lambda *_: torch.full((1, 3, *STUDENT_SIZE), far_m[seen[-1]])  # noqa: E731
+    monkeypatch.setattr(predict_module, "forward_rig", depth_m)
+    monkeypatch.setattr("stages.evaluate.PROTOCOLS", {SPEC.protocol: replace(FSM, name=SPEC.protocol)})
+    evaluation = run(source, replace(SPEC, pictures=3))
+    assert [p.frame_id for p in evaluation.pictures] == ["d/1", "d/3", "d/0"]
+    assert [p.rank for p in evaluation.pictures] == [1, 3, 5]
+    assert seen == [*source.drives["d"], *seen[5:]]
+    assert set(seen[5:]) <= {"d/3"}
 
 
 def test_unreadable_frames_are_left_out_and_listed():
@@ -106,9 +171,7 @@ def test_unreadable_frames_are_left_out_and_listed():
     assert (report.frames, report.images, report.quarantined) == (2, 6, {"d/1": "image missing: x"})
 
 
-def test_nothing_to_measure_is_an_error_that_says_why():
-    with pytest.raises(EvaluationError, match="no LiDAR point in range"):
-        run(FakeSource(2, no_lidar=("d/0", "d/1")))
+def test_nothing_to_look_at_is_an_error_that_says_why():
     with pytest.raises(EvaluationError, match="image missing: x"):
         run(FakeSource(1, broken={"d/0": "image missing: x"}))
 

@@ -6,7 +6,7 @@ from fakes import NATIVE_SIZE, STUDENT_SIZE, FakeSource
 
 from data_cache.geometry import sparse_depth
 from data_cache.images import mask_at
-from stages.measure import ImagePixels, ProtocolScores, depth_at, image_pixels, resized
+from stages.measure import ImagePixels, ProtocolScores, depth_at, image_pixels, resized, teacher_fitted_to
 from stages.protocols import FSM, SURROUNDDEPTH, VFDEPTH
 
 RANGE_M = (0.1, 80.0)
@@ -125,3 +125,18 @@ def test_a_hole_spreads_to_the_pixels_that_it_would_have_a_part_in():
     np.testing.assert_allclose(resized(np.array([[4.0, 8.0]], np.float32), (1, 4)), [[4, 5, 7, 8]])
     np.testing.assert_array_equal(depth_at(np.array([[0.0, 8.0]], np.float32), (1, 4)), [[0, 0, 0, 8]])
     np.testing.assert_allclose(depth_at(np.array([[4.0, 8.0]], np.float32), (1, 4)), [[4, 5, 7, 8]])
+
+
+def test_the_teacher_is_fitted_to_the_student_by_scale_and_shift_of_disparity():
+    """Student 2, 4 and 8 m are 1/2, 1/4 and 1/8; a teacher that says 3 x + 1 of them is the same after the fit."""
+    student_m = metres(2, 4, 8, 0).reshape(2, 2)
+    disparity = metres(3 / 2 + 1, 3 / 4 + 1, 3 / 8 + 1, 100).reshape(2, 2)
+    np.testing.assert_allclose(teacher_fitted_to(student_m, disparity, RANGE_M), student_m, rtol=1e-5)
+
+
+def test_the_fit_to_the_student_is_least_squares_and_stays_in_range():
+    """1/x of 1, 2 and 4 m is 1, .5, .25; disparities 1, 0, 0: scale .625, shift .375, so 1 m and 1 / .375 m twice."""
+    fitted_m = teacher_fitted_to(metres(1, 2, 4).reshape(1, 3), metres(1, 0, 0).reshape(1, 3), RANGE_M)
+    np.testing.assert_allclose(fitted_m, [[1, 1 / 0.375, 1 / 0.375]], rtol=1e-5)
+    assert teacher_fitted_to(metres(500, 400).reshape(1, 2), metres(1, 2).reshape(1, 2), RANGE_M).max() == 80
+    assert not teacher_fitted_to(metres(0, 0).reshape(1, 2), metres(1, 2).reshape(1, 2), RANGE_M).any()

@@ -1,4 +1,5 @@
 import base64
+import hashlib
 import io
 import json
 from collections import Counter
@@ -12,24 +13,27 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_cache.files import count_text
+from pipeline.page import asset
 from pipeline.pictures import (
-    PANEL_WIDTH_PX,
     draw_points,
-    panel_depth,
+    nearest_at,
     panorama_order,
     scale_ticks,
 )
 from pipeline.report import report_table, write_report
-from stages.colours import NO_DEPTH_RGB, colour_depth, depth_scale
-from stages.evaluate import (
+from pipeline.report_file import read_report_file, write_report_file
+from stages.colours import NO_DEPTH_RGB, colour_depth, depth_scale, error_colours
+from stages.metrics import DepthErrors
+from stages.ranking import FrameErrors
+from stages.results import (
     Consistency,
     EvaluateReport,
     Evaluation,
     FramePictures,
+    Latency,
+    StudentScores,
+    TeacherScores,
 )
-from stages.latency import Latency
-from stages.measure import StudentScores, TeacherScores
-from stages.metrics import DepthErrors
 from stages.scores import Scores
 
 HOSTILE = "<script>alert('x')</script> & \"a|b\""
@@ -82,7 +86,8 @@ def pictures(frame_id="drive/07", **changes):
         lidar_m,
         ones * 20 * (metres + 1),
         ones * (metres + 2),
-        0.125,
+        (True, True, True, True),
+        FrameErrors(0.125, 0.25),
     )
     return replace(made, **changes)
 
@@ -93,7 +98,7 @@ class Page(HTMLParser):
     def __init__(self, path):
         super().__init__()
         self.raw = path.read_text()
-        self.tags, self.images, self.texts = [], [], []
+        self.tags, self.images, self.texts, self.headings = [], [], [], []
         self.feed(self.raw)
 
     def handle_starttag(self, tag, attrs):
@@ -103,6 +108,8 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.texts.append(data.strip())
+        if self.tags and self.tags[-1][0] == "h2" and data.strip():
+            self.headings.append(data.strip())
 
     def rgb(self, alt):
         (image,) = [image for image in self.images if image["alt"] == alt]
@@ -210,13 +217,17 @@ def test_markdown_has_every_table_and_no_raw_markup(tmp_path):
         "Results",
         "Per camera",
         "By distance",
+        "Student and teacher",
         "Overlap consistency",
         "Latency",
         "Quarantined frames",
         "Provenance",
     ]
     assert report_table(REPORT) in text
-    rows = {row[0]: row[1:] for row in cells(text)}
+    lines = cells(text)
+    assert ["back", "103.000", "303.000", "403.000"] in lines
+    assert ["20-40 m", "106.000", "306.000", "406.000"] in lines
+    rows = {row[0]: row[1:] for row in lines if len(row) != 4}
     assert rows["back"][:2] == ["103.000", "103.001"]
     assert rows["mean of cameras"][0] == "100.000"
     assert rows["20-40 m"][-1] == "106,000"
@@ -235,28 +246,31 @@ def test_the_page_loads_nothing(tmp_path):
     assert "https://" not in page.raw
     assert "@import" not in page.raw
     assert "url(" not in page.raw
-    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
+    assert not {"iframe", "object"} & {tag for tag, _ in page.tags}
     links = [attrs[name] for _, attrs in page.tags for name in ("src", "href", "srcset") if name in attrs]
     assert links
-    assert all(link.startswith("data:image/webp;base64,") for link in links)
-    policy = [attrs["content"] for _, attrs in page.tags if attrs.get("http-equiv") == "Content-Security-Policy"]
-    assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+    assert all(link.startswith(("data:image/webp;base64,", "data:,", "#")) for link in links)
+    (policy,) = [attrs["content"] for _, attrs in page.tags if attrs.get("http-equiv") == "Content-Security-Policy"]
+    digest = base64.b64encode(hashlib.sha256(asset("frames.js").encode()).digest()).decode()
+    allowed = f"script-src 'sha256-{digest}'"
+    assert policy == f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; {allowed}"
+    assert page.raw.count("<script>") == 1
 
 
 def test_texts_of_strangers_stay_texts(tmp_path):
     provenance = {"machine <b>": {"node": "<img src=x>"}}
     page = page_of(tmp_path, replace(REPORT, dataset=HOSTILE), (pictures(HOSTILE),), provenance)
-    assert not {"script", "i", "b"} & {tag for tag, _ in page.tags}
+    assert page.raw.count("<script>") == 1
     assert {HOSTILE, "image <missing>", "machine <b>", "node <img src=x>", *CAMERAS} <= set(page.texts)
-    assert {"Camera, right & <i>aft</i>", "Student, right & <i>aft</i>"} <= {image["alt"] for image in page.images}
-    assert f"Frame {HOSTILE}" in [attrs.get("aria-label") for _, attrs in page.tags]
+    labels = {attrs.get("aria-label") for _, attrs in page.tags}
+    assert {"Student, right & <i>aft</i>", f"Cameras of frame {HOSTILE}, left to right"} <= labels
 
 
 def test_the_page_can_be_read_aloud_and_in_the_dark(tmp_path):
     page = page_of(tmp_path)
     counts = Counter(tag for tag, _ in page.tags)
     assert counts["h1"] == counts["main"] == counts["header"] == 1
-    assert counts["h2"] == 8
+    assert counts["h2"] == 9
     assert all(attrs.get("scope") in ("row", "col") for tag, attrs in page.tags if tag == "th")
     assert all(image["alt"] for image in page.images)
     assert ("html", {"lang": "en"}) in page.tags
@@ -266,56 +280,112 @@ def test_the_page_can_be_read_aloud_and_in_the_dark(tmp_path):
 
 def test_the_page_shows_the_numbers(tmp_path):
     texts = page_of(tmp_path).texts
-    assert {"100.00 m", "100.004", "103.001", "8.0x", "12.5 ms", "0.031", "AbsRel 0.125", "drive/07"} <= set(texts)
+    assert {"100.00 m", "100.004", "103.001", "8.0x", "12.5 ms", "0.031", "drive/07"} <= set(texts)
+    assert "AbsRel after scale and shift to LiDAR; the student so aligned: 300.000" in texts
+    assert "LiDAR alone teaching: not measured. See `surround ablate`, or `surround report RUN OTHER`" in texts
     assert "Protocol surrounddepth, 0.1 to 80 m: 3 frames, 11 images, 1,234 valid pixels." in texts
 
 
-def test_every_frame_has_four_strips_of_every_camera(tmp_path):
+def test_every_frame_has_its_strips_of_every_camera_from_left_to_right(tmp_path):
     page = page_of(tmp_path, frames=(pictures(), pictures("drive/08")))
-    assert len(page.images) == 1 + 2 * 4 * 4
-    kinds = Counter(image["alt"].split(",")[0] for image in page.images[1:])
-    assert kinds == {"Camera": 8, "LiDAR": 8, "Teacher": 8, "Student": 8}
-    assert "aligned per image by least squares in disparity; not metric" in page.texts
-
-
-def test_columns_run_from_left_to_right_and_pictures_stand_under_their_camera(tmp_path):
-    page = page_of(tmp_path)
-    assert [image["alt"] for image in page.images[1:5]] == [
-        "Camera, left",
-        "Camera, front",
-        "Camera, right & <i>aft</i>",
-        "Camera, back",
+    labels = [attrs["aria-label"] for tag, attrs in page.tags if tag == "canvas"]
+    kinds = Counter(label.split(",")[0] for label in labels)
+    assert kinds == {"LiDAR": 8, "Teacher": 8, "Student": 8, "Error": 8}
+    assert [image["alt"] for image in page.images[2:]] == 2 * [
+        "Camera image, left",
+        "Camera image, front",
+        "Camera image, right & <i>aft</i>",
+        "Camera image, back",
     ]
-    names = [text for text in page.texts if text in CAMERAS]
-    assert names[-4:] == ["left", "front", "right & <i>aft</i>", "back"]
-    np.testing.assert_allclose(page.rgb("Camera, back")[20, 20], (0, 0, 200), atol=12)
-    scale = depth_scale(REPORT.range_m)
-    for kind, depth_m in (("Student", 4.0), ("Teacher", 60.0)):
-        expected = colour_depth(np.full((1, 1), depth_m), scale)[0, 0]
-        np.testing.assert_allclose(page.rgb(f"{kind}, back")[20, 20], expected, atol=12)
+    one = page_of(tmp_path)
+    np.testing.assert_allclose(one.rgb("Camera image, back")[20, 20], (0, 0, 200), atol=12)
+    assert "Teacher: fitted per image, by scale and shift of disparity, to LiDAR." in page.texts
+
+
+def test_every_camera_can_be_reached_by_keyboard(tmp_path):
+    page = page_of(tmp_path)
+    views = [attrs for tag, attrs in page.tags if tag == "figure" and attrs.get("class") == "view"]
+    assert [(attrs["tabindex"], attrs["role"]) for attrs in views] == [("0", "application")] * 4
+    assert views[3]["aria-label"] == "back: arrow keys move the cursor"
+
+
+@pytest.mark.parametrize(
+    ("rank", "ranked", "said"),
+    [
+        (1, 9, "worst of 9 frames, AbsRel 0.125"),
+        (5, 9, "median of 9 frames, AbsRel 0.125"),
+        (9, 9, "best of 9 frames, AbsRel 0.125"),
+        (3, 9, "number 3, counted from the worst, of 9 frames, AbsRel 0.125"),
+        (1, 1, "worst of 1 frame, AbsRel 0.125"),
+        (0, 9, "not ranked, AbsRel 0.125"),
+    ],
+)
+def test_a_frame_says_how_bad_it_is_among_the_others(tmp_path, rank, ranked, said):
+    assert said in page_of(tmp_path, frames=(pictures(rank=rank, ranked=ranked),)).texts
 
 
 def test_a_missing_camera_is_a_labelled_box(tmp_path):
     page = page_of(tmp_path, frames=(pictures(view_valid=(True, True, False, True)),))
-    assert len(page.images) == 1 + 3 * 4
+    assert len(page.images) == 2 + 3
     assert "no image from back" in page.texts
-    assert [attrs["rowspan"] for _, attrs in page.tags if "rowspan" in attrs] == ["4"]
-    assert not [image for image in page.images if image["alt"].endswith(", back")]
+    assert not [attrs for tag, attrs in page.tags if attrs.get("aria-label", "").endswith(", back")]
 
 
-def test_without_lidar_boxes_say_so(tmp_path):
-    nothing = np.zeros((4, *SIDES), np.float32)
-    page = page_of(tmp_path, frames=(pictures(lidar_depth_m=nothing, teacher_depth_m=nothing, student_abs_rel=None),))
-    assert page.texts.count("no LiDAR point") == page.texts.count("no LiDAR point to align to") == 4
-    assert "AbsRel -" in page.texts
+def test_views_without_lidar_are_compared_with_the_teacher(tmp_path):
+    """Of two views that have LiDAR and two that have not, and of a frame that has none at all."""
+    some = pictures().lidar_depth_m * np.array([1, 1, 0, 0], np.float32)[:, None, None]
+    page = page_of(tmp_path, frames=(pictures(lidar_depth_m=some, teacher_on_lidar=(True, True, False, False)),))
+    assert page.texts.count("no LiDAR") == 2
+    labels = [attrs["aria-label"] for tag, attrs in page.tags if tag == "canvas"]
+    assert {"Against teacher, back", "Against teacher, left", "Error, front"} <= set(labels)
+    assert any(text.endswith("to LiDAR where there is any, else to the student.") for text in page.texts)
+    blind = pictures(
+        lidar_depth_m=0 * some, teacher_on_lidar=(False,) * 4, errors=FrameErrors(None, 0.3), rank=1, ranked=1
+    )
+    page = page_of(tmp_path, frames=(blind,))
+    assert "no LiDAR" not in page.texts
+    assert "worst of 1 frame, disagreement with the teacher 0.300" in page.texts
+    assert any(text.endswith("to the student, there being no LiDAR.") for text in page.texts)
+
+
+WITHOUT_LIDAR = replace(REPORT, images=0, valid_pixels=0, student=None, teacher=None, disagreement=scores(500))
+
+
+def test_without_lidar_the_report_tells_what_can_be_told(tmp_path):
+    page = page_of(tmp_path, WITHOUT_LIDAR)
+    assert "No frame has a LiDAR point in range: nothing is measured in metres." in page.texts
+    assert {"Disagreement", "500.000", "0.062", "12.5 ms"} <= set(page.texts)
+    assert "Student and teacher" in page.headings
+    assert not {"Per camera", "By distance"} & {*page.headings}
+    assert not {"AbsRel", "Supervised"} & {*page.texts[:60]}
+    assert ["back", "503.000"] in cells((tmp_path / "report.md").read_text())
+    content = strict_json(tmp_path / "report.json")
+    assert (content["student"], content["teacher"], content["images"]) == (None, None, 0)
+    assert content["disagreement"]["per_camera"]["back"]["abs_rel"] == 503
+    rows = cells(report_table(WITHOUT_LIDAR))
+    assert rows[0] == ["No frame has a LiDAR point in range: nothing is measured in metres."]
+    assert rows[-2:] == [
+        ["disagreement of student and teacher", "500.000"],
+        ["difference of adjacent cameras", "0.062"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "report", [REPORT, WITHOUT_LIDAR, replace(REPORT, latency=None, dense_truth={"all": scores(7)})]
+)
+def test_a_report_reads_back_equal(tmp_path, report):
+    path = write_report_file(tmp_path / "run" / "eval", report, PROVENANCE)
+    read = read_report_file(path)
+    assert (read.report, read.provenance, read.name) == (report, PROVENANCE, "run")
 
 
 def test_a_report_without_teacher_latency_overlap_or_pictures_renders(tmp_path):
     bare = replace(REPORT, teacher=None, latency=None, consistency=Consistency(None, {}), quarantined={})
     page = page_of(tmp_path, bare, (pictures(teacher_depth_m=None),), {})
-    assert len(page.images) == 1 + 3 * 4
+    assert len(page.images) == 2 + 4
     assert {"Not measured.", "None.", "Not recorded.", "No adjacent cameras see the same surface."} <= set(page.texts)
     assert not [text for text in page.texts if text.startswith("teacher")]
+    assert "not measured: set eval.teacher = true" in page.texts
     assert len(cells(report_table(bare))) == 2 + 3
     assert "The teacher was not measured." in (tmp_path / "report.md").read_text()
     assert not page_of(tmp_path, bare, ()).images
@@ -338,12 +408,13 @@ def test_a_student_timed_alone_has_no_speed_up(tmp_path):
 def test_writing_again_replaces_and_leaves_nothing_else(tmp_path):
     page_of(tmp_path)
     page_of(tmp_path, replace(REPORT, split="other"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json", "report.md"]
+    names = ["pictures.json", "report.html", "report.json", "report.md"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert strict_json(tmp_path / "report.json")["split"] == "other"
     assert strict_json(tmp_path / "report.json")["range_m"] == list(asdict(REPORT)["range_m"])
 
 
-def test_near_is_red_far_is_blue_and_no_depth_is_grey():
+def test_near_is_yellow_far_is_blue_and_no_depth_is_grey():
     scale = depth_scale((0.1, 80.0))
     depth_m = np.array([[1.0, 80.0, 0.2, 500.0, 0.0, -1.0, np.nan, np.inf]])
     near, far, nearer, farther, *unknown = colour_depth(depth_m, scale)[0].astype(int)
@@ -352,6 +423,21 @@ def test_near_is_red_far_is_blue_and_no_depth_is_grey():
     np.testing.assert_array_equal(nearer, near)
     np.testing.assert_array_equal(farther, far)
     np.testing.assert_array_equal(unknown, [NO_DEPTH_RGB] * 4)
+
+
+def test_lightness_falls_with_depth():
+    """So that the scale reads without colour vision, and in print."""
+    rgb = colour_depth(np.geomspace(1, 80, 64)[None], depth_scale((0.1, 80.0)))[0]
+    lightness = rgb.astype(float) @ (0.2126, 0.7152, 0.0722)
+    assert (np.diff(lightness) < 1).all()
+    assert lightness[0] - lightness[-1] > 150
+
+
+def test_errors_are_dark_where_there_is_none_and_apart_where_near_and_far():
+    near, *_, right, far = error_colours(257)[[0, 128, 256]].astype(int)
+    assert right.max() < 100
+    assert near[0] - near[2] > 80
+    assert far[2] - far[0] > 80
 
 
 def test_no_depth_has_a_colour_the_scale_never_has():
@@ -399,8 +485,8 @@ def test_of_points_that_share_a_pixel_the_nearest_stays(pair_m):
 
 def test_a_small_depth_map_keeps_its_points_and_its_depths():
     depth_m = np.array([[1.0, 7.0], [7.0, 70.0]])
-    panel = panel_depth(depth_m)
-    assert panel.shape == (PANEL_WIDTH_PX, PANEL_WIDTH_PX)
+    panel = nearest_at(depth_m, (30, 50))
+    assert panel.shape == (30, 50)
     assert set(np.unique(panel)) == {1.0, 7.0, 70.0}
     assert (panel[0, 0], panel[0, -1], panel[-1, -1]) == (1.0, 7.0, 70.0)
     scale = depth_scale((0.1, 80.0))
