@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float32
 
 from data_cache.errors import SettingError
 from data_cache.reader import CacheReader
@@ -25,8 +25,8 @@ from stages.predict import Prediction, predict_frame
 from stages.student.fold import folded
 from stages.student.model import Student
 
-Image = UInt8[np.ndarray, "H W 3"] | str | Path
-DepthMap = Float[np.ndarray, "H W"]
+Image = np.ndarray | str | Path
+DepthMap = Float32[np.ndarray, "H W"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -405,7 +405,7 @@ def predict(
     click.echo(
         f"predict: {count_text(done.written, 'frame')} written, {done.already_done} already done{points}; {done.out}"
     )
-    _exit_quarantined(done.left_out, "nothing was written for them")
+    _exit_quarantined(done.left_out, "not all was written for them")
 
 
 @main.group()

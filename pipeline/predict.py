@@ -155,22 +155,23 @@ class _Job:
 
     def _write(self, frame: Frame, missing: Sequence[str], recording: Recording | None) -> PointCloud | None:
         prediction = self.student.look(frame)
-        cloud = None
-        if recording is not None or any(kind in CLOUD_KINDS for kind in missing):
-            stride = self.student.network.bins.prob_stride
-            cloud = frame_cloud(frame, prediction, self.student.lineage.depth_range_m, stride)
-        for kind in missing:
-            if kind in SUFFIXES:
-                maps = [depth_m for depth_m in prediction.at_image_size(frame) if depth_m is not None]
-                for path, depth_m in zip(self._files(kind, frame), maps, strict=True):
-                    save_prediction(path, depth_m)
-            elif kind in IMAGE_KINDS:
-                for path, picture in zip(self._files(kind, frame), self._pictures(frame, prediction), strict=True):
-                    _save(path, picture)
-            elif cloud is not None:
-                (path,) = self._files(kind, frame)
-                _save(path, _cloud_file(kind, cloud, frame.id))
-        if recording is not None and cloud is not None:
+        for kind in (kind for kind in missing if kind in SUFFIXES):
+            maps = [depth_m for depth_m in prediction.at_image_size(frame) if depth_m is not None]
+            for path, depth_m in zip(self._files(kind, frame), maps, strict=True):
+                save_prediction(path, depth_m)
+        if "colour" in missing:
+            for path, picture in zip(self._files("colour", frame), self._pictures(frame, prediction), strict=True):
+                _save(path, picture)
+        cloud_kinds = [kind for kind in missing if kind in CLOUD_KINDS]
+        if recording is None and not cloud_kinds:
+            return None
+        # After the rest, for a frame may have depth and no cloud.
+        stride = self.student.network.bins.prob_stride
+        cloud = frame_cloud(frame, prediction, self.student.lineage.depth_range_m, stride)
+        for kind in cloud_kinds:
+            (path,) = self._files(kind, frame)
+            _save(path, _cloud_file(kind, cloud, frame.id))
+        if recording is not None:
             recording.add(frame, prediction, cloud)
         return cloud
 
@@ -247,7 +248,7 @@ def _claim(out: Path, wanted: dict[str, object]) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         differing = [key for key in {**wanted, **found} if key != "recording" and found.get(key) != wanted.get(key)]
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, TypeError, ValueError, AttributeError) as error:
         raise RecipeError(f"{path} cannot be read ({error}); name another folder") from error
     if differing:
         key = differing[0]

@@ -16,8 +16,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
 SINGLE = "images"
 """Id of the only frame where there is one image of each camera, and name of the only drive."""
 
-Photograph = Path | UInt8[np.ndarray, "H W 3"]
-"""A file, or decoded RGB; as it was taken, before undistortion."""
+Photograph = Path | np.ndarray
+"""A file, or decoded RGB, (H, W, 3) uint8; as it was taken, before undistortion."""
 
 
 class LooseImages:
@@ -100,7 +100,7 @@ def _view(name: str, image: Photograph, described: RigDescription) -> View:
 
 
 def _in_memory(
-    rgb: UInt8[np.ndarray, "H W 3"], calibration: Calibration, at_least: tuple[int, int] | None = None
+    rgb: np.ndarray, calibration: Calibration, at_least: tuple[int, int] | None = None
 ) -> UInt8[np.ndarray, "H W 3"]:
     camera, lens = calibration.camera, calibration.lens
     if rgb.shape != (camera.height_px, camera.width_px, 3) or rgb.dtype != np.uint8:

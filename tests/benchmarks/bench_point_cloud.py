@@ -126,11 +126,14 @@ def test_bench_point_cloud_overlap(seen, capsys):
                 nearer = same & (axis[i].flat[pixel] < axis[j][at]) & np.isfinite(errors[0] + errors[1])
                 better.append(errors[0][nearer])
                 worse.append(errors[1][nearer])
+    relative, metres, nearer_error, other_error = (
+        float(np.concatenate(values).mean()) for values in (apart, apart_m, better, worse)
+    )
     with capsys.disabled():
         print(
-            f"\n{100 * twins / points:.0f} % of {points:,} points have a twin, {100 * np.concatenate(apart).mean():.1f} %"
-            f" = {np.concatenate(apart_m).mean():.2f} m away on average; AbsRel of the one nearer to its optical axis"
-            f" {np.concatenate(better).mean():.4f}, of the other {np.concatenate(worse).mean():.4f}"
+            f"\n{100 * twins / points:.0f} % of {points:,} points have a twin, {100 * relative:.1f} % = {metres:.2f} m"
+            f" away on average; AbsRel of the one nearer to its optical axis {nearer_error:.4f}, of the other"
+            f" {other_error:.4f}"
         )
 
 
