@@ -134,12 +134,19 @@ class Frame:
         views: one entry per camera of the rig, in ring order; None where the frame lacks that camera.
         load_sweep: reads the LiDAR sweep, or None where the frame has none; raises FrameError if it is damaged.
         load_truth_m: per view, dense depth (z, metres, 0 = none) at native size, where the source knows it.
+        world_from_ego: (4, 4) pose of the vehicle (x forward, y left, z up) when its LiDAR fired, or its first camera
+            where there is none; None where the source does not know where on the vehicle its sensors are.
     """
 
     id: str
     views: tuple[View | None, ...]
     load_sweep: Callable[[], Sweep] | None = None
     load_truth_m: tuple[Callable[[], Float[np.ndarray, "H W"]], ...] | None = None
+    world_from_ego: Float[np.ndarray, "4 4"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.world_from_ego is not None:
+            require_rigid(self.world_from_ego, f"frame {self.id}: world_from_ego")
 
 
 def require_rigid(pose: np.ndarray, where: str) -> None:

@@ -269,6 +269,11 @@ class FrameRecord(FrameCameras):
     relation: Float16[np.ndarray, "V P P"]
     tokens: Float16[np.ndarray, "V P C"] | None = None
 
+    @property
+    def lidar_depth_m(self) -> Float32[np.ndarray, "V H W"]:
+        """Depth (z) in metres, 0 = no return."""
+        return unpack_depth_m(self.lidar_depth)
+
 
 def record_arrays(record: FrameRecord) -> dict[str, np.ndarray]:
     """The arrays of a record by the names they are stored under."""

@@ -104,14 +104,15 @@ def pinhole_rows(lens: Lens) -> tuple[tuple[float, float, float], ...]:
 
 
 def load_undistorted(path: Path, lens: Lens, at_least: tuple[int, int] | None = None) -> UInt8[np.ndarray, "H W 3"]:
-    """Decode a photograph as `load_rgb` does, and undistort it to the pinhole camera of `pinhole_rows`.
+    """Decode a photograph as `load_rgb` does, and undistort it; raises FrameError as that does."""
+    return undistorted(load_rgb(path, (lens.height_px, lens.width_px), at_least), lens)
 
-    Pixels are bilinear between four of the decoded image.
 
-    Raises:
-        FrameError: as `load_rgb`.
+def undistorted(rgb: UInt8[np.ndarray, "H W 3"], lens: Lens) -> UInt8[np.ndarray, "H W 3"]:
+    """A photograph, at native size or reduced, as the pinhole camera of `pinhole_rows` would have taken it.
+
+    Pixels are bilinear between four of the photograph.
     """
-    rgb = load_rgb(path, (lens.height_px, lens.width_px), at_least)
     return _sample(rgb, _source_pixels(lens, rgb.shape[:2]))
 
 

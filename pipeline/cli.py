@@ -402,6 +402,64 @@ def zero_shot(checkpoint: Path, targets: tuple[str, ...], overrides: tuple[str, 
     _exit_quarantined(zero_shot_quarantined(done.reports), "they were not measured")
 
 
+@main.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, type=click.Path(path_type=Path), metavar="[IMAGE...]")
+@click.option("--rig", type=click.Path(path_type=Path), help="rig.json of the cameras that took the images.")
+@click.option("--on", default="", metavar="RECIPE[=DATA]", help="Test frames of this recipe; default: of its own run.")
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a value of that recipe.")
+@click.option("--frame", "frames", multiple=True, type=int, metavar="N", help="Only the N-th, from 0; repeatable.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
+@click.option(
+    "--write",
+    "kinds",
+    multiple=True,
+    type=click.Choice(["png16", "npy", "colour", "ply", "glb", "html", "rrd"]),
+    default=["png16", "colour", "ply"],
+    show_default=True,
+    help="What to write; repeatable.",
+)
+def predict(
+    checkpoint: Path,
+    images: tuple[Path, ...],
+    rig: Path | None,
+    on: str,
+    overrides: tuple[str, ...],
+    frames: tuple[int, ...],
+    out: Path,
+    kinds: tuple[str, ...],
+) -> None:
+    """Write the depth that a student sees: maps, pictures and point clouds, in metres.
+
+    CHECKPOINT is RUN/student/last.safetensors. It looks at the test frames of a recipe, or at IMAGE...: a file for each
+    camera of --rig, named after it (front.jpg), or one folder of such files, or of a folder for each camera.
+
+    \b
+    png16   OUT/png16/CAMERA/FRAME.png   16-bit, metres x 256, at the size of the image; surround eval --predictions
+    npy     OUT/npy/CAMERA/FRAME.npy     the same as float32 metres
+    colour  OUT/colour/CAMERA/FRAME.png  red is near, blue is far
+    ply     OUT/ply/FRAME.ply            point cloud of all cameras: x forward, y left, z up from the vehicle
+    glb     OUT/glb/FRAME.glb            the same for viewers of glTF
+    html    OUT/html/FRAME.html          the same to look at in a browser, up to 120,000 points
+    rrd     OUT/drive.rrd                all frames for the Rerun viewer; pip install 'surround-distill[rerun]'
+
+    What is there is not written again.
+    """
+    if bool(images) != (rig is not None):
+        raise click.UsageError("images and --rig go together: IMAGE... --rig rig.json")
+    if images and (on or overrides):
+        raise click.UsageError("--on and --set are for the frames of a recipe; leave them out, or the images")
+    from pipeline.predict import run_predict
+
+    with _errors():
+        done = run_predict(checkpoint, out, kinds, on=on, overrides=overrides, images=images, rig=rig, frames=frames)
+    points = f", {done.points:,} points in the last cloud" if done.points is not None else ""
+    click.echo(
+        f"predict: {count_text(done.written, 'frame')} written, {done.already_done} already done{points}; {done.out}"
+    )
+    _exit_quarantined(done.left_out, "not all was written for them")
+
+
 @main.group()
 def cache() -> None:
     """Look at a cache, or at what one would take.

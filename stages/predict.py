@@ -1,15 +1,53 @@
 """A student looking at one rig."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from data_cache.views import RigViews
+from data_cache.errors import FrameError
+from data_cache.rig import Frame
+from data_cache.views import RigViews, load_images, rig_views
 from stages.devices import autocast
+from stages.measure import depth_at
+from stages.resize import resize_views
 from stages.student.model import Student
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a student says of a frame, at its input size.
+
+    Attributes:
+        rig: what it was shown.
+        depth_m: metres, 0 where a camera is missing.
+    """
+
+    rig: RigViews
+    depth_m: Float[np.ndarray, "V H W"]
+
+    def at_image_size(self, frame: Frame) -> tuple[Float[np.ndarray, "_ _"] | None, ...]:
+        """Depth of each view of the frame in metres, bilinear at the size of its image, None where it is missing."""
+        return tuple(
+            depth_at(depth_m, (view.camera.height_px, view.camera.width_px)) if view is not None else None
+            for view, depth_m in zip(frame.views, self.depth_m, strict=True)
+        )
+
+
+def predict_frame(student: Student, frame: Frame, device: torch.device, precision: str) -> Prediction:
+    """Decode the images of a frame and ask the student, which is in evaluation mode on `device`.
+
+    Raises:
+        FrameError: if an image cannot be read, or the student's depth is not finite.
+    """
+    size = student.spec.input_size
+    rig = rig_views(frame, resize_views(load_images(frame, size), size), None, size)
+    depth_m = predict_rig(student, rig, device, precision)
+    if not np.isfinite(depth_m).all():
+        raise FrameError(f"the student's depth of frame {frame.id} is not finite; train it again")
+    return Prediction(rig, depth_m)
 
 
 def predict_rig(

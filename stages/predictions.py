@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt16
 from PIL import Image
 
 from data_cache.errors import FrameError, SourceError
@@ -68,24 +68,36 @@ def open_predictions(root: Path, source: Source, frame_ids: Sequence[str], size:
 
 def prediction_file(root: Path, camera: str, frame_id: str, suffix: str) -> Path:
     """CAMERA/FRAME ID below a folder, a slash in the id being a folder and unusual characters percent-encoded."""
-    return root.joinpath(_safe(camera), *map(_safe, f"{frame_id}{suffix}".split("/")))
+    return frame_file(root / _safe(camera), frame_id, suffix)
+
+
+def frame_file(root: Path, frame_id: str, suffix: str) -> Path:
+    """FRAME ID below a folder, named by the same rules."""
+    return root.joinpath(*map(_safe, f"{frame_id}{suffix}".split("/")))
 
 
 def save_prediction(path: Path, depth_m: Float[np.ndarray, "H W"]) -> None:
-    """Write a depth map in one step: as uint16 of 1/256 m where the name ends in .png, as float32 metres else.
+    """Write a depth map in one step: as `png_steps` where the name ends in .png, as float32 metres else.
 
-    In a PNG a depth is rounded, to 1/256 m at least, and PNG_FAR_M at most; 0 stays 0, none. Raises WriteError.
+    Raises WriteError.
     """
 
     def write(partial: Path) -> None:
         with partial.open("wb") as stream:
             if path.suffix == ".png":
-                steps = np.round(depth_m * np.float32(PNG_STEPS_PER_M)).clip(1, 65535)
-                Image.fromarray(np.where(depth_m > 0, steps, 0).astype(np.uint16)).save(stream, "PNG")
+                image = Image.fromarray(png_steps(depth_m))
+                # At full image size this is six to twelve times as fast as the usual level, for a quarter more bytes.
+                image.save(stream, "PNG", compress_level=1)
             else:
                 np.save(stream, depth_m.astype(np.float32))
 
     replace_atomically(path, write)
+
+
+def png_steps(depth_m: Float[np.ndarray, "H W"]) -> UInt16[np.ndarray, "H W"]:
+    """Depth in 1/256 m, rounded, to 1/256 m at least and PNG_FAR_M at most; 0 stays 0, none."""
+    steps = np.round(depth_m * np.float32(PNG_STEPS_PER_M)).clip(1, 65535)
+    return np.where(depth_m > 0, steps, 0).astype(np.uint16)
 
 
 def read_rig(folder: PredictionFolder, frame: Frame) -> tuple[Float[np.ndarray, "_ _"] | None, ...]:

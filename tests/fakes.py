@@ -56,13 +56,21 @@ class FakeSource:
             None if i in self.missing.get(frame_id, ()) else fake_view(i, index)
             for i in range(len(self.rig.camera_names))
         )
-        return Frame(frame_id, views, None if frame_id in self.no_lidar else lambda: self._sweep(frame_id, index))
+        load_sweep = None if frame_id in self.no_lidar else lambda: self._sweep(frame_id, index)
+        return Frame(frame_id, views, load_sweep, world_from_ego=fake_ego(index))
 
     def _sweep(self, frame_id: str, index: int) -> Sweep:
         points = np.random.default_rng([index, 99]).uniform(-20, 20, (4000, 3)) * (1, 1, 0.2)
         if frame_id in self.nan_points:
             points[:5] = np.nan
         return make_sweep(points, np.eye(4), frame_id)
+
+
+def fake_ego(index: int) -> np.ndarray:
+    """The vehicle stands 1.5 m below its cameras, and a little to the left of them in each frame."""
+    world_from_ego = np.eye(4)
+    world_from_ego[:3, 3] = 0.0, 0.1 * index, -1.5
+    return world_from_ego
 
 
 def fake_view(i: int, index: int) -> View:

@@ -36,6 +36,9 @@ def assert_equal(source: Source, frame_ids, root: Path) -> None:
                 assert other.image_file.read_bytes() == one.image_file.read_bytes()
             else:
                 np.testing.assert_array_equal(other.load_image(), one.load_image())
+        assert before.world_from_ego is not None
+        assert after.world_from_ego is not None
+        np.testing.assert_array_equal(after.world_from_ego, before.world_from_ego)
         assert (before.load_sweep is None) == (after.load_sweep is None)
         if before.load_sweep is not None and after.load_sweep is not None:
             np.testing.assert_array_equal(after.load_sweep().points_m, before.load_sweep().points_m)

@@ -38,12 +38,29 @@ class _Datum:
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """A key time: its stamp, intrinsics by camera, data by sensor."""
+    """A key time: its stamp, calibration and data by sensor."""
 
     folder: Path
     stamp_us: int
-    K_px: Mapping[str, Float[np.ndarray, "3 3"]]
+    calibration: "_Calibration"
     data: Mapping[str, _Datum]
+
+    def world_from_ego(self) -> Float[np.ndarray, "4 4"] | None:
+        for name in (LIDAR, *CAMERAS):
+            if name in self.data and name in self.calibration.ego_from_sensor:
+                pose: np.ndarray = self.data[name].world_from_sensor() @ np.linalg.inv(
+                    self.calibration.ego_from_sensor[name]
+                )
+                return pose
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Calibration:
+    """Intrinsics by camera, and where the sensors are on the vehicle."""
+
+    K_px: Mapping[str, Float[np.ndarray, "3 3"]]
+    ego_from_sensor: Mapping[str, Float[np.ndarray, "4 4"]]
 
 
 class DdadSource:
@@ -87,16 +104,17 @@ class DdadSource:
         if sample is None:
             raise FrameError(f"ddad: no frame {frame_id!r}; ids look like 000187/15616458251018358")
         views = tuple(self._view(frame_id, sample, name) if name in sample.data else None for name in CAMERAS)
-        if LIDAR not in sample.data:
-            return Frame(frame_id, views)
-        sweep = sample.data[LIDAR]
-        return Frame(frame_id, views, partial(_load_sweep, sample.folder / sweep.file, sweep.world_from_sensor()))
+        sweep = sample.data.get(LIDAR)
+        if sweep is None:
+            return Frame(frame_id, views, world_from_ego=sample.world_from_ego())
+        load_sweep = partial(_load_sweep, sample.folder / sweep.file, sweep.world_from_sensor())
+        return Frame(frame_id, views, load_sweep, world_from_ego=sample.world_from_ego())
 
     def _view(self, frame_id: str, sample: _Sample, name: str) -> View:
         datum = sample.data[name]
         scene = frame_id.partition("/")[0]
         return View(
-            Camera(name, sample.K_px[name], width_px=datum.size[1], height_px=datum.size[0]),
+            Camera(name, sample.calibration.K_px[name], width_px=datum.size[1], height_px=datum.size[0]),
             datum.world_from_sensor(),
             _time_ns(datum.stamp_us),
             partial(load_rgb, sample.folder / datum.file, datum.size),
@@ -173,7 +191,7 @@ def _read_scene(path: Path) -> list[_Sample]:
     if len({sample.stamp_us for sample in samples}) != len(samples) or not samples:
         raise SourceError(f"{path}: expected samples with a time stamp each its own, found {len(samples)}")
     for sample in samples:
-        uncalibrated = [name for name in CAMERAS if name in sample.data and name not in sample.K_px]
+        uncalibrated = [name for name in CAMERAS if name in sample.data and name not in sample.calibration.K_px]
         if uncalibrated:
             raise SourceError(
                 f"{path}: sample {sample.stamp_us}: expected a calibration of {uncalibrated[0]}, found none"
@@ -181,14 +199,29 @@ def _read_scene(path: Path) -> list[_Sample]:
     return sorted(samples, key=lambda sample: sample.stamp_us)
 
 
-def _read_calibration(path: Path) -> dict[str, Float[np.ndarray, "3 3"]]:
+def _read_calibration(path: Path) -> _Calibration:
     with fields_of(path):
         calibration = read_json(path)
-        return {
+        names = calibration["names"]
+        K_px = {
             name: _intrinsics(lens)
-            for name, lens in zip(calibration["names"], calibration["intrinsics"], strict=True)
+            for name, lens in zip(names, calibration["intrinsics"], strict=True)
             if name in CAMERAS
         }
+        # Only point clouds ask where on the vehicle a sensor is; trimmed scenes may not say it.
+        ego_from_sensor = {
+            name: _pose(pose)
+            for name, pose in zip(names, calibration.get("extrinsics", ()), strict=False)
+            if name in (*CAMERAS, LIDAR)
+        }
+        return _Calibration(K_px, ego_from_sensor)
+
+
+def _pose(pose: Mapping[str, Mapping[str, float]]) -> Float[np.ndarray, "4 4"]:
+    rotation, translation = pose["rotation"], pose["translation"]
+    w, x, y, z = (float(rotation[key]) for key in ("qw", "qx", "qy", "qz"))
+    x_m, y_m, z_m = (float(translation[key]) for key in "xyz")
+    return pose_from_quaternion((w, x, y, z), (x_m, y_m, z_m))
 
 
 def _intrinsics(lens: Mapping[str, float]) -> Float[np.ndarray, "3 3"]:

@@ -98,10 +98,13 @@ class NuscenesSource:
         if data is None:
             raise FrameError(f"nuscenes: no sample with token {frame_id!r} in the tables")
         views = tuple(self._view(data[name]) if name in data else None for name in CAMERAS)
-        if LIDAR not in data:
-            return Frame(frame_id, views)
-        sweep = data[LIDAR]
-        return Frame(frame_id, views, partial(_load_sweep, self._root / sweep.file, self._world_from_sensor(sweep)))
+        first = next((data[name] for name in (LIDAR, *CAMERAS) if name in data), None)
+        world_from_ego = self._ego_poses[first.ego_pose_token].matrix() if first is not None else None
+        sweep = data.get(LIDAR)
+        if sweep is None:
+            return Frame(frame_id, views, world_from_ego=world_from_ego)
+        load_sweep = partial(_load_sweep, self._root / sweep.file, self._world_from_sensor(sweep))
+        return Frame(frame_id, views, load_sweep, world_from_ego=world_from_ego)
 
     def files(self, frame_id: str) -> Mapping[str, Path]:
         """See `data_cache.sources.StoredSource`."""

@@ -18,6 +18,8 @@ from data_cache.sources.pickles import load_columns
 
 CAMERAS = ("front_camera", "front_right_camera", "right_camera", "back_camera", "left_camera", "front_left_camera")
 IMAGE_SIZE = (1080, 1920)  # the metadata does not say it; every PandaSet camera has it
+EGO_FROM_OURS = np.array([[0.0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+"""PandaSet's vehicle is x right, y forward, z up, on the ground below the LiDAR; ours is x forward, y left."""
 LIDAR_NUMBERS = dict(zip(LIDARS, ((0,), (1,), (0, 1)), strict=True))
 """Values of the column d: 0 is the mechanical, 360-degree sensor, 1 the solid-state one that looks forward only."""
 
@@ -38,6 +40,7 @@ class _Sequence:
     folder: Path
     tracks: Mapping[str, _Track]
     sweep_count: int
+    ego_poses: Float[np.ndarray, "T 7"]  # of the vehicle at each sweep, as in _Track; empty where the file is missing
 
     @property
     def frame_count(self) -> int:
@@ -89,9 +92,12 @@ class PandasetSource:
             raise FrameError(f"pandaset: no frame {frame_id!r}; ids look like 002/07")
         sequence, index = self._sequences[drive], int(stem)
         views = tuple(_view(sequence, name, index) for name in CAMERAS)
+        ego = sequence.ego_poses[index : index + 1]
+        world_from_ego = _pose(ego[0]) @ EGO_FROM_OURS if len(ego) else None
         if index >= sequence.sweep_count:
-            return Frame(frame_id, views)
-        return Frame(frame_id, views, partial(_load_sweep, _sweep_file(sequence, index), self._lidar))
+            return Frame(frame_id, views, world_from_ego=world_from_ego)
+        load_sweep = partial(_load_sweep, _sweep_file(sequence, index), self._lidar)
+        return Frame(frame_id, views, load_sweep, world_from_ego=world_from_ego)
 
     def files(self, frame_id: str) -> Mapping[str, Path]:
         """See `data_cache.sources.StoredSource`."""
@@ -122,7 +128,8 @@ def _read_sequence(folder: Path) -> _Sequence:
     tracks = {name: _read_track(folder / "camera" / name) for name in present}
     stamps = folder / "lidar" / "timestamps.json"
     sweep_count = len(_times_ns(stamps)) if stamps.parent.is_dir() else 0
-    sequence = _Sequence(folder, tracks, sweep_count)
+    ego = folder / "lidar" / "poses.json"
+    sequence = _Sequence(folder, tracks, sweep_count, _read_poses(ego) if ego.is_file() else np.empty((0, 7)))
     if sequence.frame_count == 0:
         raise SourceError(f"pandaset: expected frames in {folder}, found none; complete or remove this sequence")
     return sequence
@@ -136,12 +143,21 @@ def _read_track(folder: Path) -> _Track:
         K_px = np.array(
             [[lens["fx"], 0, lens["cx"] + 0.5], [0, lens["fy"], lens["cy"] + 0.5], [0, 0, 1]], dtype=np.float64
         )
-    with fields_of(folder / "poses.json"):
-        poses = np.array([_pose_row(pose) for pose in read_json(folder / "poses.json")], dtype=np.float64)
+    poses = _read_poses(folder / "poses.json")
     time_ns = _times_ns(folder / "timestamps.json")
     if len(poses) != len(time_ns):
         raise SourceError(f"{folder}: expected as many poses as time stamps, found {len(poses)} and {len(time_ns)}")
-    return _Track(K_px, poses.reshape(-1, 7), time_ns)
+    return _Track(K_px, poses, time_ns)
+
+
+def _read_poses(path: Path) -> Float[np.ndarray, "T 7"]:
+    with fields_of(path):
+        return np.array([_pose_row(pose) for pose in read_json(path)], dtype=np.float64).reshape(-1, 7)
+
+
+def _pose(row: Float[np.ndarray, " 7"]) -> Float[np.ndarray, "4 4"]:
+    w, x, y, z, *position_m = row.tolist()
+    return pose_from_quaternion((w, x, y, z), (position_m[0], position_m[1], position_m[2]))
 
 
 def _pose_row(pose: Mapping[str, Mapping[str, float]]) -> list[float]:
@@ -159,10 +175,9 @@ def _view(sequence: _Sequence, name: str, index: int) -> View | None:
     track = sequence.tracks.get(name)
     if track is None or index >= len(track.time_ns):
         return None
-    w, x, y, z, *position_m = track.poses[index].tolist()
     return View(
         Camera(name, track.K_px, width_px=IMAGE_SIZE[1], height_px=IMAGE_SIZE[0]),
-        pose_from_quaternion((w, x, y, z), (position_m[0], position_m[1], position_m[2])),
+        _pose(track.poses[index]),
         int(track.time_ns[index]),
         partial(load_rgb, _image_file(sequence, name, index), IMAGE_SIZE),
         _image_file(sequence, name, index),

@@ -87,6 +87,8 @@ def _written(frame: Frame, drive: str, out: Path, number: int, cameras: dict[str
     images = [_read_image(view) for view in views]
     sweep = frame.load_sweep() if frame.load_sweep is not None else None
     line: dict[str, Any] = {"id": frame.id, "drive": drive, "cameras": {}}
+    if frame.world_from_ego is not None:
+        line["world_from_ego"] = frame.world_from_ego.tolist()
     for view, image in zip(views, images, strict=True):
         camera = view.camera
         first = cameras.setdefault(camera.name, camera)

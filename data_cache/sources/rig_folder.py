@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Float
 
 from data_cache.errors import FrameError, SourceError
-from data_cache.images import load_rgb
 from data_cache.rig import Frame, Rig, Sweep, View, make_sweep
 from data_cache.sources import strict
 from data_cache.sources.metadata import found_in
@@ -21,12 +20,12 @@ from data_cache.sources.rig_json import (
     Calibration,
     RigDescription,
     decoded,
+    load_image,
     read_rig,
     read_text,
     recalibrated,
     rigid,
 )
-from data_cache.undistort import load_undistorted
 
 FRAMES_FILE = "frames.jsonl"
 SPLITS_FILE = "splits.json"
@@ -63,6 +62,7 @@ class _Line:
     has_poses: bool
     shots: Mapping[str, _Shot]
     scan: _Scan | None
+    world_from_ego: Float[np.ndarray, "4 4"] | None
     stamps: Mapping[str, int]
     """Time stamps that the line gives, by what they belong to."""
     digest: bytes
@@ -111,9 +111,8 @@ class RigFolderSource:
         where = f"{self._root / FRAMES_FILE} line {line.number}"
         views = tuple(self._view(line.shots[name], where) if name in line.shots else None
                       for name in self.rig.camera_names)  # fmt: skip
-        if line.scan is None:
-            return Frame(frame_id, views)
-        return Frame(frame_id, views, partial(_load_sweep, self._root, line.scan, where))
+        load_sweep = partial(_load_sweep, self._root, line.scan, where) if line.scan is not None else None
+        return Frame(frame_id, views, load_sweep, world_from_ego=line.world_from_ego)
 
     def files(self, frame_id: str) -> Mapping[str, Path]:
         """See `data_cache.sources.StoredSource`."""
@@ -138,11 +137,7 @@ class RigFolderSource:
 
 
 def _load_image(root: Path, shot: _Shot, where: str, at_least: tuple[int, int] | None = None) -> np.ndarray:
-    path = _inside(root, shot.file, where)
-    camera, lens = shot.calibration.camera, shot.calibration.lens
-    if lens is None:
-        return load_rgb(path, (camera.height_px, camera.width_px), at_least)
-    return load_undistorted(path, lens, at_least)
+    return load_image(_inside(root, shot.file, where), shot.calibration, at_least)
 
 
 def _load_sweep(root: Path, scan: _Scan, where: str) -> Sweep:
@@ -240,7 +235,25 @@ def _read_line(value: Any, number: int, where: str, described: RigDescription) -
             _relative(lidar["points"], f"{where}: lidar.points"),
             _pose(table, lidar, "world_from_lidar", described.ego_from_lidar, f"{where}: lidar"),
         )
-    return _Line(number, frame_id, drive, has_poses, shots, scan, stamps, strict.digest(value))
+    ego = _world_from_ego(table, shots, scan, described, where)
+    return _Line(number, frame_id, drive, has_poses, shots, scan, ego, stamps, strict.digest(value))
+
+
+def _world_from_ego(
+    line: Mapping[str, Any], shots: Mapping[str, _Shot], scan: _Scan | None, described: RigDescription, where: str
+) -> Float[np.ndarray, "4 4"] | None:
+    """The vehicle of a frame: as its line has it, else where its LiDAR or its first camera, placed on it, says."""
+    if "world_from_ego" in line:
+        return rigid(line["world_from_ego"], f"{where}: world_from_ego")
+    places = [(scan.world_from_lidar, described.ego_from_lidar)] if scan is not None else []
+    places += [
+        (shots[name].world_from_cam, camera.ego_from_cam) for name, camera in described.cameras.items() if name in shots
+    ]
+    for world_from_sensor, ego_from_sensor in places:
+        if ego_from_sensor is not None:
+            pose: np.ndarray = world_from_sensor @ np.linalg.inv(ego_from_sensor)
+            return pose
+    return None
 
 
 def _calibration(entry: Mapping[str, Any], name: str, described: RigDescription, where: str) -> Calibration:

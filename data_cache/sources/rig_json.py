@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from data_cache.errors import FrameError, SourceError
+from data_cache.images import load_rgb
 from data_cache.rig import Camera, require_rigid
 from data_cache.sources import strict
 from data_cache.sources.metadata import read_small
-from data_cache.undistort import Lens, pinhole_rows
+from data_cache.undistort import Lens, load_undistorted, pinhole_rows
 
 RIG_FILE = "rig.json"
 FORMAT = 1
@@ -136,6 +137,16 @@ def recalibrated(one: Calibration, intrinsics: Any, where: str, shift_px: float)
     camera = one.camera
     model = None if one.lens is None else (one.lens.model, one.lens.coefficients)
     return _calibrated(camera.name, (camera.height_px, camera.width_px), intrinsics, model, where, shift_px)
+
+
+def load_image(
+    path: Path, calibration: Calibration, at_least: tuple[int, int] | None = None
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Decode a photograph, undistorted where its lens distorts; see `load_rgb`, which says what FrameError means."""
+    camera = calibration.camera
+    if calibration.lens is None:
+        return load_rgb(path, (camera.height_px, camera.width_px), at_least)
+    return load_undistorted(path, calibration.lens, at_least)
 
 
 def _camera(name: str, table: Mapping[str, Any], where: str, shift_px: float) -> RigCamera:

@@ -71,7 +71,8 @@ class SyntheticSource:
             for v in range(_RIG.view_count)
         )
         truth = tuple(functools.partial(_truth_m, drive, index, v) for v in range(_RIG.view_count))
-        return Frame(frame_id, views, functools.partial(_sweep, drive, index), truth)
+        world_from_ego = _world_from_ego(drive, index, LIDAR_LEAD_S)
+        return Frame(frame_id, views, functools.partial(_sweep, drive, index), truth, world_from_ego)
 
 
 def _world_from_ego(drive: int, index: int, lead_s: float = 0.0) -> Float[np.ndarray, "4 4"]:

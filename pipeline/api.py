@@ -1,0 +1,118 @@
+"""For programs: a student that looks at images, and a cache to iterate over. The command line is not needed.
+
+README, "From Python", has the whole of it in ten lines. The types that come and go are those of the layers below:
+`data_cache.rig.Frame`, `data_cache.sources.rig_json.RigDescription`, `data_cache.schema.FrameRecord`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+
+from data_cache.errors import SettingError
+from data_cache.reader import CacheReader
+from data_cache.rig import Frame
+from data_cache.schema import FrameRecord
+from data_cache.sources.loose_images import frame_of
+from data_cache.sources.rig_json import RigDescription, read_rig
+from stages.checkpoint import Lineage
+from stages.checkpoint import load_student as load_checkpoint
+from stages.devices import place, resolve_device, resolve_precision
+from stages.predict import Prediction, predict_frame
+from stages.student.fold import folded
+from stages.student.model import Student
+
+Image = np.ndarray | str | Path
+DepthMap = Float32[np.ndarray, "H W"]
+
+
+@dataclass(frozen=True, eq=False)
+class SurroundStudent:
+    """A trained student, ready to look at rigs.
+
+    Attributes:
+        network: on its device, batch norms folded; `network.spec.input_size` is the size that images are stretched to.
+        lineage: where it comes from: teacher and its licence, data set, the depths in metres that it was trained on.
+        device, precision: where and how it computes.
+    """
+
+    network: Student
+    lineage: Lineage
+    device: torch.device
+    precision: str
+
+    def predict(self, images: Sequence[Image | None], rig: RigDescription) -> list[DepthMap | None]:
+        """Metric depth of one moment.
+
+        Args:
+            images: one per camera of the rig, in its order: RGB (H, W, 3) uint8, or a file; as the camera took it,
+                before undistortion. None where there is no image.
+            rig: of `load_rig`.
+
+        Returns:
+            For each image its depth (z in the camera frame) as float32 (H, W) metres, pixel by pixel; of a distorted
+            camera for the undistorted image, which `rig.cameras[name].calibration.camera` describes. None for None.
+
+        Raises:
+            FrameError: if an image cannot be read, is not of the size in the rig, or one is missing or too many.
+        """
+        given = [Path(image) if isinstance(image, str) else image for image in images]
+        return self.predict_frame(frame_of(given, rig))
+
+    def predict_frame(self, frame: Frame) -> list[DepthMap | None]:
+        """The same for a frame of a data set (`data_cache.sources.open_source`); raises FrameError."""
+        return list(self.look(frame).at_image_size(frame))
+
+    def look(self, frame: Frame) -> Prediction:
+        """What the network itself says, at its input size; raises FrameError."""
+        return predict_frame(self.network, frame, self.device, self.precision)
+
+
+def load_student(checkpoint: str | Path, device: str = "auto", precision: str = "auto") -> SurroundStudent:
+    """Load a student from its checkpoint alone.
+
+    Args:
+        checkpoint: such as RUN/student/last.safetensors.
+        device: auto (the GPU where there is one), cpu or cuda.
+        precision: auto (bf16 where the hardware multiplies it), fp32, bf16 or fp16.
+
+    Raises:
+        CheckpointError: if it is missing, damaged or not a student.
+        SettingError: if the device is not there, or a word is unknown.
+    """
+    where = resolve_device(device)
+    how = resolve_precision(precision, where)
+    loaded = load_checkpoint(Path(checkpoint))
+    network = folded(loaded.student)
+    place(network, where)
+    return SurroundStudent(network, loaded.lineage, where, how)
+
+
+def load_rig(path: str | Path) -> RigDescription:
+    """Read the `rig.json` of a vehicle (data_cache/RIG_FOLDER.md); `cameras` are by name, in ring order.
+
+    Raises:
+        SourceError: naming the file and the key, if anything in it is missing, unknown or impossible.
+    """
+    return read_rig(Path(path))
+
+
+def load_cache(location: str | Path, split: str = "train") -> Iterator[tuple[str, FrameRecord]]:
+    """The frames of a complete cache with their ids, in its order; quarantined ones are left out.
+
+    Args:
+        location: a cache folder such as RUN/cache, or s3://bucket/prefix, gs://bucket/prefix.
+        split: train or selection.
+
+    Raises:
+        CacheError: if there is no cache, it is not complete, or its bytes are not what was written.
+        SettingError: if there is no such split.
+    """
+    reader = CacheReader(location)
+    splits = {"train": reader.frames.train, "selection": reader.frames.selection}
+    if split not in splits:
+        raise SettingError(f"split: expected one of {', '.join(splits)}, got {split!r}")
+    return ((frame_id, reader.read(frame_id)) for frame_id in reader.usable(splits[split]))
