@@ -67,6 +67,17 @@ def text(value: object) -> str:
     return value
 
 
+def below(value: object) -> str:
+    """A file below the data folder, as metadata name it; a link that the user has put there may lead elsewhere.
+
+    Raises TypeError or ValueError, which `fields_of` explains.
+    """
+    path = text(value)
+    if path.startswith("/") or ".." in path.split("/") or "\\" in path or path[1:2] == ":" or not path.isprintable():
+        raise ValueError(f"expected a file below the data folder, without .., found {path[:80]!r}")
+    return path
+
+
 def found_in(folder: Path) -> str:
     """What a folder holds, short enough for an error message."""
     if not folder.is_dir():

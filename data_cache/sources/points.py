@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from data_cache.errors import FrameError
+from data_cache.files import open_regular
 
 # Merged sweeps of several sensors have a million points; in float64 with six columns these are ten million.
 BYTE_LIMIT = 512 * 2**20
@@ -31,12 +32,12 @@ class _Malformed(Exception):
     """What a file is instead of what it should be; becomes a FrameError with its name."""
 
 
-def load_points(path: Path, array: str = "points") -> Shaped[np.ndarray, "N C"]:
+def load_points(path: Path, array: str = "points", bin_columns: int = 4) -> Shaped[np.ndarray, "N C"]:
     """Columns x, y, z, ... of a LiDAR file, in the unit and frame of the file; points may be non-finite.
 
     `.npy`: an array (N, 3 or more) of numbers. `.npz`: the array of that name, or the only one. `.pcd`: fields x, y, z;
-    data ascii, binary or binary_compressed; its VIEWPOINT is not applied. `.bin`: rows of four float32, x y z and
-    intensity.
+    data ascii, binary or binary_compressed; its VIEWPOINT is not applied. `.bin`: rows of `bin_columns` float32, x y z
+    and intensity first.
 
     Raises:
         FrameError: if the file is missing, of no such format, damaged, or declares more than 10 million points or 512
@@ -46,7 +47,7 @@ def load_points(path: Path, array: str = "points") -> Shaped[np.ndarray, "N C"]:
         ".npy": _read_npy,
         ".npz": partial(_read_npz, array),
         ".pcd": _read_pcd,
-        ".bin": _read_bin,
+        ".bin": partial(_read_bin, bin_columns),
     }
     read = readers.get(path.suffix.lower())
     if read is None:
@@ -54,14 +55,10 @@ def load_points(path: Path, array: str = "points") -> Shaped[np.ndarray, "N C"]:
             f"{path}: expected a LiDAR file .npy, .npz, .pcd or .bin, found {path.suffix or 'no suffix'!r}"
         )
     try:
-        with path.open("rb") as stream:
+        with open_regular(path, BYTE_LIMIT, "LiDAR file") as stream:
             byte_count = stream.seek(0, io.SEEK_END)
             stream.seek(0)
-            if byte_count > BYTE_LIMIT:
-                raise _Malformed(f"expected at most {BYTE_LIMIT} bytes, found {byte_count}")
             points = read(stream, byte_count)
-    except FileNotFoundError as error:
-        raise FrameError(f"LiDAR file missing: {path}") from error
     except OSError as error:
         raise FrameError(f"LiDAR file cannot be read: {path}: {error}") from error
     except _Malformed as error:
@@ -69,11 +66,13 @@ def load_points(path: Path, array: str = "points") -> Shaped[np.ndarray, "N C"]:
     return points
 
 
-def _read_bin(stream: _Stream, byte_count: int) -> Shaped[np.ndarray, "N C"]:
-    if byte_count % 16:
-        raise _Malformed(f"expected rows of 4 float32, found {byte_count} bytes: truncated, or of other columns")
-    _require_count(byte_count // 16)
-    return np.frombuffer(stream.read(byte_count), "<f4").reshape(-1, 4)
+def _read_bin(columns: int, stream: _Stream, byte_count: int) -> Shaped[np.ndarray, "N C"]:
+    if byte_count % (4 * columns):
+        raise _Malformed(
+            f"expected rows of {columns} float32, found {byte_count} bytes: truncated, or of other columns"
+        )
+    _require_count(byte_count // (4 * columns))
+    return np.frombuffer(stream.read(byte_count), "<f4").reshape(-1, columns)
 
 
 def _read_npy(stream: _Stream, byte_count: int) -> Shaped[np.ndarray, "N C"]:
