@@ -35,7 +35,7 @@ def open_regular(path: Path, byte_limit: int, what: str) -> Iterator[BufferedRea
         FrameError: if it is missing, no regular file, larger than `byte_limit`, or cannot be opened.
     """
     try:
-        stream = open(path, "rb", opener=_open_at_once)
+        stream = open(path, "rb", opener=_open_at_once)  # noqa: SIM115 (`with stream` below)
     except FileNotFoundError as error:
         raise FrameError(f"{what} missing: {path}") from error
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have

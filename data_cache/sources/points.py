@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tokenize import TokenError
 
 import numpy as np
 from jaxtyping import Shaped
 
 from data_cache.errors import FrameError
 from data_cache.files import open_regular
+from data_cache.npy import NpyError, read_data, read_header
 
 # Merged sweeps of several sensors have a million points; in float64 with six columns these are ten million.
 BYTE_LIMIT = 512 * 2**20
@@ -61,7 +61,7 @@ def load_points(path: Path, array: str = "points", bin_columns: int = 4) -> Shap
             points = read(stream, byte_count)
     except OSError as error:
         raise FrameError(f"LiDAR file cannot be read: {path}: {error}") from error
-    except _Malformed as error:
+    except (_Malformed, NpyError) as error:
         raise FrameError(f"{path}: {error}") from error
     return points
 
@@ -76,30 +76,12 @@ def _read_bin(columns: int, stream: _Stream, byte_count: int) -> Shaped[np.ndarr
 
 
 def _read_npy(stream: _Stream, byte_count: int) -> Shaped[np.ndarray, "N C"]:
-    # numpy.load would allocate what the header declares before it finds that the file is shorter.
-    try:
-        version = np.lib.format.read_magic(stream)
-        if version == (1, 0):
-            shape, in_columns, dtype = np.lib.format.read_array_header_1_0(stream)
-        elif version == (2, 0):
-            shape, in_columns, dtype = np.lib.format.read_array_header_2_0(stream)
-        else:
-            raise _Malformed(f"expected an npy file of version 1.0 or 2.0, found {version}")
-    # The header is a Python literal: numpy lets the errors of Python's tokenizer and parser through.
-    except (ValueError, TypeError, SyntaxError, TokenError, MemoryError, RecursionError, OverflowError) as error:
-        raise _Malformed(f"expected an npy file, found {error}") from error
-    if dtype.kind not in "fiu" or dtype.fields is not None or dtype.subdtype is not None:
-        raise _Malformed(f"expected an array of numbers, found {dtype}")
+    header = read_header(stream)
+    shape = header.shape
     if len(shape) != 2 or not 3 <= shape[1] <= _COLUMN_LIMIT:
         raise _Malformed(f"expected an array (N, 3 or more), found shape {shape}")
     _require_count(shape[0])
-    needed = shape[0] * shape[1] * dtype.itemsize
-    if needed > BYTE_LIMIT:
-        raise _Malformed(f"expected at most {BYTE_LIMIT} bytes, found {needed} declared")
-    data = stream.read(needed)
-    if len(data) != needed:
-        raise _Malformed(f"expected {needed} bytes of data, found {len(data)}: truncated")
-    return np.frombuffer(data, dtype).reshape(shape, order="F" if in_columns else "C")
+    return read_data(stream, header, BYTE_LIMIT)
 
 
 def _read_npz(array: str, stream: _Stream, byte_count: int) -> Shaped[np.ndarray, "N C"]:
