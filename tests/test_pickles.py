@@ -231,14 +231,17 @@ TWICE_THE_ONE_BEFORE = b"2\x86" * 60
     ("program", "message"),
     [
         (b"\x80\x04(" + b"\x8f" * 2**23 + b"l.", "found the opcode EMPTY_SET"),
-        (b"\x80\x04(" + b"]" * 2**23 + b"l.", "at most 20000 opcodes"),
+        (b"\x80\x04(" + b"]" * 2**23 + b"l.", "at most 10000 opcodes"),
         (b"\x80\x04}K\x01" + TWICE_THE_ONE_BEFORE + b"Ns.", "found the opcode DUP"),
         (b"\x80\x04}K\x01\x94" + b"".join(b"h%ch%c\x86\x94" % (i, i) for i in range(60)) + b"Ns.", "used once"),
+        (b"\x80\x04}K\x01\x85NN\x86b\x94h\x00.", "used once"),
+        (b"\x80\x04}K\x01\x85(u\x94h\x00.", "used once"),
+        (b"\x80\x04}K\x01\x85\x80\x04\x94h\x00.", "used once"),
         (b"\x80\x04\x8b" + struct.pack("<I", 2**23) + b"\x7f" * 2**23 + b".", "found the opcode LONG4"),
         (b"\x80\x03" + array("O8", ZEROS, (60_000_000,)) + b".", "expected a list, found bytes"),
         (b"\x80\x03" + name("numpy", "dtype") + b"](e" + b"\x85R.", "expected a str, found list"),
     ],
-    ids=range(7),
+    ids=range(10),
 )  # fmt: skip
 def test_a_small_file_that_would_grow_takes_neither_time_nor_memory(tmp_path, program, message):
     path = write(tmp_path / "a.pkl.gz", program)

@@ -24,18 +24,20 @@ from data_cache.sources.points import BYTE_LIMIT, POINT_LIMIT
 # A PandaSet sweep unpacks to 8 MB; a few kilobytes of gzip can unpack to more than the machine's memory.
 UNPACKED_LIMIT = 256 * 2**20
 NUMBERS_LIMIT = 2**20
-OPCODE_LIMIT = 20_000  # a sweep has 400, and so have the 200 numbers of DDAD's masks
+OPCODE_LIMIT = 10_000  # a sweep has 400, and so have the 200 numbers of DDAD's masks
 
 # All that tables and numbers are written with. Not among them: sets, whose opcodes of one byte each take 200, and those
 # that copy or remove what is on the stack.
-_OPCODES = frozenset(
-    "PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 FLOAT BINFLOAT STRING BINSTRING"
-    " SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8 LIST"
-    " EMPTY_LIST APPEND APPENDS DICT EMPTY_DICT SETITEM SETITEMS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 GLOBAL"
-    " STACK_GLOBAL REDUCE NEWOBJ BUILD".split()
-)
-_PUT = ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE")
-_GET = ("GET", "BINGET", "LONG_BINGET")
+_MAKING = """
+    NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE
+    BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8 LIST EMPTY_LIST DICT EMPTY_DICT
+    EMPTY_TUPLE GLOBAL STACK_GLOBAL REDUCE NEWOBJ
+    """.split()
+_OTHER = ["PROTO", "FRAME", "STOP", "MARK"]
+_TUPLE = ["TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"]
+_FILLING = ["APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD"]
+_PUT = ["PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"]
+_GET = ["GET", "BINGET", "LONG_BINGET"]
 
 _T = TypeVar("_T")
 
@@ -238,8 +240,8 @@ def _require_harmless(data: bytes) -> None:
 
     Tuples are not used twice: as keys, forty that hold the one before twice would be hashed a million million times.
     """
-    tuples: dict[int, bool] = {}
-    is_tuple = False
+    is_tuple: dict[int, bool] = {}
+    top = False  # whether the value on top of the stack may be a tuple
     for count, (opcode, argument, _) in enumerate(pickletools.genops(data), 1):
         name = opcode.name
         if count > OPCODE_LIMIT:
@@ -247,18 +249,20 @@ def _require_harmless(data: bytes) -> None:
         if name in _PUT:
             # The unpickler reserves memory up to the largest memo index that a pickle names: ten bytes could ask for
             # all of it.
-            index = len(tuples) if argument is None else int(argument)
+            index = len(is_tuple) if argument is None else int(argument)
             if index > len(data):
                 raise pickle.UnpicklingError(f"expected memo indices below {len(data)}, found {index}; refused")
-            tuples[index] = is_tuple
+            is_tuple[index] = top
         elif name in _GET:
-            is_tuple = tuples.get(int(argument or 0), False)
-            if is_tuple:
+            top = is_tuple.get(int(argument or 0), False)
+            if top:
                 raise pickle.UnpicklingError("expected each tuple to be used once, found one used again; refused")
-        elif name not in _OPCODES:
+        elif name in _MAKING:
+            top = False
+        elif name in _TUPLE or name in _FILLING:
+            top = True  # what was filled lies on top again: it may be a tuple, filled with nothing
+        elif name not in _OTHER:
             raise pickle.UnpicklingError(f"expected plain tables and numbers, found the opcode {name}; refused")
-        else:
-            is_tuple = name.startswith("TUPLE")
 
 
 def _columns(table: Any, wanted: tuple[str, ...]) -> Shaped[np.ndarray, "N C"]:
