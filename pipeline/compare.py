@@ -1,6 +1,5 @@
 """One table of several reports, where their numbers compare."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from data_cache.errors import SourceError
 from data_cache.files import count_text
 from pipeline.errors import RecipeError
+from pipeline.report_file import read_report
 from pipeline.tables import Table, markdown_table, markdown_text
 from stages.protocols import PROTOCOLS
 
@@ -84,18 +84,13 @@ def compare(paths: Sequence[Path]) -> str:
 
 def _read(path: Path) -> _Report:
     file = path / "eval" / "report.json" if path.is_dir() else path
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        # Reports from before there were masks do not name them.
-        common = {key: content[key] for key in SAME if key != "masked_images"}
-        common["masked_images"] = content.get("masked_images", 0)
-        student = content["student"]
-        errors = {name: {key: student[name]["mean"][key] for key in ERRORS} for name in ALIGNMENTS}
-        report = _Report(file, common, errors, content["valid_pixels"], content["consistency"]["overlap_abs_rel"])
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
-        raise SourceError(
-            f"{file}: expected a report of `surround eval`, found {type(error).__name__}: {error}; pass run folders"
-        ) from error
+    content = read_report(file, ALIGNMENTS, ERRORS)
+    # Reports from before there were masks do not name them.
+    common = {key: content[key] for key in SAME if key != "masked_images"}
+    common["masked_images"] = content.get("masked_images", 0)
+    student = content["student"]
+    errors = {name: {key: student[name]["mean"][key] for key in ERRORS} for name in ALIGNMENTS}
+    report = _Report(file, common, errors, content["valid_pixels"], content["consistency"]["overlap_abs_rel"])
     if common["protocol"] not in PROTOCOLS:
         raise SourceError(f"{file}: protocol {common['protocol']!r} is none of {', '.join(PROTOCOLS)}")
     return report

@@ -85,13 +85,47 @@ def test_runs_of_the_same_name_are_told_apart(run):
     ]
 
 
-@pytest.mark.parametrize("content", [None, b"\xff", b"{}", b"[]", b'{"dataset": 1}'])
+@pytest.mark.parametrize("content", [b"", b"\xff", b"{}", b"[]", b'{"dataset": 1}', b"[" * 100_000])
 def test_what_is_no_report_is_an_error_that_names_the_file(tmp_path, content):
-    if content is not None:
-        (tmp_path / "eval").mkdir()
-        (tmp_path / "eval/report.json").write_bytes(content)
-    with pytest.raises(SourceError, match="report.json: expected a report of `surround eval`"):
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval/report.json").write_bytes(content)
+    with pytest.raises(SourceError, match=r"report\.json: expected (a report of `surround eval`|text|UTF-8 text)"):
         compare([tmp_path])
+
+
+def test_a_run_without_a_report_says_where_it_was_looked_for_and_what_to_do(tmp_path):
+    with pytest.raises(SourceError, match=r"no report at .*eval/report\.json; pass run folders after `surround eval`"):
+        compare([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("way", "value", "message"),
+    [
+        (["protocol"], [], r"protocol: expected text, found \[\]"),
+        (["range_m"], None, "range_m: expected a list of 1 to 2 values, found null"),
+        (["range_m"], [1], "range_m: expected two numbers"),
+        (["range_m"], ["0", "80"], r"range_m\[0\]: expected a finite number"),
+        (["frames"], "3", "frames: expected a whole number"),
+        (["valid_pixels"], None, "valid_pixels: expected a whole number"),
+        (["masked_images"], "1", "masked_images: expected a whole number"),
+        (["flip"], "no", "flip: expected true or false"),
+        (["student"], [], "student: expected an object"),
+        (["student", "metric", "mean"], 3, r"student\.metric\.mean: expected an object"),
+        (["student", "metric", "mean", "rmse"], "1.0", r"student\.metric\.mean\.rmse\[0\]: expected a finite number"),
+        (["consistency"], None, "consistency: expected an object"),
+        (["consistency", "overlap_abs_rel"], [0.1], r"consistency\.overlap_abs_rel\[0\]: expected a finite number"),
+    ],
+)
+def test_an_odd_value_is_one_error_that_names_the_file_and_the_key(run, way, value, message):
+    path = run("a") / "eval/report.json"
+    content = json.loads(path.read_text())
+    inner = content
+    for key in way[:-1]:
+        inner = inner[key]
+    inner[way[-1]] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(SourceError, match=rf"report\.json: expected a report of `surround eval`: {message}"):
+        compare([path])
 
 
 def test_a_protocol_that_is_unknown_here_is_an_error(run):
