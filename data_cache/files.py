@@ -5,10 +5,13 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 
-from data_cache.errors import SurroundError
+from data_cache.errors import FrameError, SurroundError
 
 PARTIAL = ".partial"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -20,6 +23,34 @@ class WriteError(SurroundError):
 
 class DiskFullError(WriteError):
     """The disk is full; what is finished stays valid."""
+
+
+@contextmanager
+def open_regular(path: Path, byte_limit: int, what: str) -> Iterator[BufferedReader]:
+    """A file of a frame, opened for reading; `what` it is stands in the messages.
+
+    Nothing but a regular file is read from: a pipe of that name would wait for ever.
+
+    Raises:
+        FrameError: if it is missing, no regular file, larger than `byte_limit`, or cannot be opened.
+    """
+    try:
+        stream = open(path, "rb", opener=_open_at_once)  # noqa: SIM115 (`with stream` below)
+    except FileNotFoundError as error:
+        raise FrameError(f"{what} missing: {path}") from error
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise FrameError(f"{what} cannot be read: {path}: {getattr(error, 'strerror', None) or error}") from error
+    with stream:
+        status = os.fstat(stream.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise FrameError(f"{what} cannot be read: {path}: expected a file, found a pipe or a device")
+        if status.st_size > byte_limit:
+            raise FrameError(f"{path}: expected at most {byte_limit} bytes, found {status.st_size}")
+        yield stream
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe is opened without waiting for its other end
 
 
 def write_atomically(path: Path, text: str) -> None:

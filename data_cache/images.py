@@ -1,12 +1,15 @@
 """Decoding of images; one definition for teacher, cache, student and evaluation."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from data_cache.errors import FrameError
+from data_cache.errors import FrameError, SurroundError
+from data_cache.files import open_regular
 
 DEFINITION = (
     "JPEG decoded at the smallest of 1, 1/2, 1/4, 1/8 that is no smaller than asked; stretched bicubic antialiased"
@@ -15,6 +18,8 @@ DEFINITION = (
 
 # What Pillow reads besides is rare on a vehicle, and some of it starts other programs (EPS) on a stranger's file.
 FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP")
+BYTE_LIMIT = 512 * 2**20
+"""Of an image file: as much as the largest image that Pillow decodes takes without compression."""
 
 
 def larger(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
@@ -34,21 +39,33 @@ def load_rgb(
             faster and averages the pixels that it leaves out. None for native size.
 
     Raises:
-        FrameError: if the file is missing, truncated, not an image, or not of `size`.
+        FrameError: if the file is missing, no regular file, truncated, not an image, or not of `size`.
     """
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            found = (image.height, image.width)
-            if size is not None and found != size:
-                raise FrameError(f"{path}: expected {size[0]} x {size[1]} px (h x w), found {found[0]} x {found[1]}")
-            if at_least is not None:
-                image.draft("RGB", (at_least[1], at_least[0]))
-            rgb = np.array(image.convert("RGB"))
-    except FileNotFoundError as error:
-        raise FrameError(f"image missing: {path}") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise FrameError(f"image cannot be decoded: {path}: {error}") from error
+    with opened(path) as image:
+        found = (image.height, image.width)
+        if size is not None and found != size:
+            raise FrameError(f"{path}: expected {size[0]} x {size[1]} px (h x w), found {found[0]} x {found[1]}")
+        if at_least is not None:
+            image.draft("RGB", (at_least[1], at_least[0]))
+        rgb = np.array(image.convert("RGB"))
     return rgb
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """An image file of one of FORMATS of which only the header has been read, for looking at and decoding inside.
+
+    Raises:
+        FrameError: if the file is missing, no regular file, not an image, or damaged, also when it is decoded inside.
+    """
+    with open_regular(path, BYTE_LIMIT, "image") as stream:
+        try:
+            with Image.open(stream, formats=FORMATS) as image:
+                yield image
+        except (SurroundError, MemoryError):
+            raise
+        except Exception as error:  # a damaged image can fail in any way, from OSError to ZeroDivisionError
+            raise FrameError(f"image cannot be decoded: {path}: {error}") from error
 
 
 def load_mask(path: Path, size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:

@@ -11,10 +11,14 @@ import cattrs
 
 from data_cache.errors import SourceError
 from data_cache.files import write_atomically
+from data_cache.sources import strict
+from data_cache.sources.metadata import read_text
 from stages.protocols import PROTOCOLS
 from stages.results import EvaluateReport
 
 NAME = "report.json"
+_BYTE_LIMIT = 64 * 2**20
+_NAMES = {int: "a whole number", float: "a number or null", str: "text", bool: "true or false"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,20 +59,18 @@ def read_report_file(path: Path) -> ReportFile:
     Raises:
         SourceError: if it is none, or of a protocol that is unknown here.
     """
+    if not path.exists():
+        raise SourceError(f"no report at {path}; pass run folders after `surround eval`")
+    where = f"{path}: expected a report of `surround eval`"
+    content = strict.entries(strict.parse(read_text(path, _BYTE_LIMIT), where), where)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
         report = _converter().structure(content, EvaluateReport)
-        provenance = content["provenance"].items()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, cattrs.BaseValidationError) as error:
-        cause: BaseException = error
-        while isinstance(cause, BaseExceptionGroup):  # of what is wrong in many places, the first one is told
-            cause = cause.exceptions[0]
-        raise SourceError(
-            f"{path}: expected a report of `surround eval`, found {type(cause).__name__}: {cause}; pass run folders"
-        ) from error
+    except cattrs.BaseValidationError as error:
+        first, *_ = cattrs.transform_error(error, format_exception=_told)
+        raise SourceError(f"{where}: {first}; pass run folders") from error
     if report.protocol not in PROTOCOLS:
         raise SourceError(f"{path}: protocol {report.protocol!r} is none of {', '.join(PROTOCOLS)}")
-    return ReportFile(path, report, dict(provenance))
+    return ReportFile(path, report, dict(strict.entries(content.get("provenance"), f"{where}: provenance")))
 
 
 def json_text(content: Mapping[str, object]) -> str:
@@ -88,12 +90,21 @@ def _json_safe(value: object) -> object:
 
 def _converter() -> cattrs.Converter:
     converter = cattrs.Converter()
-    converter.register_structure_hook(float, lambda value, _: math.nan if value is None else float(value))
-    converter.register_structure_hook(str, _text)
+    converter.register_structure_hook(
+        float, lambda value, _: math.nan if value is None else float(_plain(value, float))
+    )
+    for kind in (int, str, bool):
+        converter.register_structure_hook(kind, _plain)
     return converter
 
 
-def _text(value: Any, _: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"expected text, found {value!r}")
+def _plain(value: Any, kind: type) -> Any:
+    """JSON's own value of a kind: no text that could be a number, no truth that counts as one."""
+    kinds = (int, float) if kind is float else kind
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError(f"expected {_NAMES[kind]}, found {value!r:.80}")
     return value
+
+
+def _told(error: BaseException, _: object) -> str:
+    return f"the key {error} is missing" if isinstance(error, KeyError) else str(error)

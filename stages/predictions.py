@@ -10,7 +10,9 @@ from jaxtyping import Float, UInt16
 from PIL import Image
 
 from data_cache.errors import FrameError, SourceError
-from data_cache.files import replace_atomically
+from data_cache.files import open_regular, replace_atomically
+from data_cache.images import BYTE_LIMIT, opened
+from data_cache.npy import NpyError, read_data, read_header
 from data_cache.rig import Frame
 from data_cache.sources import Source
 
@@ -127,15 +129,9 @@ def read_prediction(path: Path, *sizes: tuple[int, int]) -> Float[np.ndarray, "H
         PredictionError: if it is damaged, of another kind or size, not finite, or negative.
     """
     try:
-        depth_m = _read_png(path) if path.suffix == ".png" else _read_npy(path)
-    except (OSError, EOFError, SyntaxError, ValueError) as error:
+        depth_m = (_read_png if path.suffix == ".png" else _read_npy)(path, sizes)
+    except (OSError, FrameError, NpyError) as error:
         raise PredictionError(f"{path}: cannot be read as a depth map: {error}; write it again") from error
-    if depth_m.shape not in sizes:
-        wanted = " or ".join(f"{height} x {width}" for height, width in dict.fromkeys(sizes))
-        raise PredictionError(
-            f"{path}: expected a depth map of {wanted} (h x w), found {' x '.join(map(str, depth_m.shape))};"
-            " student.input_size is the size of the network"
-        )
     if not np.isfinite(depth_m).all() or (depth_m < 0).any():
         bad = int((~np.isfinite(depth_m) | (depth_m < 0)).sum())
         raise PredictionError(
@@ -144,22 +140,38 @@ def read_prediction(path: Path, *sizes: tuple[int, int]) -> Float[np.ndarray, "H
     return depth_m
 
 
-def _read_png(path: Path) -> Float[np.ndarray, "H W"]:
-    with Image.open(path) as image:
+def _require_size(path: Path, shape: tuple[int, ...], sizes: Sequence[tuple[int, int]]) -> None:
+    if shape not in sizes:
+        wanted = " or ".join(f"{height} x {width}" for height, width in dict.fromkeys(sizes))
+        raise PredictionError(
+            f"{path}: expected a depth map of {wanted} (h x w), found {' x '.join(map(str, shape))};"
+            " student.input_size is the size of the network"
+        )
+
+
+# In both formats the header is looked at first: nothing is decoded or allocated for a depth map of another size.
+def _read_png(path: Path, sizes: Sequence[tuple[int, int]]) -> Float[np.ndarray, "H W"]:
+    with opened(path) as image:
         if image.format != "PNG" or not image.mode.startswith("I"):
             raise PredictionError(
                 f"{path}: expected a 16-bit grey PNG (metres x {PNG_STEPS_PER_M}), found {image.format}, mode"
                 f" {image.mode}"
             )
+        _require_size(path, (image.height, image.width), sizes)
         return np.asarray(image).astype(np.float32) / PNG_STEPS_PER_M
 
 
-def _read_npy(path: Path) -> Float[np.ndarray, "H W"]:
-    values = np.load(path, allow_pickle=False)
-    if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or values.ndim != 2:
-        found = f"{values.dtype} {values.shape}" if isinstance(values, np.ndarray) else "an archive"
-        raise PredictionError(f"{path}: expected a 2-D array of floats, metres, found {found}")
-    return values.astype(np.float32)
+def _read_npy(path: Path, sizes: Sequence[tuple[int, int]]) -> Float[np.ndarray, "H W"]:
+    with open_regular(path, BYTE_LIMIT, "file") as stream:
+        header = read_header(stream)
+        if header.dtype.kind != "f" or len(header.shape) != 2:
+            raise PredictionError(
+                f"{path}: expected a 2-D array of floats, metres, found {header.dtype} {header.shape}"
+            )
+        _require_size(path, header.shape, sizes)
+        values = read_data(stream, header, BYTE_LIMIT)
+    with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold is refused as not finite
+        return values.astype(np.float32)
 
 
 def _one(root: Path, camera: str, frame_id: str) -> Path:

@@ -7,13 +7,16 @@ import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from fakes import FakeSource
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from test_points import FILES
+from test_report import REPORT
 from test_sources_ddad import SCENE, calibration, scene
 from test_sources_ddad import example as ddad
 from test_sources_nuscenes import example as nuscenes
@@ -23,14 +26,19 @@ from test_sources_pandaset import example as pandaset
 from test_sources_rig_folder import RIG, line, write
 
 from data_cache.errors import FrameError, SourceError
-from data_cache.images import load_rgb
-from data_cache.sources import Source
+from data_cache.images import FORMATS, load_rgb
+from data_cache.sources import Source, select
 from data_cache.sources.ddad import DdadSource
 from data_cache.sources.nuscenes import NuscenesSource
 from data_cache.sources.pandaset import PandasetSource
 from data_cache.sources.pickles import load_whole_numbers
 from data_cache.sources.points import load_points
 from data_cache.sources.rig_folder import RigFolderSource
+from pipeline.compare import compare
+from pipeline.errors import RecipeError
+from pipeline.report import write_report
+from stages.evaluate import Evaluation
+from stages.predictions import SUFFIXES, PredictionError, read_prediction, save_prediction
 
 SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8),
@@ -155,6 +163,48 @@ def read_mask_sets(root: Path, data: bytes) -> None:
         return
 
 
+def read_depth(name: str) -> Callable[[Path, bytes], None]:
+    def read(root: Path, data: bytes) -> None:
+        (root / name).write_bytes(data)
+        try:
+            depth_m = read_prediction(root / name, (3, 5))
+        except PredictionError:
+            return
+        assert depth_m.shape == (3, 5)
+        assert np.isfinite(depth_m).all()
+
+    return read
+
+
+def read_list(root: Path, data: bytes) -> None:
+    (root / "ids.txt").write_bytes(data)
+    try:
+        assert set(select(FakeSource(), [f"list:{root / 'ids.txt'}"])) <= set(FakeSource().drives["d"])
+    except SourceError:
+        return
+
+
+def read_report(root: Path, data: bytes) -> None:
+    (root / "report.json").write_bytes(data)
+    try:
+        assert "AbsRel" in compare([root / "report.json"])
+    except (SourceError, RecipeError):
+        return
+
+
+def depth_bytes(suffix: str) -> bytes:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / f"depth{suffix}"
+        save_prediction(path, np.arange(1, 16, dtype=np.float32).reshape(3, 5))
+        return path.read_bytes()
+
+
+def report_json() -> Any:
+    with TemporaryDirectory() as folder:
+        write_report(Path(folder), Evaluation(REPORT), {})
+        return json.loads((Path(folder) / "report.json").read_text())
+
+
 def image_bytes(kind: str) -> bytes:
     stream = io.BytesIO()
     Image.linear_gradient("L").resize((32, 24)).convert("RGB").save(stream, kind)
@@ -198,10 +248,15 @@ DATA_SETS: dict[str, Parser] = {
     )
 } | {
     "masks of ddad": (changed_bytes(pickle.dumps({187: 1, 3: 0}, protocol=3)), read_mask_sets),
-    "image.jpg": (changed_bytes(image_bytes("JPEG")), read_image),
-    "image.png": (changed_bytes(image_bytes("PNG")), read_image),
-}  # fmt: skip
-PARSERS = RIG_FOLDER | DATA_SETS
+} | {f"image {kind}": (changed_bytes(image_bytes(kind)), read_image) for kind in FORMATS}  # fmt: skip
+REPORTS: dict[str, Parser] = {
+    f"prediction{suffix}": (changed_bytes(depth_bytes(suffix)) | st.binary(max_size=200), read_depth(f"depth{suffix}"))
+    for suffix in SUFFIXES.values()
+} | {
+    "list of frames": (changed_bytes(b"d/0\nd/1 front\nd/2\t7\n"), read_list),
+    "report.json": (changed_json(report_json()), read_report),
+}
+PARSERS = RIG_FOLDER | DATA_SETS | REPORTS
 
 
 def fuzz(name: str, root: Path, count: int, *, always_the_same: bool) -> None:

@@ -94,13 +94,52 @@ def test_runs_of_the_same_name_are_told_apart(run):
     ]
 
 
-@pytest.mark.parametrize("content", [None, b"\xff", b"{}", b"[]", b'{"dataset": 1}'])
+@pytest.mark.parametrize("content", [b"", b"\xff", b"{}", b"[]", b'{"dataset": 1}', b"[" * 100_000])
 def test_what_is_no_report_is_an_error_that_names_the_file(tmp_path, content):
-    if content is not None:
-        (tmp_path / "eval").mkdir()
-        (tmp_path / "eval/report.json").write_bytes(content)
-    with pytest.raises(SourceError, match="report.json: expected a report of `surround eval`"):
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval/report.json").write_bytes(content)
+    with pytest.raises(SourceError, match=r"report\.json: expected (a report of `surround eval`|text|UTF-8 text)"):
         compare([tmp_path])
+
+
+def test_a_run_without_a_report_says_where_it_was_looked_for_and_what_to_do(tmp_path):
+    with pytest.raises(SourceError, match=r"no report at .*eval/report\.json; pass run folders after `surround eval`"):
+        compare([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("way", "value", "found"),
+    [
+        (["protocol"], [], "text, found []"),
+        (["range_m"], None, "NoneType"),
+        (["range_m"], [0.1], ""),
+        (["range_m", 0], "0", "a number or null, found '0'"),
+        (["frames"], "3", "a whole number, found '3'"),
+        (["frames"], True, "a whole number, found True"),
+        (["valid_pixels"], None, "a whole number, found None"),
+        (["masked_images"], "1", "a whole number, found '1'"),
+        (["flip"], "no", "true or false, found 'no'"),
+        (["student"], [], ""),
+        (["student", "metric", "mean"], 3, ""),
+        (["student", "metric", "mean", "rmse"], "1.0", "a number or null, found '1.0'"),
+        (["consistency", "overlap_abs_rel"], [0.1], "a number or null, found [0.1]"),
+    ],
+)
+def test_an_odd_value_is_one_error_that_names_the_file_and_the_key(run, way, value, found):
+    path = run("a") / "eval/report.json"
+    content = json.loads(path.read_text())
+    inner = content
+    for key in way[:-1]:
+        inner = inner[key]
+    inner[way[-1]] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(SourceError) as error:
+        compare([path])
+    told = str(error.value)
+    assert told.startswith(f"{path}: expected a report of `surround eval`: ")
+    assert found in told
+    assert f"$.{way[0]}" in told
+    assert "\n" not in told
 
 
 def test_a_protocol_that_is_unknown_here_is_an_error(run):

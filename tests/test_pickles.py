@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -212,3 +213,48 @@ def test_a_real_sweep_has_both_sensors(real_data):
     np.testing.assert_array_equal(columns[0], [-44.533, -46.938, 1.345, 0])
     assert np.count_nonzero(columns[:, 3] == 0) == 105_868
     assert np.count_nonzero(columns[:, 3] == 1) == 167_652 - 105_868
+
+
+def array(code, data, shape):
+    """An array of numpy over bytes, as a pickle writes it; 60,000,000 numbers of one byte are 480 MB as float64."""
+    return (
+        name("numpy._core.numeric", "_frombuffer") + b"(" + data + name("numpy", "dtype") + piece(code) + b"\x85R"
+        + piece(shape) + piece("C") + b"tR"
+    )  # fmt: skip
+
+
+ZEROS = b"B" + struct.pack("<I", 60_000_000) + bytes(60_000_000)
+TWICE_THE_ONE_BEFORE = b"2\x86" * 60
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        (b"\x80\x04(" + b"\x8f" * 2**23 + b"l.", "found the opcode EMPTY_SET"),
+        (b"\x80\x04(" + b"]" * 2**23 + b"l.", "at most 10000 opcodes"),
+        (b"\x80\x04}K\x01" + TWICE_THE_ONE_BEFORE + b"Ns.", "found the opcode DUP"),
+        (b"\x80\x04}K\x01\x94" + b"".join(b"h%ch%c\x86\x94" % (i, i) for i in range(60)) + b"Ns.", "used once"),
+        (b"\x80\x04}K\x01\x85NN\x86b\x94h\x00.", "used once"),
+        (b"\x80\x04}K\x01\x85(u\x94h\x00.", "used once"),
+        (b"\x80\x04}K\x01\x85\x80\x04\x94h\x00.", "used once"),
+        (b"\x80\x04\x8b" + struct.pack("<I", 2**23) + b"\x7f" * 2**23 + b".", "found the opcode LONG4"),
+        (b"\x80\x03" + array("O8", ZEROS, (60_000_000,)) + b".", "expected a list, found bytes"),
+        (b"\x80\x03" + name("numpy", "dtype") + b"](e" + b"\x85R.", "expected a str, found list"),
+    ],
+    ids=range(10),
+)  # fmt: skip
+def test_a_small_file_that_would_grow_takes_neither_time_nor_memory(tmp_path, program, message):
+    path = write(tmp_path / "a.pkl.gz", program)
+    began = time.process_time()
+    with pytest.raises(FrameError, match=message):
+        load_columns(path, ("x",))
+    assert time.process_time() - began < 2
+
+
+def test_a_column_of_more_numbers_than_any_sweep_has_is_not_converted(tmp_path):
+    data = old_table(np.zeros(3), np.zeros(3, np.int64))
+    values = piece(np.zeros((1, 3), np.int64))
+    assert data.count(values) == 1
+    data = data.replace(values, array("i1", ZEROS, (1, 60_000_000)))
+    with pytest.raises(FrameError, match=r"row of at most 10000000 numbers, found shape \(60000000,\)"):
+        load_columns(write(tmp_path / "a.pkl.gz", data), ("d",))

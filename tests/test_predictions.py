@@ -1,4 +1,9 @@
+import io
 import json
+import struct
+import tracemalloc
+import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -241,3 +246,52 @@ def test_bad_folders_are_one_clear_error_and_exit_2(recipe, tmp_path):
     code, text = surround("eval", recipe, *run, "--set", "eval.save_predictions=jpg")
     assert (code, "save_predictions: expected png16, npy or nothing, got 'jpg'" in text) == (2, True), text
     assert not (tmp_path / "run").exists()
+
+
+def npy_header(shape) -> bytes:
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return stream.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A 16-bit grey PNG that declares a size and holds next to nothing."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    size = struct.pack(">IIBBBBB", width, height, 16, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(bytes(9))) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("bomb.png", png_header(30_000, 30_000), "cannot be read as a depth map: .*exceeds limit"),
+        ("large.png", png_header(12_000, 12_000), "expected a depth map of 3 x 5 .* found 12000 x 12000"),
+        ("short.png", png_header(5, 3), "cannot be read as a depth map"),
+        ("large.npy", npy_header((300_000, 300_000)), "expected a depth map of 3 x 5 .* found 300000 x 300000"),
+        ("vast.npy", npy_header((10**30,)), r"2-D array of floats, metres, found float32 \(10{30},\)"),
+        ("vast2.npy", npy_header((10**30, 5)), "expected a depth map of 3 x 5"),
+        ("negative.npy", npy_header((-3, 5)), "found -3 x 5"),
+        ("short.npy", npy_header((3, 5)), "cannot be read as a depth map: expected 60 bytes of data, found 0"),
+        ("damaged.npy", npy_header((3, 5)).replace(b"{", b"("), "cannot be read as a depth map"),
+        ("zip.npy", b"PK\3\4" + bytes(99), "cannot be read as a depth map: expected an npy file"),
+    ],
+)
+def test_a_header_that_lies_is_one_error_and_no_memory(tmp_path, name, data, message):
+    (tmp_path / name).write_bytes(data)
+    tracemalloc.start()
+    with warnings.catch_warnings(), pytest.raises(PredictionError, match=message):
+        warnings.simplefilter("ignore")  # Pillow warns of images that are merely large
+        read_prediction(tmp_path / name, (3, 5))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10**6
+
+
+def test_a_depth_that_float32_cannot_hold_is_refused_without_a_warning(tmp_path):
+    np.save(tmp_path / "a.npy", np.full((3, 5), 1e300))
+    with warnings.catch_warnings(), pytest.raises(PredictionError, match="found 15 pixels that are not"):
+        warnings.simplefilter("error")
+        read_prediction(tmp_path / "a.npy", (3, 5))

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,8 @@ import pytest
 from fakes import FakeSource
 from PIL import Image
 from test_cli import surround
+from test_sources_ddad import example as ddad
+from test_sources_nuscenes import example as nuscenes
 from test_sources_rig_folder import folder  # noqa: F401
 
 from data_cache.errors import SourceError
@@ -131,3 +134,43 @@ def test_the_command_lists_frames_that_were_left_out_with_exit_3(tmp_path, folde
     arguments = ["--data", folder, "--set", 'data.train=["morning[:1]"]', "--set", 'data.test=["morning[1:]"]']
     code, text = surround("rig", "export", "rig", *arguments, "--out", tmp_path / "out")
     assert (code, "2 frames in" in text, "m/2: " in text) == (3, True, True), text
+
+
+def test_a_listed_image_that_leads_elsewhere_or_is_none_is_left_out_and_nothing_of_it_written(tmp_path, folder):  # noqa: F811
+    (folder / "images/1.png").unlink()
+    (folder / "images/1.png").symlink_to(folder.parent / "secret.png")
+    (folder / "images/2.png").unlink()
+    os.mkfifo(folder / "images/2.png")
+    done = export_rig(RigFolderSource(folder), ["m/1", "m/2", "m/3"], tmp_path / "out")
+    assert (done.frame_count, list(done.left_out)) == (1, ["m/1", "m/2"])
+    assert "leads to" in done.left_out["m/1"]
+    secret = (folder.parent / "secret.png").read_bytes()
+    assert all(path.read_bytes() != secret for path in (tmp_path / "out").rglob("*.png"))
+    arguments = ["--data", folder, "--set", 'data.train=["morning"]', "--set", 'data.test=["morning"]']
+    code, text = surround("rig", "export", "rig", *arguments, "--out", tmp_path / "again")
+    assert (code, "1 frame in" in text, "m/1: " in text) == (3, True, True), text
+
+
+def test_an_image_that_cannot_be_decoded_or_has_another_size_is_left_out(tmp_path, folder):  # noqa: F811
+    whole = (folder / "images/3.png").read_bytes()
+    for number, data in ((1, b"some text"), (3, whole[: len(whole) // 2])):
+        (folder / f"images/{number}.png").write_bytes(data)
+    Image.new("RGB", (8, 7)).save(folder / "images/2.png")
+    with pytest.raises(SourceError, match="none of 3 that can be read; the first: .*cannot be decoded"):
+        export_rig(RigFolderSource(folder), ["m/1", "m/2", "m/3"], tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.png"))
+
+
+@pytest.mark.parametrize("kind", ["nuscenes", "ddad"])
+def test_a_data_set_whose_disks_are_linked_together_is_exported(tmp_path, kind):
+    """Folders moved to another disk, and linked to where they were."""
+    make, moved, frame_id = {
+        "nuscenes": (nuscenes, "samples", "early"),
+        "ddad": (ddad, "000007/rgb", "000007/1561654981500000"),
+    }[kind]
+    (tmp_path / "data").mkdir()
+    root = make(tmp_path / "data")
+    (root / moved).rename(tmp_path / "disk2")
+    (root / moved).symlink_to(tmp_path / "disk2")
+    done = export_rig(open_source(kind, root), [frame_id], tmp_path / "out")
+    assert (done.frame_count, done.copied_count, done.left_out) == (1, 2, {})

@@ -302,3 +302,20 @@ def test_a_real_scene_with_three_cameras_leaves_the_others_empty(real_data):
             "CAMERA_01", "CAMERA_06", None, None, None, "CAMERA_05",
         ]  # fmt: skip
         assert np.count_nonzero(sparse_depth(frame.views[0], frame.load_sweep(), (1216, 1936))) > 4000
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../../x.npz", "rgb/../../../x.png"])
+@pytest.mark.parametrize("place", ["scene file", "image", "points", "calibration"])
+def test_a_file_outside_of_the_data_folder_is_refused(root, name, place):
+    content, listed = scene(), f"000007/{SCENE}"
+    if place == "scene file":
+        listed = name
+    elif place == "calibration":
+        content["samples"][0]["calibration_key"] = name
+    else:
+        datum = content["data"][0 if place == "image" else 3]["datum"]
+        datum["image" if place == "image" else "point_cloud"]["filename"] = name
+    write(root / "000007", content)
+    (root / "ddad.json").write_text(json.dumps({"scene_splits": {"1": {"filenames": [listed]}}}))
+    with pytest.raises(SourceError, match=r"json: .*expected a file below the data folder, without \.\."):
+        DdadSource(root)

@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -274,7 +275,7 @@ def test_damaged_files_are_errors_when_they_are_loaded(root):
         with pytest.raises(FrameError, match=rf"lidar\.pcd\.bin: .*{message}"):
             frame.load_sweep()
     lidar.unlink()
-    with pytest.raises(FrameError, match=r"cannot be read: .*lidar\.pcd\.bin"):
+    with pytest.raises(FrameError, match=r"LiDAR file missing: .*lidar\.pcd\.bin"):
         frame.load_sweep()
 
 
@@ -310,3 +311,27 @@ def test_real_keyframes_without_lidar_have_no_sweep(real_data):
 def test_a_real_folder_with_two_versions_asks_which(real_data):
     with pytest.raises(SourceError, match=r"found v1\.0-mini, v1\.0-mini-camonly"):
         NuscenesSource(real_data / "nuscenes")
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "samples/../../x.png", "..", "C:/x.png", "a\\..\\x.png", "a\0.png"])
+@pytest.mark.parametrize("row", [0, 2])
+def test_a_file_outside_of_the_data_folder_is_refused(root, name, row):
+    content = tables()
+    content["sample_data"][row]["filename"] = name
+    with pytest.raises(SourceError, match=r"sample_data\.json: .*expected a file below the data folder, without \.\."):
+        NuscenesSource(write(root, content))
+
+
+def test_a_sweep_that_is_larger_than_any_or_a_pipe_is_refused_unread(root):
+    path = root / "samples" / "lidar.pcd.bin"
+    with path.open("r+b") as stream:
+        stream.truncate(20 * 2**30)
+    with pytest.raises(FrameError, match=r"lidar\.pcd\.bin: expected at most 536870912 bytes, found 21474836480"):
+        NuscenesSource(root).frame("early").load_sweep()
+    for name in ("lidar.pcd.bin", "front.png"):
+        (root / "samples" / name).unlink()
+        os.mkfifo(root / "samples" / name)
+    frame = NuscenesSource(root).frame("early")
+    for load in (frame.load_sweep, frame.views[0].load_image):
+        with pytest.raises(FrameError, match="expected a file, found a pipe"):
+            load()

@@ -14,7 +14,7 @@ from data_cache.errors import FrameError, SourceError
 from data_cache.images import load_rgb
 from data_cache.rig import Camera, Frame, Rig, Sweep, View, make_sweep, pose_from_quaternion
 from data_cache.sources.ddad_masks import DdadMasks, find_masks
-from data_cache.sources.metadata import fields_of, found_in, read_json, text
+from data_cache.sources.metadata import below, fields_of, found_in, read_json
 from data_cache.sources.points import load_points
 
 CAMERAS = ("CAMERA_01", "CAMERA_06", "CAMERA_08", "CAMERA_09", "CAMERA_07", "CAMERA_05")
@@ -135,7 +135,7 @@ def _listed_scenes(root: Path) -> tuple[dict[str, Path], dict[str, tuple[str, ..
     splits: dict[str, tuple[str, ...]] = {}
     with fields_of(path):
         for key, entry in read_json(path)["scene_splits"].items():
-            files = [root / name for name in entry["filenames"]]
+            files = [root / below(name) for name in entry["filenames"]]
             splits[SPLIT_KEYS.get(key, key)] = tuple(file.parent.name for file in files)
             for file in files:
                 if scenes.setdefault(file.parent.name, file) != file:
@@ -175,7 +175,7 @@ def _read_scene(path: Path) -> list[_Sample]:
     with fields_of(path):
         scene = read_json(path)
         data = {datum["key"]: datum for datum in scene["data"]}
-        keys = {sample["calibration_key"] for sample in scene["samples"]}
+        keys = {below(sample["calibration_key"]) for sample in scene["samples"]}
     calibrations = {key: _read_calibration(path.parent / "calibration" / f"{key}.json") for key in keys}
     with fields_of(path):
         samples = [
@@ -245,7 +245,7 @@ def _datum(datum: Mapping[str, Any]) -> _Datum:
     w, x, y, z = (float(np.float32(rotation[key])) for key in ("qw", "qx", "qy", "qz"))
     x_m, y_m, z_m = (float(np.float32(translation[key])) for key in ("x", "y", "z"))
     return _Datum(
-        text(content["filename"]),
+        below(content["filename"]),
         _stamp_us(datum["id"]["timestamp"]),
         (0, 0) if is_lidar else (int(content["height"]), int(content["width"])),
         (w, x, y, z),

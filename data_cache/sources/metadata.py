@@ -1,12 +1,15 @@
 """Reading JSON metadata of data sets: whatever is wrong with it, the message names the file."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from data_cache.errors import SourceError
+
+_JSON_LIMIT = 8 * 2**30  # the largest table of nuScenes has a gigabyte
 
 
 def read_small(path: Path, byte_limit: int) -> bytes:
@@ -19,12 +22,34 @@ def read_small(path: Path, byte_limit: int) -> bytes:
         raise SourceError(f"{path}: expected a file, found {'something else' if path.exists() else 'none'}")
     try:
         with path.open("rb") as stream:
-            data = stream.read(byte_limit + 1)
+            # Not the limit itself: that much would be reserved at once.
+            data = stream.read(min(byte_limit, os.fstat(stream.fileno()).st_size) + 1)
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
     if len(data) > byte_limit:
         raise SourceError(f"{path}: expected at most {byte_limit} bytes, found more")
     return data
+
+
+def read_text(path: Path, byte_limit: int) -> str:
+    """Text of such a file.
+
+    Raises:
+        SourceError: if it is missing, empty, not UTF-8, or larger.
+    """
+    data = read_small(path, byte_limit)
+    if not data.strip():
+        raise SourceError(f"{path}: expected text, found an empty file; write it, or fetch it again")
+    return decoded(data, str(path))
+
+
+def decoded(data: bytes, where: str) -> str:
+    """UTF-8 text. Raises SourceError naming `where`."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        hint = "; it looks like UTF-16: save it as UTF-8" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+        raise SourceError(f"{where}: expected UTF-8 text, found {error}{hint}") from error
 
 
 def read_json(path: Path, visit: Callable[[dict[str, Any]], object] | None = None) -> Any:
@@ -35,16 +60,12 @@ def read_json(path: Path, visit: Callable[[dict[str, Any]], object] | None = Non
         visit: called with every object of the file as soon as it is parsed; its answer stands for the object.
 
     Raises:
-        SourceError: if the file is missing or is not JSON.
+        SourceError: if the file is missing, too large, or not JSON.
     """
+    if not path.exists():
+        raise SourceError(f"expected the metadata file {path}, found none; complete the download")
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise SourceError(f"expected the metadata file {path}, found none; complete the download") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"{path}: cannot be read as text: {error}") from error
-    try:
-        return json.loads(text, object_hook=visit)
+        return json.loads(read_text(path, _JSON_LIMIT), object_hook=visit)
     except (json.JSONDecodeError, RecursionError) as error:
         raise SourceError(f"{path}: expected JSON, found {error}; fetch the file again") from error
 
@@ -65,6 +86,17 @@ def text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"expected text, found {value!r}")
     return value
+
+
+def below(value: object) -> str:
+    """A file below the data folder, as metadata name it; a link that the user has put there may lead elsewhere.
+
+    Raises TypeError or ValueError, which `fields_of` explains.
+    """
+    path = text(value)
+    if path.startswith("/") or ".." in path.split("/") or "\\" in path or path[1:2] == ":" or not path.isprintable():
+        raise ValueError(f"expected a file below the data folder, without .., found {path[:80]!r}")
+    return path
 
 
 def found_in(folder: Path) -> str:

@@ -14,7 +14,8 @@ from jaxtyping import Float
 from data_cache.errors import FrameError, SourceError
 from data_cache.images import load_rgb
 from data_cache.rig import Camera, Frame, Rig, Sweep, View, make_sweep, pose_from_quaternion
-from data_cache.sources.metadata import fields_of, found_in, read_json, text
+from data_cache.sources.metadata import below, fields_of, found_in, read_json, text
+from data_cache.sources.points import load_points
 
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT")
 LIDAR = "LIDAR_TOP"
@@ -207,7 +208,7 @@ def _nearest(sweeps: Sequence[_Datum], time_us: int, within_s: float) -> _Datum 
 
 def _datum(row: Mapping[str, Any], calibration: _Calibration) -> _Datum:
     return _Datum(
-        text(row["filename"]),
+        below(row["filename"]),
         int(row["timestamp"]),
         (int(row["height"]), int(row["width"])),
         calibration,
@@ -266,10 +267,4 @@ def _intrinsics(calibration: _Calibration) -> Float[np.ndarray, "3 3"]:
 
 
 def _load_sweep(path: Path, world_from_lidar: Float[np.ndarray, "4 4"]) -> Sweep:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise FrameError(f"LiDAR file cannot be read: {path}: {error}") from error
-    if len(data) % (4 * LIDAR_COLUMNS):
-        raise FrameError(f"{path}: expected rows of {LIDAR_COLUMNS} float32, found {len(data)} bytes: truncated")
-    return make_sweep(np.frombuffer(data, dtype="<f4").reshape(-1, LIDAR_COLUMNS), world_from_lidar, str(path))
+    return make_sweep(load_points(path, bin_columns=LIDAR_COLUMNS), world_from_lidar, str(path))

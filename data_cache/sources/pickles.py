@@ -17,11 +17,28 @@ import numpy as np
 from jaxtyping import Shaped
 
 from data_cache.errors import FrameError, SourceError
+from data_cache.files import open_regular
 from data_cache.sources.metadata import read_small
+from data_cache.sources.points import BYTE_LIMIT, POINT_LIMIT
 
 # A PandaSet sweep unpacks to 8 MB; a few kilobytes of gzip can unpack to more than the machine's memory.
 UNPACKED_LIMIT = 256 * 2**20
 NUMBERS_LIMIT = 2**20
+OPCODE_LIMIT = 10_000  # a sweep has 400, and so have the 200 numbers of DDAD's masks
+
+# All that tables and numbers are written with. Not among them: sets, whose opcodes of one byte each take 200, and those
+# that copy or remove what is on the stack.
+_MAKING = [
+    "NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT",
+    "BINFLOAT", "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE",
+    "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "LIST", "EMPTY_LIST", "DICT",
+    "EMPTY_DICT", "EMPTY_TUPLE", "GLOBAL", "STACK_GLOBAL", "REDUCE", "NEWOBJ",
+]  # fmt: skip
+_OTHER = ["PROTO", "FRAME", "STOP", "MARK"]
+_TUPLE = ["TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"]
+_FILLING = ["APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD"]
+_PUT = ["PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"]
+_GET = ["GET", "BINGET", "LONG_BINGET"]
 
 _T = TypeVar("_T")
 
@@ -41,25 +58,20 @@ def load_columns(path: Path, names: tuple[str, ...]) -> Shaped[np.ndarray, "N C"
             lacks a column.
     """
     try:
-        with gzip.open(path) as stream:
+        with open_regular(path, BYTE_LIMIT, "LiDAR file") as packed, gzip.open(packed) as stream:
             data = stream.read(UNPACKED_LIMIT + 1)
-    except FileNotFoundError as error:
-        raise FrameError(f"LiDAR file missing: {path}") from error
     except (OSError, EOFError, zlib.error) as error:
         raise FrameError(f"{path}: expected a gzip file, found {error}") from error
     if len(data) > UNPACKED_LIMIT:
         raise FrameError(f"{path}: expected a table of at most {UNPACKED_LIMIT} bytes, found more")
     try:
-        _require_small_memo(data)
-        columns = _columns(_TableUnpickler(io.BytesIO(data)).load())
+        _require_harmless(data)
+        columns = _columns(_TableUnpickler(io.BytesIO(data)).load(), names)
     except pickle.UnpicklingError as error:
         raise FrameError(f"{path}: {error}") from error
     except Exception as error:  # a damaged pickle can fail in any way, from EOFError to MemoryError
         raise FrameError(f"{path}: expected a pickled table, found a damaged one: {error!r}") from error
-    missing = [name for name in names if name not in columns]
-    if missing:
-        raise FrameError(f"{path}: expected the columns {list(names)}, found {list(columns)}")
-    return np.stack([columns[name] for name in names], axis=1)
+    return columns
 
 
 def load_whole_numbers(path: Path) -> dict[int, int]:
@@ -70,7 +82,7 @@ def load_whole_numbers(path: Path) -> dict[int, int]:
     """
     data = read_small(path, NUMBERS_LIMIT)
     try:
-        _require_small_memo(data)
+        _require_harmless(data)
         numbers = _NumbersUnpickler(io.BytesIO(data)).load()
     except pickle.UnpicklingError as error:
         raise SourceError(f"{path}: {error}") from error
@@ -91,21 +103,21 @@ class _Standin:
 class _Dtype(_Standin):
     """numpy.dtype of plain numbers, or of objects where an array is really a list."""
 
-    def __init__(self, code: str, align: object = False, copy: object = True) -> None:
-        if code != "O8" and not (len(code) == 2 and code[0] in "fiu" and code[1] in "1248"):
-            raise pickle.UnpicklingError(f"expected a dtype of plain numbers, found {code!r}")
+    def __init__(self, code: Any, align: object = False, copy: object = True) -> None:
+        if code != "O8" and not (len(_as(code, str)) == 2 and code[0] in "fiu" and code[1] in "1248"):
+            raise pickle.UnpicklingError(f"expected a dtype of plain numbers, found {code[:80]!r}")
         self.code = code
         self.order = "="
 
     def __setstate__(self, state: Any) -> None:
-        if state[1] not in ("<", ">", "=", "|"):
-            raise pickle.UnpicklingError(f"expected a byte order, found {state[1]!r}")
+        if _as(state[1], str) not in ("<", ">", "=", "|"):
+            raise pickle.UnpicklingError(f"expected a byte order, found {state[1][:80]!r}")
         self.order = state[1]
 
     def array(self, data: Any, shape: tuple[int, ...], order: str) -> Any:
         """An array over raw bytes; a list for objects."""
         if self.code == "O8":
-            return list(data)
+            return _as(data, list)
         return np.frombuffer(data, dtype=self.order + self.code).reshape(shape, order="F" if order == "F" else "C")
 
 
@@ -128,8 +140,8 @@ class _Frombuffer(_Standin):
     """numpy's `_frombuffer`: an array over bytes, the form of pickle protocol 5."""
 
     def __init__(self, data: Any, dtype: Any, shape: Any, order: Any, axis_order: object = None) -> None:
-        if order not in ("C", "F"):
-            raise pickle.UnpicklingError(f"expected an array in C or F order, found {order!r}")
+        if _as(order, str) not in ("C", "F"):
+            raise pickle.UnpicklingError(f"expected an array in C or F order, found {order[:80]!r}")
         self.value = _as(dtype, _Dtype).array(data, shape, order)
 
 
@@ -138,6 +150,13 @@ class _Index(_Standin):
 
     def __init__(self, kind: object = None, fields: Any = None) -> None:
         self.fields = fields
+
+
+class _Slice(_Standin):
+    """A slice; not Python's own, which can be a key, and is then compared with all that it holds."""
+
+    def __init__(self, start: object, stop: object, step: object = None) -> None:
+        self.value = slice(start, stop, step)
 
 
 class _Block(_Standin):
@@ -171,7 +190,7 @@ class _DataFrame(_Standin):
 
 
 _STANDINS: dict[tuple[str, str], type] = {
-    ("builtins", "slice"): slice,
+    ("builtins", "slice"): _Slice,
     ("numpy", "dtype"): _Dtype,
     ("numpy", "ndarray"): _Ndarray,
     ("numpy._core.multiarray", "_reconstruct"): _Reconstruct,
@@ -217,23 +236,59 @@ class _NumbersUnpickler(pickle.Unpickler):
         )
 
 
-def _require_small_memo(data: bytes) -> None:
-    # The unpickler reserves memory up to the largest memo index that a pickle names: ten bytes could ask for all of it.
-    for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name.endswith("PUT") and int(argument or 0) > len(data):
-            raise pickle.UnpicklingError(f"expected memo indices below {len(data)}, found {argument}; refused")
+def _require_harmless(data: bytes) -> None:
+    """Walk over a pickle without running it: what is left takes little more memory than its bytes, and no time.
+
+    Tuples are not used twice: as keys, forty that hold the one before twice would be hashed a million million times.
+    """
+    is_tuple: dict[int, bool] = {}
+    top = False  # whether the value on top of the stack may be a tuple
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(data), 1):
+        name = opcode.name
+        if count > OPCODE_LIMIT:
+            raise pickle.UnpicklingError(f"expected at most {OPCODE_LIMIT} opcodes, found more; refused")
+        if name in _PUT:
+            # The unpickler reserves memory up to the largest memo index that a pickle names: ten bytes could ask for
+            # all of it.
+            index = len(is_tuple) if argument is None else int(argument)
+            if index > len(data):
+                raise pickle.UnpicklingError(f"expected memo indices below {len(data)}, found {index}; refused")
+            is_tuple[index] = top
+        elif name in _GET:
+            top = is_tuple.get(int(argument or 0), False)
+            if top:
+                raise pickle.UnpicklingError("expected each tuple to be used once, found one used again; refused")
+        elif name in _MAKING:
+            top = False
+        elif name in _TUPLE or name in _FILLING:
+            top = True  # what was filled lies on top again: it may be a tuple, filled with nothing
+        elif name not in _OTHER:
+            raise pickle.UnpicklingError(f"expected plain tables and numbers, found the opcode {name}; refused")
 
 
-def _columns(table: Any) -> dict[str, np.ndarray]:
+def _columns(table: Any, wanted: tuple[str, ...]) -> Shaped[np.ndarray, "N C"]:
+    """Columns of a table by name; only these are converted, however many more lie over the same bytes."""
     manager = _as(_as(table, _DataFrame).manager, _BlockManager)
-    names = _as(manager.axes[0], _Index).fields["data"].value
+    names = [_as(name, str) for name in _as(_as(manager.axes[0], _Index).fields["data"].value, list)]
     columns: dict[str, np.ndarray] = {}
     for block in manager.blocks:
-        placement = block.placement
-        indices = range(len(names))[placement] if isinstance(placement, slice) else placement.value.tolist()
+        if isinstance(block.placement, _Slice):
+            begin, end, step = block.placement.value.indices(len(names))
+            indices: list[int] = list(range(begin, end, step))
+        else:
+            indices = _numbers(block.placement.value, len(names)).tolist()
         for index, column in zip(indices, block.values.value, strict=True):
-            columns[str(names[index])] = np.asarray(column, dtype=np.float64)
-    return columns
+            columns[names[index]] = _numbers(column, POINT_LIMIT)
+    if not set(wanted) <= columns.keys():
+        raise pickle.UnpicklingError(f"expected the columns {list(wanted)}, found {list(columns)}")
+    return np.stack([np.asarray(columns[name], dtype=np.float64) for name in wanted], axis=1)
+
+
+def _numbers(value: Any, at_most: int) -> np.ndarray:
+    array = _as(value, np.ndarray)
+    if array.ndim != 1 or len(array) > at_most:
+        raise pickle.UnpicklingError(f"expected a row of at most {at_most} numbers, found shape {array.shape}")
+    return array
 
 
 def _as(value: object, kind: type[_T]) -> _T:

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tokenize import TokenError
 
 import numpy as np
 from jaxtyping import Shaped
 
 from data_cache.errors import FrameError
+from data_cache.files import open_regular
+from data_cache.npy import NpyError, read_data, read_header
 
 # Merged sweeps of several sensors have a million points; in float64 with six columns these are ten million.
 BYTE_LIMIT = 512 * 2**20
@@ -31,12 +32,12 @@ class _Malformed(Exception):
     """What a file is instead of what it should be; becomes a FrameError with its name."""
 
 
-def load_points(path: Path, array: str = "points") -> Shaped[np.ndarray, "N C"]:
+def load_points(path: Path, array: str = "points", bin_columns: int = 4) -> Shaped[np.ndarray, "N C"]:
     """Columns x, y, z, ... of a LiDAR file, in the unit and frame of the file; points may be non-finite.
 
     `.npy`: an array (N, 3 or more) of numbers. `.npz`: the array of that name, or the only one. `.pcd`: fields x, y, z;
-    data ascii, binary or binary_compressed; its VIEWPOINT is not applied. `.bin`: rows of four float32, x y z and
-    intensity.
+    data ascii, binary or binary_compressed; its VIEWPOINT is not applied. `.bin`: rows of `bin_columns` float32, x y z
+    and intensity first.
 
     Raises:
         FrameError: if the file is missing, of no such format, damaged, or declares more than 10 million points or 512
@@ -46,7 +47,7 @@ def load_points(path: Path, array: str = "points") -> Shaped[np.ndarray, "N C"]:
         ".npy": _read_npy,
         ".npz": partial(_read_npz, array),
         ".pcd": _read_pcd,
-        ".bin": _read_bin,
+        ".bin": partial(_read_bin, bin_columns),
     }
     read = readers.get(path.suffix.lower())
     if read is None:
@@ -54,53 +55,33 @@ def load_points(path: Path, array: str = "points") -> Shaped[np.ndarray, "N C"]:
             f"{path}: expected a LiDAR file .npy, .npz, .pcd or .bin, found {path.suffix or 'no suffix'!r}"
         )
     try:
-        with path.open("rb") as stream:
+        with open_regular(path, BYTE_LIMIT, "LiDAR file") as stream:
             byte_count = stream.seek(0, io.SEEK_END)
             stream.seek(0)
-            if byte_count > BYTE_LIMIT:
-                raise _Malformed(f"expected at most {BYTE_LIMIT} bytes, found {byte_count}")
             points = read(stream, byte_count)
-    except FileNotFoundError as error:
-        raise FrameError(f"LiDAR file missing: {path}") from error
     except OSError as error:
         raise FrameError(f"LiDAR file cannot be read: {path}: {error}") from error
-    except _Malformed as error:
+    except (_Malformed, NpyError) as error:
         raise FrameError(f"{path}: {error}") from error
     return points
 
 
-def _read_bin(stream: _Stream, byte_count: int) -> Shaped[np.ndarray, "N C"]:
-    if byte_count % 16:
-        raise _Malformed(f"expected rows of 4 float32, found {byte_count} bytes: truncated, or of other columns")
-    _require_count(byte_count // 16)
-    return np.frombuffer(stream.read(byte_count), "<f4").reshape(-1, 4)
+def _read_bin(columns: int, stream: _Stream, byte_count: int) -> Shaped[np.ndarray, "N C"]:
+    if byte_count % (4 * columns):
+        raise _Malformed(
+            f"expected rows of {columns} float32, found {byte_count} bytes: truncated, or of other columns"
+        )
+    _require_count(byte_count // (4 * columns))
+    return np.frombuffer(stream.read(byte_count), "<f4").reshape(-1, columns)
 
 
 def _read_npy(stream: _Stream, byte_count: int) -> Shaped[np.ndarray, "N C"]:
-    # numpy.load would allocate what the header declares before it finds that the file is shorter.
-    try:
-        version = np.lib.format.read_magic(stream)
-        if version == (1, 0):
-            shape, in_columns, dtype = np.lib.format.read_array_header_1_0(stream)
-        elif version == (2, 0):
-            shape, in_columns, dtype = np.lib.format.read_array_header_2_0(stream)
-        else:
-            raise _Malformed(f"expected an npy file of version 1.0 or 2.0, found {version}")
-    # The header is a Python literal: numpy lets the errors of Python's tokenizer and parser through.
-    except (ValueError, TypeError, SyntaxError, TokenError, MemoryError, RecursionError, OverflowError) as error:
-        raise _Malformed(f"expected an npy file, found {error}") from error
-    if dtype.kind not in "fiu" or dtype.fields is not None or dtype.subdtype is not None:
-        raise _Malformed(f"expected an array of numbers, found {dtype}")
+    header = read_header(stream)
+    shape = header.shape
     if len(shape) != 2 or not 3 <= shape[1] <= _COLUMN_LIMIT:
         raise _Malformed(f"expected an array (N, 3 or more), found shape {shape}")
     _require_count(shape[0])
-    needed = shape[0] * shape[1] * dtype.itemsize
-    if needed > BYTE_LIMIT:
-        raise _Malformed(f"expected at most {BYTE_LIMIT} bytes, found {needed} declared")
-    data = stream.read(needed)
-    if len(data) != needed:
-        raise _Malformed(f"expected {needed} bytes of data, found {len(data)}: truncated")
-    return np.frombuffer(data, dtype).reshape(shape, order="F" if in_columns else "C")
+    return read_data(stream, header, BYTE_LIMIT)
 
 
 def _read_npz(array: str, stream: _Stream, byte_count: int) -> Shaped[np.ndarray, "N C"]:

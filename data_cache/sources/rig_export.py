@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from data_cache.errors import FrameError, SourceError
-from data_cache.files import write_atomically, write_error
+from data_cache.files import open_regular, write_atomically, write_error
+from data_cache.images import BYTE_LIMIT
 from data_cache.rig import Camera, Frame, Rig, View
 from data_cache.sources import Source
 from data_cache.sources.rig_folder import FRAMES_FILE, SPLITS_FILE
@@ -32,8 +33,9 @@ def export_rig(
 ) -> RigExport:
     """Write frames of a source as a rig folder: poses, intrinsics, points, images and time stamps read back equal.
 
-    An image file is copied; an image without a file of its own is written as PNG. A frame that cannot be read is left
-    out. `rig.json` is written last: a folder without it was not finished, and the same command starts it again.
+    An image file is copied once its source has decoded it; an image without a file of its own is written as PNG. A
+    frame that cannot be read is left out. `rig.json` is written last: a folder without it was not finished, and the
+    same command starts it again.
 
     Args:
         source: what to read.
@@ -121,10 +123,10 @@ class _Image:
 def _read_image(view: View) -> _Image:
     if view.image_file is None:
         return _Image(".png", Image.fromarray(view.load_image()).save)
-    try:
-        data = view.image_file.read_bytes()
-    except OSError as error:
-        raise FrameError(f"image cannot be read: {view.image_file}: {error.strerror or error}") from error
+    # The source knows which files it may read; one that it cannot decode, at whatever size, is no image of the frame.
+    view.load_image(at_least=(1, 1))
+    with open_regular(view.image_file, BYTE_LIMIT, "image") as stream:
+        data = stream.read()
     return _Image(view.image_file.suffix, lambda path: path.write_bytes(data))
 
 

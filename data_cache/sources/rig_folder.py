@@ -13,16 +13,14 @@ from jaxtyping import Float
 from data_cache.errors import FrameError, SourceError
 from data_cache.rig import Frame, Rig, Sweep, View, make_sweep
 from data_cache.sources import strict
-from data_cache.sources.metadata import found_in
+from data_cache.sources.metadata import decoded, found_in, read_text
 from data_cache.sources.points import load_points
 from data_cache.sources.rig_json import (
     RIG_FILE,
     Calibration,
     RigDescription,
-    decoded,
     load_image,
     read_rig,
-    read_text,
     recalibrated,
     rigid,
 )

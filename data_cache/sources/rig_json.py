@@ -12,7 +12,7 @@ from data_cache.errors import FrameError, SourceError
 from data_cache.images import load_rgb
 from data_cache.rig import Camera, require_rigid
 from data_cache.sources import strict
-from data_cache.sources.metadata import read_small
+from data_cache.sources.metadata import read_text
 from data_cache.undistort import Lens, load_undistorted, pinhole_rows
 
 RIG_FILE = "rig.json"
@@ -59,23 +59,6 @@ class RigDescription:
     cameras: Mapping[str, RigCamera]
     ego_from_lidar: Float[np.ndarray, "4 4"] | None
     digest: bytes
-
-
-def read_text(path: Path, byte_limit: int) -> str:
-    """Text of a small file.
-
-    Raises:
-        SourceError: if it is missing, not UTF-8, or larger.
-    """
-    return decoded(read_small(path, byte_limit), str(path))
-
-
-def decoded(data: bytes, where: str) -> str:
-    """UTF-8 text. Raises SourceError naming `where`."""
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{where}: expected UTF-8 text, found {error}") from error
 
 
 def read_rig(path: Path) -> RigDescription:
