@@ -35,22 +35,18 @@ def open_regular(path: Path, byte_limit: int, what: str) -> Iterator[BufferedRea
         FrameError: if it is missing, no regular file, larger than `byte_limit`, or cannot be opened.
     """
     try:
-        stream = open(path, "rb", opener=_open_at_once)  # noqa: SIM115 (`with stream` below)
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise FrameError(f"{what} cannot be read: {path}: expected a file, found a folder, a pipe or a device")
+        if status.st_size > byte_limit:
+            raise FrameError(f"{path}: expected at most {byte_limit} bytes, found {status.st_size}")
+        stream = path.open("rb")
     except FileNotFoundError as error:
         raise FrameError(f"{what} missing: {path}") from error
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise FrameError(f"{what} cannot be read: {path}: {getattr(error, 'strerror', None) or error}") from error
     with stream:
-        status = os.fstat(stream.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise FrameError(f"{what} cannot be read: {path}: expected a file, found a pipe or a device")
-        if status.st_size > byte_limit:
-            raise FrameError(f"{path}: expected at most {byte_limit} bytes, found {status.st_size}")
         yield stream
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # a pipe is opened without waiting for its other end
 
 
 def write_atomically(path: Path, text: str) -> None:

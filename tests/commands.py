@@ -1,8 +1,8 @@
 """Stage one as users run it: real processes on a small real data set, and ways to catch them in the middle."""
 
+import fcntl
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -109,63 +109,52 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 
 
 class HeldFrame:
-    """A LiDAR file that is a pipe: whoever reads the frame is caught in the middle of its shard until it is let go."""
+    """A LiDAR file under a lease of the kernel: whoever opens it waits in the middle of its shard until it is let go.
+
+    After /proc/sys/fs/lease-break-time (45 s) the kernel lets it go itself.
+    """
 
     def __init__(self, path: Path):
-        self._path, self._whole = path, path.with_suffix(".whole")
-        self._end = -1
+        self._path, self._file = path, -1
 
     def __enter__(self) -> "HeldFrame":
-        self._path.rename(self._whole)
-        os.mkfifo(self._path)
+        signal.signal(signal.SIGIO, signal.SIG_IGN)  # tells the holder that somebody waits
+        self._file = os.open(self._path, os.O_RDWR)
+        fcntl.fcntl(self._file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
         return self
 
     def wait_for_reader(self) -> None:
         """Until somebody is caught."""
-
-        def caught() -> bool:
-            try:
-                self._end = os.open(self._path, os.O_WRONLY | os.O_NONBLOCK)
-            except OSError:  # a pipe without reader cannot be opened for writing
-                return False
-            return True
-
-        wait_until(caught, f"a reader of {self._path}")
+        wait_until(
+            lambda: fcntl.fcntl(self._file, fcntl.F_GETLEASE) != fcntl.F_WRLCK,  # what it is asked to become
+            f"a reader of {self._path}",
+        )
 
     def readers(self, among: Iterator[int] | list[int]) -> list[int]:
         """Those processes that are caught."""
-        return [pid for pid in among if str(self._path) in _open_files(pid)]
+        return [pid for pid in among if _waits_for_lease(pid)]
 
     def restore(self) -> None:
         """From now on the frame is an ordinary file; who was caught before stays caught."""
-        if self._whole.exists():
-            shutil.copy(self._whole, self._path.with_suffix(".copy"))
-            self._path.with_suffix(".copy").replace(self._path)
+        copy = self._path.with_suffix(".copy")
+        copy.write_bytes(os.pread(self._file, os.fstat(self._file).st_size, 0))
+        copy.replace(self._path)
 
     def let_go(self) -> None:
-        """Give the reader what it waits for."""
-        os.set_blocking(self._end, True)
-        os.write(self._end, self._whole.read_bytes())
-        os.close(self._end)
-        self._end = -1
+        """Let the reader have it."""
+        file, self._file = self._file, -1
+        if file >= 0:
+            os.close(file)
 
     def __exit__(self, *_: object) -> None:
-        if self._end >= 0:
-            os.close(self._end)
-        self._whole.replace(self._path)
+        self.let_go()
 
 
-def _open_files(pid: int) -> list[str]:
-    files = []
+def _waits_for_lease(pid: int) -> bool:
     try:
-        for link in Path(f"/proc/{pid}/fd").iterdir():
-            try:
-                files.append(str(link.readlink()).removesuffix(" (deleted)"))
-            except OSError:
-                continue
+        return any("break_lease" in (task / "wchan").read_text() for task in Path(f"/proc/{pid}/task").iterdir())
     except OSError:
-        return []
-    return files
+        return False
 
 
 @contextmanager

@@ -104,7 +104,7 @@ def test_one_run_is_written_again(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "expected a report of `surround eval`"),
+        (["nowhere"], "no report at nowhere/eval/report.json; pass run folders after `surround eval`"),
         (["a", "b", "c"], "expected one run or two, got 3"),
         ([], "Missing argument"),
     ],
