@@ -346,3 +346,37 @@ def test_a_made_up_vehicle_sees_through_every_lens_what_a_pinhole_camera_sees_th
         both = (depth_m > 0) & (truth.depth_m > 0)
         assert both.sum() > 3000
         assert np.median(np.abs(depth_m / np.where(both, truth.depth_m, 1) - 1)[both]) < 0.01, view.camera.name
+
+
+def test_a_mask_is_read_with_the_same_checks_as_an_image_and_through_the_same_lens(folder):
+    one = edited(edited(line(1), ["cameras", "front", "mask"], "f.png"), ["cameras", "back", "mask"], "b.png")
+    grey = np.full((6, 8), 255, np.uint8)
+    grey[:, :3] = 0
+    grey[0, 7] = 254
+    Image.fromarray(grey).save(folder / "f.png")
+    Image.fromarray(grey[:4]).save(folder / "b.png")
+    source = RigFolderSource(write(folder, lines=[one]))
+    front, back = (view.load_unoccluded() for view in source.frame("m/1").views)
+    np.testing.assert_array_equal(front, grey == 255)
+    assert (back.shape, back[:, :3].any(), back[2:, 5:].all()) == ((4, 8), False, True)
+    assert source.files("m/1")["front mask"] == folder / "f.png"
+    Image.fromarray(grey[1:]).save(folder / "f.png")
+    (folder / "b.png").unlink()
+    (folder / "b.png").symlink_to(folder.parent / "secret.png")
+    for view, message in zip(source.frame("m/1").views, ("expected 6 x 8 px", "leads to"), strict=True):
+        with pytest.raises(FrameError, match=rf"{message}") as caught:
+            view.load_unoccluded()
+        assert "frames.jsonl line 1" in str(caught.value)
+    bad = edited(one, ["cameras", "front", "mask"], "../f.png")
+    with pytest.raises(SourceError, match=r"cameras\.front\.mask: expected a path below the folder"):
+        RigFolderSource(write(folder, lines=[bad]))
+
+
+def test_every_error_of_a_file_names_the_line_that_lists_it(folder):
+    (folder / "images/2.png").write_bytes(b"no image")
+    Image.new("RGB", (9, 4)).save(folder / "images/b2.png")
+    (folder / "lidar/2.npy").write_bytes(b"no array")
+    frame = RigFolderSource(folder).frame("m/2")
+    for load in (frame.views[0].load_image, frame.views[1].load_image, frame.load_sweep):
+        with pytest.raises(FrameError, match=r", listed in .*frames\.jsonl line 2$"):
+            load()
