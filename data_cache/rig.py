@@ -100,6 +100,8 @@ def make_sweep(points_m: np.ndarray, world_from_lidar: np.ndarray, where: str) -
         raise FrameError(f"{where}: expected LiDAR points (N, 3 or more), found shape {points_m.shape}")
     xyz = np.asarray(points_m[:, :3], dtype=np.float64)
     finite = np.isfinite(xyz).all(axis=1)
+    if not len(xyz):
+        raise FrameError(f"{where}: expected LiDAR points, found none: the file is empty; record or fetch it again")
     if not finite.any():
         raise FrameError(f"{where}: expected LiDAR points, found {len(xyz)} of which 0 are finite")
     return Sweep(xyz[finite], world_from_lidar, int((~finite).sum()))
@@ -158,8 +160,17 @@ def require_rigid(pose: np.ndarray, where: str) -> None:
     if pose.shape != (4, 4) or not np.isfinite(pose).all():
         raise FrameError(f"{where}: expected a finite (4, 4) pose, found {pose.tolist()}")
     rotation = pose[:3, :3]
-    if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-3 or (pose[3] != (0, 0, 0, 1)).any():
-        raise FrameError(f"{where}: expected a rigid transform, found {pose.tolist()}")
+    if (pose[3] != (0, 0, 0, 1)).any():
+        hint = "; it is written as columns: transpose it" if (pose[:, 3] == (0, 0, 0, 1)).all() else ""
+        raise FrameError(
+            f"{where}: expected a rigid transform as rows, the last of them 0 0 0 1, found {pose.tolist()}{hint}"
+        )
+    off = np.abs(rotation @ rotation.T - np.eye(3)).max()
+    if not off <= 1e-3:
+        raise FrameError(
+            f"{where}: expected a rigid transform: rows of length 1 at right angles, to 0.001, found {off:.2g} between"
+            f" them: {pose.tolist()}"
+        )
     if np.linalg.det(rotation) < 0:
         raise FrameError(f"{where}: expected a right-handed rotation, found determinant -1: {pose.tolist()}")
 

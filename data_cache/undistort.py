@@ -16,6 +16,9 @@ from data_cache.images import load_rgb
 
 COEFFICIENT_COUNTS = {"plumb_bob": (4, 5), "rational": (8,), "fisheye": (4,)}
 """How many coefficients each model takes: k1 k2 p1 p2 [k3]; k1 k2 p1 p2 k3 k4 k5 k6; k1 k2 k3 k4."""
+ALIASES = {"radtan": "plumb_bob", "opencv": "plumb_bob", "rational_polynomial": "rational"}
+ALIASES |= dict.fromkeys(("equi", "equidistant", "opencv_fisheye", "kannala_brandt"), "fisheye")
+"""What Kalibr, ROS and COLMAP call them."""
 
 _LARGEST_ZOOM = 2.0  # what a real lens needs is below 1.3; beyond, most of the image would be lost without a word
 _ZOOMS = np.geomspace(1.0, _LARGEST_ZOOM, 100)  # steps of 0.7 %
@@ -44,8 +47,10 @@ class Lens:
     def __post_init__(self) -> None:
         counts = COEFFICIENT_COUNTS.get(self.model)
         if counts is None:
+            meant = ALIASES.get(self.model.lower())
+            hint = f"; {self.model} is {meant} here" if meant else ""
             raise FrameError(
-                f"unknown distortion model {self.model!r}; it is one of {', '.join(COEFFICIENT_COUNTS)}, or none"
+                f"unknown distortion model {self.model!r}; it is one of {', '.join(COEFFICIENT_COUNTS)}, or none{hint}"
             )
         if len(self.coefficients) not in counts or not np.isfinite(self.coefficients).all():
             raise FrameError(

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tomli_w
 
-from data_cache.sources import LIDARS, MECHANICAL
+from data_cache.sources import LIDARS, MECHANICAL, located, shown
 from pipeline.ablation import AblateSpec
 from pipeline.cluster import ClusterSpec
 from pipeline.errors import RecipeError
@@ -26,6 +26,8 @@ from stages.train_spec import TrainStudentSpec
 
 T = TypeVar("T")
 READING = ("limit_scenes", "limit_frames", "lidar", "nearby_sweep_s")
+PATHS = ("root", "masks")
+SPLITS = ("train", "selection", "test")
 SUFFIX = ".toml"
 
 
@@ -35,10 +37,11 @@ class DataSpec:
 
     Attributes:
         source: synthetic, pandaset, nuscenes, ddad or rig_folder.
-        root: data set folder, relative to the recipe file; --data overrides it; empty for synthetic.
+        root: data set folder; --data overrides it; empty for synthetic. This and the paths below are relative to the
+            recipe file, those of --set to the current folder.
         version: which release under one root (nuScenes), empty where there is one.
-        masks: folder of self-occlusion masks (DDAD), relative to the recipe file; empty to look beside the data set.
-        train, selection, test: selectors, see data_cache/sources: a drive or split, optionally sliced.
+        masks: folder of self-occlusion masks (DDAD); empty to look beside the data set.
+        train, selection, test: selectors, see data_cache/sources: a drive or split, or list:PATH, optionally sliced.
         depth_range_m: LiDAR depths outside are not learnt from.
         limit_scenes, limit_frames: at most so many drives, and frames, of each of train, selection and test, the first
             ones; 0 is all. A trial run of a few minutes needs no other selectors.
@@ -90,7 +93,7 @@ class DataSpec:
         """Selectors as a report names what they select, with the limits that are set."""
         counts = {"scenes": self.limit_scenes, "frames": self.limit_frames}
         limits = [f"{count} {what}" for what, count in counts.items() if count]
-        return ", ".join(selectors) + (f" (first {', '.join(limits)})" if limits else "")
+        return ", ".join(map(shown, selectors)) + (f" (first {', '.join(limits)})" if limits else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,14 +140,19 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), data: Path | N
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not valid TOML: {error}") from error
     recipe = parse_recipe(text, str(path), overrides, name=path.stem)
-    root, masks = recipe.data.root, recipe.data.masks
+    said = {override.partition("=")[0].strip() for override in overrides}
+
+    def folder(key: str) -> Path:
+        return Path.cwd() if said & {"data", f"data.{key}"} else path.parent
+
+    data_spec = recipe.data
+    paths: dict[str, Any] = {
+        key: str((folder(key) / value).resolve()) for key in PATHS if (value := getattr(data_spec, key))
+    }
+    paths |= {key: tuple(located(one, folder(key)) for one in getattr(data_spec, key)) for key in SPLITS}
     if data is not None:
-        root = str(data.resolve())
-    elif root:
-        root = str((path.parent / root).resolve())
-    if masks:
-        masks = str((path.parent / masks).resolve())
-    return replace(recipe, data=replace(recipe.data, root=root, masks=masks))
+        paths["root"] = str(data.resolve())
+    return replace(recipe, data=replace(data_spec, **paths))
 
 
 def parse_recipe(text: str, where: str, overrides: Sequence[str] = (), name: str = "") -> Recipe:

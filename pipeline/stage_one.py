@@ -11,7 +11,7 @@ import torch
 from data_cache.errors import SourceError
 from data_cache.files import count_text
 from data_cache.schema import CacheIdentity, Resolved, SplitFrames
-from data_cache.sources import Source, first, open_source, select
+from data_cache.sources import Source, first, open_source, select, shown
 from data_cache.writer import CacheWriter
 from pipeline.config import DataSpec, Recipe
 from pipeline.errors import RecipeError
@@ -148,9 +148,8 @@ def frames_to_learn(data: DataSpec, source: Source) -> SplitFrames:
 def decided_identity(recipe: Recipe) -> dict[str, object]:
     """Fields of the cache identity that the recipe decides."""
     data = recipe.data
-    made = recipe_identity(
-        data.source, data.train, data.selection, recipe.teacher_cache, recipe.bins, recipe.student.input_size
-    )
+    train, selection = (tuple(map(shown, selectors)) for selectors in (data.train, data.selection))
+    made = recipe_identity(data.source, train, selection, recipe.teacher_cache, recipe.bins, recipe.student.input_size)
     return made | data.reading
 
 

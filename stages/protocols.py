@@ -137,7 +137,7 @@ def require_full_count(protocol: Protocol, source: Source, selectors: Sequence[s
         if dataset != source.name or len(drives) != full.drives or len(frame_ids) == full.frames:
             continue
         # Under a protocol that has a list of its own, any list of frames is taken for that one.
-        listed = dataset in protocol.list_hint and selectors[0].startswith(LIST)
+        listed = dataset in protocol.list_hint and selectors[0].startswith(LIST) and not selectors[0].endswith("]")
         if listed and not {id for drive in drives for id in source.drives[drive]}.issuperset(frame_ids):
             continue
         if listed or selectors[0] == split:

@@ -126,3 +126,26 @@ def test_the_folder_of_masks_is_relative_to_the_recipe(tmp_path):
     recipe.write_text(recipe_toml(load_recipe("ddad", ["data.masks=/m"])).replace('"/m"', '"../m"'))
     assert load_recipe(str(recipe)).data.masks == str(tmp_path.parent / "m")
     assert load_recipe("ddad").data.masks == ""
+
+
+def test_lists_and_folders_are_relative_to_the_recipe_and_those_of_the_command_line_to_where_it_is_given(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    text = recipe_toml(load_recipe("ddad", ["data.root=r", "data.masks=m", 'data.train=["list:/t.txt[:3]", "val"]']))
+    for key, name in (("root", "r"), ("masks", "m")):
+        assert f'{key} = "{tmp_path}/here/{name}"' in text
+        text = text.replace(f'"{tmp_path}/here/{name}"', f'"{name}"')
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(text.replace("list:/t.txt", "list:t.txt"))
+    data = load_recipe(str(recipe)).data
+    assert (data.root, data.masks, data.train) == (
+        f"{tmp_path}/r",
+        f"{tmp_path}/m",
+        (f"list:{tmp_path}/t.txt[:3]", "val"),
+    )
+    data = load_recipe(str(recipe), ["data.masks=m2", 'data.test=["list:t.txt"]']).data
+    assert (data.root, data.masks) == (f"{tmp_path}/r", f"{tmp_path}/here/m2")
+    assert (data.train[0], data.test) == (f"list:{tmp_path}/t.txt[:3]", (f"list:{tmp_path}/here/t.txt",))
+    assert data.named(data.test) == "list:t.txt"

@@ -97,6 +97,7 @@ def test_vfdepth_measures_nuscenes_on_its_own_list(tmp_path):
     assert check(FSM, NUSCENES, f"list:{path}") == 5416
     with pytest.raises(ProtocolError, match="expected 5417 frames, found 5416"):
         check(VFDEPTH, NUSCENES, f"list:{path}")
+    assert check(VFDEPTH, NUSCENES, f"list:{path}[:7]") == 7
     path.write_text("\n".join([*ids[:10], "train/7"]))  # frames of other drives: a list of its own
     assert check(VFDEPTH, NUSCENES, f"list:{path}") == 11
 

@@ -7,7 +7,9 @@ import pytest
 from fakes import FakeSource
 from PIL import Image
 from test_cli import surround
+from test_sources_ddad import SIZE
 from test_sources_ddad import example as ddad
+from test_sources_ddad_masks import write_masks
 from test_sources_nuscenes import example as nuscenes
 from test_sources_rig_folder import folder  # noqa: F401
 
@@ -39,9 +41,12 @@ def assert_equal(source: Source, frame_ids, root: Path) -> None:
                 assert other.image_file.read_bytes() == one.image_file.read_bytes()
             else:
                 np.testing.assert_array_equal(other.load_image(), one.load_image())
-        assert before.world_from_ego is not None
-        assert after.world_from_ego is not None
-        np.testing.assert_array_equal(after.world_from_ego, before.world_from_ego)
+            assert (one.load_unoccluded is None) == (other.load_unoccluded is None)
+            if one.load_unoccluded is not None and other.load_unoccluded is not None:
+                np.testing.assert_array_equal(other.load_unoccluded(), one.load_unoccluded())
+        assert (before.world_from_ego is None) == (after.world_from_ego is None)
+        if before.world_from_ego is not None and after.world_from_ego is not None:
+            np.testing.assert_array_equal(after.world_from_ego, before.world_from_ego)
         assert (before.load_sweep is None) == (after.load_sweep is None)
         if before.load_sweep is not None and after.load_sweep is not None:
             np.testing.assert_array_equal(after.load_sweep().points_m, before.load_sweep().points_m)
@@ -174,3 +179,22 @@ def test_a_data_set_whose_disks_are_linked_together_is_exported(tmp_path, kind):
     (root / moved).symlink_to(tmp_path / "disk2")
     done = export_rig(open_source(kind, root), [frame_id], tmp_path / "out")
     assert (done.frame_count, done.copied_count, done.left_out) == (1, 2, {})
+
+
+def test_masks_come_back_equal_and_equal_ones_share_a_file(tmp_path):
+    (tmp_path / "data").mkdir()
+    root = ddad(tmp_path / "data")
+    write_masks(root / "ddad_mask", {7: 2}, SIZE)
+    source = open_source("ddad", root)
+    frame_ids = source.drives["000007"]
+    assert source.frame(frame_ids[0]).views[1].load_unoccluded()[0].tolist() == [False] * 3 + [True] * 97
+    export_rig(source, frame_ids, tmp_path / "out")
+    assert_equal(source, frame_ids, tmp_path / "out")
+    assert len(list((tmp_path / "out/masks").rglob("*.png"))) == 2
+    assert all(file.is_file() for file in RigFolderSource(tmp_path / "out").files(frame_ids[0]).values())
+
+
+def test_a_frame_without_any_camera_is_left_out(tmp_path):
+    source = FakeSource(missing={"d/1": (0, 1, 2)})
+    done = export_rig(source, ["d/0", "d/1"], tmp_path / "out")
+    assert (done.frame_count, done.left_out) == (1, {"d/1": "d/1: expected at least one camera, found none"})

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from data_cache.errors import FrameError, SourceError
 from data_cache.rig import Frame, Rig
-from data_cache.sources import SOURCES, Source, first, open_source, select
+from data_cache.sources import SOURCES, Source, first, open_source, select, shown
 
 
 @dataclass
@@ -76,14 +76,15 @@ def test_a_drive_without_frames_selects_no_frame():
 
 
 def test_a_list_names_frames_in_its_own_order(tmp_path):
-    (tmp_path / "val.txt").write_text("b1 front\n\na3  \nb1\n")
+    (tmp_path / "val.txt").write_text("\ufeffb1 front\n\na3  \nb1\n", encoding="utf-8")
     assert select(Fake(), [f"list:{tmp_path}/val.txt", "b"]) == ("b1", "a3", "b0")
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a1\nx1\nx2\n", "2 of 3 frames are not in this fake: x1, ...; its ids look like a0"),
+        (b"a1\nx1\nx2\n", "2 of 3 frames are not in this fake: x1, ...; its ids look like a0$"),
+        (b"x1 5\nx2 6\n", "2 of 2 .*: x1 5, .*is the list of another data set, or of another release of it"),
         (b"\n", "found an empty file"),
         (b"\xff", "expected a text file of frame ids"),
     ],
@@ -94,6 +95,28 @@ def test_a_list_that_is_none_is_an_error(tmp_path, content, message):
         select(Fake(), [f"list:{tmp_path}/val.txt"])
     with pytest.raises(SourceError, match="expected a text file of frame ids"):
         select(Fake(), ["list:/nowhere.txt"])
+    with pytest.raises(SourceError, match="selector 'list:': expected list:PATH, .* found no path"):
+        select(Fake(), ["list:"])
+
+
+def test_a_list_may_be_sliced_unless_the_file_is_called_so(tmp_path):
+    (tmp_path / "val.txt").write_text("b1\na3\na0\n")
+    assert select(Fake(), [f"list:{tmp_path}/val.txt[1:]"]) == ("a3", "a0")
+    with pytest.raises(SourceError, match=r"val\.txt\[5:\]' selects no frame"):
+        select(Fake(), [f"list:{tmp_path}/val.txt[5:]"])
+    (tmp_path / "val.txt[1:]").write_text("a1\n")
+    assert select(Fake(), [f"list:{tmp_path}/val.txt[1:]"]) == ("a1",)
+
+
+def test_an_id_with_spaces_is_named_whole_and_other_columns_may_follow(tmp_path):
+    source = Fake(drives={"a": ("run 1/0", "run 1/1", "run"), "b": ()})
+    (tmp_path / "val.txt").write_text("run 1/1\nrun 1/0 front 7\nrun 2\n")
+    assert select(source, [f"list:{tmp_path}/val.txt"]) == ("run 1/1", "run 1/0", "run")
+
+
+def test_a_list_is_shown_by_its_name_alone():
+    assert [shown(one) for one in ("list:/a/b/val.txt[:3]", "list:val.txt", "train[::2]")] == [
+        "list:val.txt[:3]", "list:val.txt", "train[::2]"]  # fmt: skip
 
 
 @pytest.mark.parametrize(

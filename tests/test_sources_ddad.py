@@ -7,6 +7,7 @@ from PIL import Image
 
 from data_cache.errors import FrameError, SourceError
 from data_cache.geometry import cam_from_lidar, project, sparse_depth
+from data_cache.sources import select
 from data_cache.sources.ddad import CAMERAS, DdadSource
 
 SIZE = (60, 100)
@@ -319,3 +320,17 @@ def test_a_file_outside_of_the_data_folder_is_refused(root, name, place):
     (root / "ddad.json").write_text(json.dumps({"scene_splits": {"1": {"filenames": [listed]}}}))
     with pytest.raises(SourceError, match=r"json: .*expected a file below the data folder, without \.\."):
         DdadSource(root)
+
+
+def test_a_published_list_names_frames_by_the_time_stamps_of_their_first_camera(real_data, tmp_path):
+    """SurroundDepth's lists hold the three frames at hand."""
+    source = DdadSource(real_data / "ddad" / "ddad_train_val")
+    stamps = ("15616458249936530", "15616458250936520", "15616458251936472")
+    published = (real_data / "splits/ddad/SurroundDepth_train.txt").read_text().split()
+    published += (real_data / "splits/ddad/SurroundDepth_val.txt").read_text().split()
+    assert set(stamps) <= set(published)
+    (tmp_path / "train.txt").write_text("".join(f"{stamp} \n" for stamp in reversed(stamps)))
+    assert select(source, [f"list:{tmp_path}/train.txt"]) == tuple(reversed(source.drives["000187"]))
+    (tmp_path / "train.txt").write_text("1567565088168641 \n")
+    with pytest.raises(SourceError, match="1 of 1 frames are not in this ddad: 1567565088168641"):
+        select(source, [f"list:{tmp_path}/train.txt"])

@@ -9,7 +9,7 @@ from vehicle import write_vehicle
 
 from data_cache.errors import FrameError, SourceError
 from data_cache.geometry import cam_from_lidar, project, sparse_depth
-from data_cache.sources import synthetic
+from data_cache.sources import select, synthetic
 from data_cache.sources.rig_folder import RigFolderSource
 
 MOUNT = [[0, 0, 1, 1.5], [-1, 0, 0, 0], [0, -1, 0, 1], [0, 0, 0, 1]]  # looks along the vehicle's x, 1.5 m ahead of it
@@ -179,6 +179,7 @@ STRETCHED = [[2, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
     ("path", "new", "message"),
     [
         (["format"], 2, "format: expected 1, found 2"),
+        (["format"], True, "format: expected 1, found True"),
         (["pixel_centers"], None, "expected the key 'pixel_centers'"),
         (["pixel_centers"], "corners", r"expected \"integers\" .* found 'corners'"),
         (["name"], "../up", "name: expected a name of at most 64 letters"),
@@ -191,7 +192,8 @@ STRETCHED = [[2, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
         (["cameras", 0, "width"], True, "expected a whole number"),
         (["cameras", 0, "width"], None, "expected the key 'width'"),
         (["cameras", 0, "K"], 1, 'no key "K"'),
-        (["cameras", 0, "intrinsics", 0, 0], -10, r"fx, fy > 0 px"),
+        (["cameras", 0, "intrinsics", 0, 0], -10,
+         r"cameras\[0\] \(front\): expected \[\[fx, s, cx\].* fx, fy > 0 px, found \[\[-10\.0, 0\.0, 3\.5\]"),
         (["cameras", 0, "intrinsics", 0], [1, 2], "expected 3 rows of 3 numbers"),
         (["cameras", 0, "intrinsics", 0, 0], 10**400, "expected a finite number"),
         (["cameras", 1, "distortion", "model"], "omni", "unknown distortion model 'omni'; it is one of plumb_bob"),
@@ -200,7 +202,12 @@ STRETCHED = [[2, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
         (["cameras", 1, "distortion", "coefficients"], [-9, 0, 0, 0], "without folding it"),
         (["cameras", 0, "ego_from_cam"], MIRROR, r"\(front\)\.ego_from_cam: expected a right-handed rotation"),
         (["cameras", 0, "ego_from_cam"], STRETCHED, "expected a rigid transform"),
-        (["cameras", 0, "ego_from_cam", 0, 3], 1e9, "expected a translation below"),
+        (["cameras", 0, "ego_from_cam"], np.transpose(MOUNT).tolist(), "the last of them 0 0 0 1, .*: transpose it"),
+        (["cameras", 0, "ego_from_cam", 0, 0], 0.1, "rows of length 1 at right angles, to 0.001, found 0.1 between"),
+        (["cameras", 0, "ego_from_cam", 0, 3], 1500, "expected a translation below 100 m, .*; poses are in metres"),
+        (["lidar", "ego_from_lidar", 2, 3], 1800, "expected a translation below 100 m"),
+        (["cameras", 1, "distortion", "model"], "radtan", "unknown .* model 'radtan'.*radtan is plumb_bob here"),
+        (["cameras", 1, "distortion", "model"], "equi", "equi is fisheye here"),
         (["lidar", "ego_from_lidar", 0], [1, 0, 0], "expected 4 rows of 4 numbers"),
         (["cameras", 0, "ego_from_cam"], None, "front: expected world_from_cam here or ego_from_cam in rig.json"),
         (["lidar"], None, r"line 1: lidar: expected world_from_lidar here or ego_from_lidar in rig\.json"),
@@ -220,6 +227,9 @@ NAN = [[1, 0, 0, float("nan")], *AHEAD[1:]]
         (line(2, id="m/1"), "expected each id once, found 'm/1' in line 1, too"),
         (line(2, id="a\nb"), "id: expected text of 1 to 1024 printable characters"),
         (line(2, drive="a[1]"), r"drive: expected a name without \[ and \]"),
+        (line(2, drive="list:a"), "drive: expected a name that does not begin with list:"),
+        (line(2, world_from_ego=[*AHEAD[:2], [0, 0, 1, 1e9], AHEAD[3]]), r"expected a translation below 1e\+08 m"),
+        (line(2, cameras={}), "cameras: expected at least one camera, found none"),
         (line(2, time_ns=1000), "found that the frame goes back 1 ns in drive morning"),
         (edited(line(2), ["cameras", "back", "time_ns"], 4), "found that the back goes back 1 ns"),
         (edited(line(2), ["lidar", "time_ns"], 4), "found that the LiDAR goes back 987 ns"),
@@ -285,6 +295,25 @@ def test_text_that_is_not_utf_8_is_an_error(folder, name):
     (folder / name).write_bytes(b'{"\xff": 1}')
     with pytest.raises(SourceError, match=rf"{name}.*expected UTF-8"):
         RigFolderSource(folder)
+    (folder / name).write_text("{}", encoding="utf-16")
+    with pytest.raises(SourceError, match=rf"{name}.*looks like UTF-16: save it as UTF-8"):
+        RigFolderSource(folder)
+
+
+def test_an_empty_file_is_called_empty_and_a_byte_order_mark_is_no_matter(folder):
+    for name in ("rig.json", "frames.jsonl"):
+        (folder / name).write_bytes(b"\xef\xbb\xbf" + (folder / name).read_bytes())
+    assert RigFolderSource(folder).frame("m/1").views[0] is not None
+    (folder / "rig.json").write_bytes(b" ")
+    with pytest.raises(SourceError, match=r"rig\.json: expected text, found an empty file"):
+        RigFolderSource(folder)
+
+
+def test_a_folder_without_splits_says_so_where_one_is_asked_for(folder):
+    with pytest.raises(
+        SourceError, match=r"no drive or split 'test'; splits: none; .*set data\.train.* write splits\.json"
+    ):
+        select(RigFolderSource(folder), ["test"])
 
 
 def test_a_link_out_of_the_folder_is_refused(folder):
@@ -346,3 +375,37 @@ def test_a_made_up_vehicle_sees_through_every_lens_what_a_pinhole_camera_sees_th
         both = (depth_m > 0) & (truth.depth_m > 0)
         assert both.sum() > 3000
         assert np.median(np.abs(depth_m / np.where(both, truth.depth_m, 1) - 1)[both]) < 0.01, view.camera.name
+
+
+def test_a_mask_is_read_with_the_same_checks_as_an_image_and_through_the_same_lens(folder):
+    one = edited(edited(line(1), ["cameras", "front", "mask"], "f.png"), ["cameras", "back", "mask"], "b.png")
+    grey = np.full((6, 8), 255, np.uint8)
+    grey[:, :3] = 0
+    grey[0, 7] = 254
+    Image.fromarray(grey).save(folder / "f.png")
+    Image.fromarray(grey[:4]).save(folder / "b.png")
+    source = RigFolderSource(write(folder, lines=[one]))
+    front, back = (view.load_unoccluded() for view in source.frame("m/1").views)
+    np.testing.assert_array_equal(front, grey == 255)
+    assert (back.shape, back[:, :3].any(), back[2:, 5:].all()) == ((4, 8), False, True)
+    assert source.files("m/1")["front mask"] == folder / "f.png"
+    Image.fromarray(grey[1:]).save(folder / "f.png")
+    (folder / "b.png").unlink()
+    (folder / "b.png").symlink_to(folder.parent / "secret.png")
+    for view, message in zip(source.frame("m/1").views, ("expected 6 x 8 px", "leads to"), strict=True):
+        with pytest.raises(FrameError, match=rf"{message}") as caught:
+            view.load_unoccluded()
+        assert "frames.jsonl line 1" in str(caught.value)
+    bad = edited(one, ["cameras", "front", "mask"], "../f.png")
+    with pytest.raises(SourceError, match=r"cameras\.front\.mask: expected a path below the folder"):
+        RigFolderSource(write(folder, lines=[bad]))
+
+
+def test_every_error_of_a_file_names_the_line_that_lists_it(folder):
+    (folder / "images/2.png").write_bytes(b"no image")
+    Image.new("RGB", (9, 4)).save(folder / "images/b2.png")
+    (folder / "lidar/2.npy").write_bytes(b"no array")
+    frame = RigFolderSource(folder).frame("m/2")
+    for load in (frame.views[0].load_image, frame.views[1].load_image, frame.load_sweep):
+        with pytest.raises(FrameError, match=r", listed in .*frames\.jsonl line 2$"):
+            load()

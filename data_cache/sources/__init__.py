@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from data_cache.errors import SourceError
 from data_cache.rig import Frame, Rig
+from data_cache.sources.metadata import read_text
 
 
 @runtime_checkable
@@ -41,6 +42,7 @@ class Source(Protocol):
 SOURCES = ("synthetic", "ddad", "nuscenes", "pandaset", "rig_folder")
 LIST = "list:"
 """Begins a selector that names a file of frame ids."""
+_LIST_LIMIT = 256 * 2**20
 MECHANICAL = "mechanical"
 LIDARS = (MECHANICAL, "forward", "both")
 
@@ -51,6 +53,16 @@ class StoredSource(Source, Protocol):
 
     def files(self, frame_id: str) -> Mapping[str, Path]:
         """The files of a frame by sensor, as the metadata name them, whether or not they are there."""
+        ...
+
+
+@runtime_checkable
+class PublishedSource(Source, Protocol):
+    """A data set of which lists are published that call its frames by other names."""
+
+    @property
+    def published_ids(self) -> Mapping[str, str]:
+        """Frame ids by these names."""
         ...
 
 
@@ -122,14 +134,16 @@ def open_source(
     return RigFolderSource(root)
 
 
-_SELECTOR = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<slice>-?\d*:-?\d*(:([1-9]\d*)?)?)\])?")
+_SLICE = r"\[(?P<slice>-?\d*:-?\d*(:([1-9]\d*)?)?)\]"
+_SELECTOR = re.compile(rf"(?P<name>[^\[\]]+)({_SLICE})?")
+_SLICED = re.compile(rf"(?P<name>.+){_SLICE}")
 
 
 def select(source: Source, selectors: Iterable[str]) -> tuple[str, ...]:
     """Frame ids named by selectors, in order, each once.
 
     A selector is a drive or a split of the data set, with an optional Python slice over its frames: `002[:17]`,
-    `train`, `train[::3]`. Or it is `list:PATH`, a text file whose lines begin with a frame id.
+    `train`, `train[::3]`. Or it is `list:PATH`, a text file whose lines begin with a frame id; it may be sliced, too.
 
     Raises:
         SourceError: if a selector is malformed, names nothing, or selects no frame.
@@ -137,7 +151,7 @@ def select(source: Source, selectors: Iterable[str]) -> tuple[str, ...]:
     chosen: dict[str, None] = {}
     for selector in selectors:
         if selector.startswith(LIST):
-            chosen.update(dict.fromkeys(_listed(source, Path(selector.removeprefix(LIST)))))
+            chosen.update(dict.fromkeys(_listed(source, selector)))
             continue
         match = _SELECTOR.fullmatch(selector)
         if match is None:
@@ -146,35 +160,72 @@ def select(source: Source, selectors: Iterable[str]) -> tuple[str, ...]:
         drives = source.splits.get(name, (name,))
         unknown = [drive for drive in drives if drive not in source.drives]
         if unknown:
+            remedy = "" if source.splits else "; set data.train, data.selection and data.test to drives"
+            if not source.splits and source.name == "rig_folder":
+                remedy += ", or write splits.json"
             raise SourceError(
                 f"{source.name}: no drive or split {unknown[0]!r}; splits: {_some(source.splits)};"
-                f" drives: {_some(source.drives)}"
+                f" drives: {_some(source.drives)}{remedy}"
             )
-        ids = [frame_id for drive in drives for frame_id in source.drives[drive]]
-        if match["slice"]:
-            ids = ids[slice(*(int(part) if part else None for part in match["slice"].split(":")))]
+        ids: Sequence[str] = [frame_id for drive in drives for frame_id in source.drives[drive]]
+        ids = _sliced(ids, match["slice"])
         if not ids:
             raise SourceError(f"{source.name}: selector {selector!r} selects no frame")
         chosen.update(dict.fromkeys(ids))
     return tuple(chosen)
 
 
-def _listed(source: Source, path: Path) -> tuple[str, ...]:
+def located(selector: str, folder: Path) -> str:
+    """The selector with the path of a list taken from `folder`, absolute; any other selector as it is."""
+    path = selector.removeprefix(LIST)
+    return f"{LIST}{(folder / path).resolve()}" if selector.startswith(LIST) and path else selector
+
+
+def shown(selector: str) -> str:
+    """A selector as reports and caches name it: of a list the file's name, so that a run can move with its lists."""
+    return f"{LIST}{Path(selector).name.removeprefix(LIST)}" if selector.startswith(LIST) else selector
+
+
+def _sliced(ids: Sequence[str], text: str | None) -> Sequence[str]:
+    return ids[slice(*(int(part) if part else None for part in text.split(":")))] if text else ids
+
+
+def _listed(source: Source, selector: str) -> Sequence[str]:
+    path, part = Path(selector.removeprefix(LIST)), None
+    if not selector.removeprefix(LIST):
+        raise SourceError(f"selector {LIST!r}: expected {LIST}PATH, a text file of frame ids, found no path")
+    match = _SLICED.fullmatch(selector.removeprefix(LIST))
+    if match is not None and not path.exists():
+        path, part = Path(match["name"]), match["slice"]
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"selector {LIST}{path}: expected a text file of frame ids, found {error}") from error
-    ids = [line.split()[0] for line in lines if line.strip()]
-    if not ids:
-        raise SourceError(f"selector {LIST}{path}: expected a frame id per line, found an empty file")
-    known = dict.fromkeys(frame_id for frames in source.drives.values() for frame_id in frames)
-    unknown = [frame_id for frame_id in ids if frame_id not in known]
+        lines = [line.strip() for line in read_text(path, _LIST_LIMIT).splitlines() if line.strip()]
+    except SourceError as error:
+        raise SourceError(f"selector {selector!r}: expected a text file of frame ids: {error}") from error
+    known = {frame_id: frame_id for frames in source.drives.values() for frame_id in frames}
+    if isinstance(source, PublishedSource):
+        known |= source.published_ids
+    ids = [_leading_id(line, known) for line in lines]
+    unknown = [line for line, frame_id in zip(lines, ids, strict=True) if frame_id is None]
     if unknown:
+        hint = "" if len(unknown) < len(ids) else "; is the list of another data set, or of another release of it?"
         raise SourceError(
-            f"selector {LIST}{path}: {len(unknown)} of {len(ids)} frames are not in this {source.name}: {unknown[0]},"
-            f" ...; its ids look like {next(iter(known), 'nothing')}"
+            f"selector {selector!r}: {len(unknown)} of {len(ids)} frames are not in this {source.name}:"
+            f" {unknown[0][:80]}, ...; its ids look like {next(iter(known), 'nothing')}{hint}"
         )
-    return tuple(ids)
+    chosen = _sliced([frame_id for frame_id in ids if frame_id is not None], part)
+    if not chosen:
+        raise SourceError(f"{source.name}: selector {selector!r} selects no frame")
+    return chosen
+
+
+def _leading_id(line: str, known: Mapping[str, str]) -> str | None:
+    """The frame that the longest beginning of a line, up to a space, names: other columns may follow it."""
+    while line not in known:
+        parts = line.rsplit(maxsplit=1)
+        if len(parts) < 2:
+            return None
+        line = parts[0]
+    return known[line]
 
 
 def first(source: Source, frame_ids: Sequence[str], *, drives: int, frames: int) -> tuple[str, ...]:

@@ -94,6 +94,15 @@ class DdadSource:
         self.rig = Rig(self.name, CAMERAS)
         self.drives: Mapping[str, tuple[str, ...]] = drives
 
+    @property
+    def published_ids(self) -> Mapping[str, str]:
+        """See `data_cache.sources.PublishedSource`: lists of SurroundDepth have the time stamps of CAMERA_01."""
+        return {
+            Path(sample.data[CAMERAS[0]].file).stem: frame_id
+            for frame_id, sample in self._samples.items()
+            if CAMERAS[0] in sample.data
+        }
+
     def frame(self, frame_id: str) -> Frame:
         """One frame; images and LiDAR are read when asked for.
 

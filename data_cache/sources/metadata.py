@@ -46,7 +46,7 @@ def read_text(path: Path, byte_limit: int) -> str:
 def decoded(data: bytes, where: str) -> str:
     """UTF-8 text. Raises SourceError naming `where`."""
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         hint = "; it looks like UTF-16: save it as UTF-8" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
         raise SourceError(f"{where}: expected UTF-8 text, found {error}{hint}") from error

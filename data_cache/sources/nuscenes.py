@@ -244,8 +244,8 @@ def _pose(row: Mapping[str, Any]) -> _Pose:
 
 def _present_splits(drives: Mapping[str, object]) -> dict[str, tuple[str, ...]]:
     # Scene numbers of the official lists, from `nuscenes/utils/splits.py` of nuscenes-devkit 1.2.0.
-    text = (resources.files("data_cache.sources") / "nuscenes_scenes.json").read_text(encoding="utf-8")
-    official: dict[str, list[int]] = json.loads(text)
+    listed = (resources.files("data_cache.sources") / "nuscenes_scenes.json").read_text(encoding="utf-8")
+    official: dict[str, list[int]] = json.loads(listed)
     splits = {
         split: tuple(name for name in (f"scene-{number:04d}" for number in numbers) if name in drives)
         for split, numbers in official.items()

@@ -26,13 +26,13 @@ UNPACKED_LIMIT = 256 * 2**20
 NUMBERS_LIMIT = 2**20
 OPCODE_LIMIT = 10_000  # a sweep has 400, and so have the 200 numbers of DDAD's masks
 
-# All that tables and numbers are written with. Not among them: sets, whose opcodes of one byte each take 200, and those
-# that copy or remove what is on the stack.
+# Opcodes that tables and numbers are written with, by what they do to the top of the stack. Not among them: sets, of
+# which each takes one byte in the file and 200 in memory, and those that copy or remove what is there.
 _MAKING = [
-    "NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT",
-    "BINFLOAT", "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE",
-    "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "LIST", "EMPTY_LIST", "DICT",
-    "EMPTY_DICT", "EMPTY_TUPLE", "GLOBAL", "STACK_GLOBAL", "REDUCE", "NEWOBJ",
+    "NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT",
+    "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
+    "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "LIST", "EMPTY_LIST", "DICT", "EMPTY_DICT",
+    "EMPTY_TUPLE", "GLOBAL", "STACK_GLOBAL", "REDUCE", "NEWOBJ",
 ]  # fmt: skip
 _OTHER = ["PROTO", "FRAME", "STOP", "MARK"]
 _TUPLE = ["TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"]
@@ -155,7 +155,7 @@ class _Index(_Standin):
 class _Slice(_Standin):
     """A slice; not Python's own, which can be a key, and is then compared with all that it holds."""
 
-    def __init__(self, start: object, stop: object, step: object = None) -> None:
+    def __init__(self, start: Any, stop: Any, step: Any = None) -> None:
         self.value = slice(start, stop, step)
 
 

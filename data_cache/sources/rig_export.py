@@ -1,5 +1,6 @@
 """Any source written as a rig folder, which reads back equal."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -31,11 +32,11 @@ class RigExport:
 def export_rig(
     source: Source, frame_ids: Iterable[str], out: Path, on_frame: Callable[[], object] = lambda: None
 ) -> RigExport:
-    """Write frames of a source as a rig folder: poses, intrinsics, points, images and time stamps read back equal.
+    """Write frames of a source as a rig folder that reads back equal: poses, intrinsics, points, images, masks, stamps.
 
     An image file is copied once its source has decoded it; an image without a file of its own is written as PNG. A
-    frame that cannot be read is left out. `rig.json` is written last: a folder without it was not finished, and the
-    same command starts it again.
+    frame that cannot be read, or has no camera, is left out. `rig.json` is written last: a folder without it was not
+    finished, and the same command starts it again. Self-occlusion masks that are equal share a file.
 
     Args:
         source: what to read.
@@ -55,20 +56,19 @@ def export_rig(
     lines: list[str] = []
     left_out: dict[str, str] = {}
     drives: dict[str, None] = {}
-    copied = encoded = 0
+    masks: dict[tuple[str, bytes], str] = {}
+    copied: list[bool] = []
     for drive, ids in chosen.items():
         for frame_id in ids:
             try:
                 frame = source.frame(frame_id)
-                line = _written(frame, drive, out, len(lines), cameras)
+                line, images = _written(frame, drive, out, len(lines), cameras, masks)
             except FrameError as error:
                 left_out[frame_id] = str(error)
             else:
                 lines.append(json.dumps(line))
                 drives[drive] = None
-                there = [view for view in frame.views if view is not None]
-                copied += sum(view.image_file is not None for view in there)
-                encoded += sum(view.image_file is None for view in there)
+                copied += [image.is_copy for image in images]
             on_frame()
     if not lines:
         reason = f"; the first: {next(iter(left_out.values()))}" if left_out else ""
@@ -80,18 +80,41 @@ def export_rig(
     if splits:
         write_atomically(out / SPLITS_FILE, _pretty(splits))
     write_atomically(out / RIG_FILE, _pretty(_rig_table(source.rig, cameras)))
-    return RigExport(len(lines), copied, encoded, left_out)
+    return RigExport(len(lines), sum(copied), len(copied) - sum(copied), left_out)
 
 
-def _written(frame: Frame, drive: str, out: Path, number: int, cameras: dict[str, Camera]) -> dict[str, Any]:
-    """Read all of a frame, then write its files; its line. `rig.json` will describe the first camera of each name."""
+@dataclass(frozen=True)
+class _Image:
+    """An image that was read, whether its file is copied as it is, and how to write it."""
+
+    is_copy: bool
+    suffix: str
+    write: Callable[[Path], object]
+
+
+def _written(
+    frame: Frame,
+    drive: str,
+    out: Path,
+    number: int,
+    cameras: dict[str, Camera],
+    masks: dict[tuple[str, bytes], str],
+) -> tuple[dict[str, Any], list[_Image]]:
+    """Read all of a frame, then write its files; its line and images.
+
+    `cameras` keeps the first camera of each name, which `rig.json` will describe; `masks` the files of what was written
+    for a camera before, by the bits of the mask.
+    """
     views = [view for view in frame.views if view is not None]
+    if not views:
+        raise FrameError(f"{frame.id}: expected at least one camera, found none")
     images = [_read_image(view) for view in views]
+    unoccluded = [view.load_unoccluded() if view.load_unoccluded is not None else None for view in views]
     sweep = frame.load_sweep() if frame.load_sweep is not None else None
     line: dict[str, Any] = {"id": frame.id, "drive": drive, "cameras": {}}
     if frame.world_from_ego is not None:
         line["world_from_ego"] = frame.world_from_ego.tolist()
-    for view, image in zip(views, images, strict=True):
+    for view, image, mask in zip(views, images, unoccluded, strict=True):
         camera = view.camera
         first = cameras.setdefault(camera.name, camera)
         if (first.width_px, first.height_px) != (camera.width_px, camera.height_px):
@@ -104,30 +127,28 @@ def _written(frame: Frame, drive: str, out: Path, number: int, cameras: dict[str
         shot = {"image": file, "time_ns": view.time_ns, "world_from_cam": view.world_from_cam.tolist()}
         if not np.array_equal(first.K_px, camera.K_px):
             shot["intrinsics"] = camera.K_px.tolist()
+        if mask is not None:
+            key = camera.name, hashlib.sha256(np.packbits(mask).tobytes()).digest()
+            if key not in masks:
+                masks[key] = f"masks/{camera.name}/{len(masks)}.png"
+                _write(out / masks[key], Image.fromarray(mask.astype(np.uint8) * 255).save)
+            shot["mask"] = masks[key]
         line["cameras"][camera.name] = shot
     if sweep is not None:
         points_m, file = sweep.points_m, f"lidar/{number:06d}.npy"
         _write(out / file, lambda path: np.save(path, points_m, allow_pickle=False))
         line["lidar"] = {"points": file, "world_from_lidar": sweep.world_from_lidar.tolist()}
-    return line
-
-
-@dataclass(frozen=True)
-class _Image:
-    """An image that was read, and how to write it."""
-
-    suffix: str
-    write: Callable[[Path], object]
+    return line, images
 
 
 def _read_image(view: View) -> _Image:
     if view.image_file is None:
-        return _Image(".png", Image.fromarray(view.load_image()).save)
+        return _Image(False, ".png", Image.fromarray(view.load_image()).save)
     # The source knows which files it may read; one that it cannot decode, at whatever size, is no image of the frame.
     view.load_image(at_least=(1, 1))
     with open_regular(view.image_file, BYTE_LIMIT, "image") as stream:
         data = stream.read()
-    return _Image(view.image_file.suffix, lambda path: path.write_bytes(data))
+    return _Image(True, view.image_file.suffix, lambda path: path.write_bytes(data))
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:

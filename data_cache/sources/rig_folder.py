@@ -2,13 +2,14 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, UInt8
 
 from data_cache.errors import FrameError, SourceError
 from data_cache.rig import Frame, Rig, Sweep, View, make_sweep
@@ -40,6 +41,7 @@ class _Shot:
     time_ns: int
     world_from_cam: Float[np.ndarray, "4 4"]
     calibration: Calibration
+    mask: str | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,6 +118,7 @@ class RigFolderSource:
         """See `data_cache.sources.StoredSource`."""
         line = self._lines[frame_id]
         files = {name: self._root / shot.file for name, shot in line.shots.items()}
+        files |= {f"{name} mask": self._root / shot.mask for name, shot in line.shots.items() if shot.mask is not None}
         return files | ({"lidar": self._root / line.scan.file} if line.scan is not None else {})
 
     def metadata_sha256(self, frame_ids: Sequence[str]) -> str:
@@ -129,18 +132,38 @@ class RigFolderSource:
             shot.calibration.camera,
             shot.world_from_cam,
             shot.time_ns,
-            partial(_load_image, self._root, shot, where),
+            partial(_load_image, self._root, shot.file, shot.calibration, where),
             self._root / shot.file if plain else None,
+            partial(_load_mask, self._root, shot.mask, shot.calibration, where) if shot.mask is not None else None,
         )
 
 
-def _load_image(root: Path, shot: _Shot, where: str, at_least: tuple[int, int] | None = None) -> np.ndarray:
-    return load_image(_inside(root, shot.file, where), shot.calibration, at_least)
+def _load_image(
+    root: Path, file: str, calibration: Calibration, where: str, at_least: tuple[int, int] | None = None
+) -> UInt8[np.ndarray, "H W 3"]:
+    with _listed(root, file, where) as path:
+        return load_image(path, calibration, at_least)
+
+
+def _load_mask(root: Path, file: str, calibration: Calibration, where: str) -> Bool[np.ndarray, "H W"]:
+    # Of a distorted photograph, so it is undistorted in the same way; a pixel that touches the vehicle is left out.
+    unoccluded: Bool[np.ndarray, "H W"] = (_load_image(root, file, calibration, where) == 255).all(axis=-1)
+    return unoccluded
 
 
 def _load_sweep(root: Path, scan: _Scan, where: str) -> Sweep:
-    path = _inside(root, scan.file, where)
-    return make_sweep(load_points(path), scan.world_from_lidar, str(path))
+    with _listed(root, scan.file, where) as path:
+        return make_sweep(load_points(path), scan.world_from_lidar, str(path))
+
+
+@contextmanager
+def _listed(root: Path, file: str, where: str) -> Iterator[Path]:
+    """Path of a file that is read inside; every error names the line that lists it."""
+    path = _inside(root, file, where)
+    try:
+        yield path
+    except FrameError as error:
+        raise FrameError(f"{error}, listed in {where}") from error
 
 
 def _inside(root: Path, file: str, where: str) -> Path:
@@ -173,6 +196,7 @@ def _read_lines(root: Path, described: RigDescription) -> Iterator[_Line]:
                     continue
                 line = _read_line(strict.parse(decoded(data, where), where), number, where, described)
                 files = [shot.file for shot in line.shots.values()] + ([line.scan.file] if line.scan else [])
+                files += [shot.mask for shot in line.shots.values() if shot.mask is not None]
                 for folder in {PurePosixPath(file).parent for file in files} - folders.keys():
                     # Here once per folder; the files themselves are looked at when they are read.
                     _require_inside(root, folder, where)
@@ -200,6 +224,8 @@ def _read_line(value: Any, number: int, where: str, described: RigDescription) -
     drive = strict.label(table["drive"], f"{where}: drive")
     stamps = _stamp(table, "frame", where)
     cameras = strict.entries(table["cameras"], f"{where}: cameras")
+    if not cameras:
+        raise SourceError(f"{where}: cameras: expected at least one camera, found none; leave the frame out")
     sensors: dict[str, dict[str, Any]] = {}
     for name, entry in cameras.items():
         if name not in described.cameras:
@@ -207,7 +233,7 @@ def _read_line(value: Any, number: int, where: str, described: RigDescription) -
                 f"{where}: cameras: no camera {name[:80]!r} in {RIG_FILE}; it has {', '.join(described.cameras)}"
             )
         at = f"{where}: cameras.{name}"
-        optional = ("time_ns", "world_from_ego", "world_from_cam", "intrinsics")
+        optional = ("time_ns", "world_from_ego", "world_from_cam", "intrinsics", "mask")
         sensors[name] = strict.fields(entry, at, ("image",), optional)
         stamps |= _stamp(entry, name, at)
         if name not in stamps and "frame" not in stamps:
@@ -226,7 +252,8 @@ def _read_line(value: Any, number: int, where: str, described: RigDescription) -
         calibration = _calibration(entry, name, described, at)
         pose = _pose(table, entry, "world_from_cam", described.cameras[name].ego_from_cam, at)
         file = _relative(entry["image"], f"{at}.image")
-        shots[name] = _Shot(file, stamps.get(name, stamps.get("frame", 0)), pose, calibration)
+        mask = _relative(entry["mask"], f"{at}.mask") if "mask" in entry else None
+        shots[name] = _Shot(file, stamps.get(name, stamps.get("frame", 0)), pose, calibration, mask)
     scan = None
     if lidar is not None:
         scan = _Scan(

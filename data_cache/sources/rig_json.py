@@ -23,7 +23,8 @@ CENTER_SHIFTS_PX = {"half_integers": 0.0, "integers": 0.5}
 _BYTE_LIMIT = 2**20
 _CAMERA_LIMIT = 64
 _SIDE_LIMIT_PX = 16384
-_TRANSLATION_LIMIT_M = 1e8  # a pose on earth, in whatever map, is nearer than this; one in millimetres is not
+_WORLD_LIMIT_M = 1e8  # a pose on earth, in whatever map, is nearer than this
+_VEHICLE_LIMIT_M = 100.0  # no sensor is farther from its vehicle, unless it is given in millimetres
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +71,7 @@ def read_rig(path: Path) -> RigDescription:
     where = str(path)
     content = strict.parse(read_text(path, _BYTE_LIMIT), where)
     rig = strict.fields(content, where, ("format", "name", "pixel_centers", "cameras"), ("lidar",))
-    if rig["format"] != FORMAT:
+    if type(rig["format"]) is not int or rig["format"] != FORMAT:
         raise SourceError(
             f"{where}: format: expected {FORMAT}, found {rig['format']!r:.80}; this program knows no other"
         )
@@ -92,25 +93,26 @@ def read_rig(path: Path) -> RigDescription:
     lidar = None
     if "lidar" in rig:
         entry = strict.fields(rig["lidar"], f"{where}: lidar", ("ego_from_lidar",))
-        lidar = rigid(entry["ego_from_lidar"], f"{where}: lidar.ego_from_lidar")
+        lidar = rigid(entry["ego_from_lidar"], f"{where}: lidar.ego_from_lidar", _VEHICLE_LIMIT_M)
     name = strict.name(rig["name"], f"{where}: name")
     return RigDescription(name, shift_px, cameras, lidar, strict.digest(content))
 
 
-def rigid(value: Any, where: str) -> Float[np.ndarray, "4 4"]:
+def rigid(value: Any, where: str, limit_m: float = _WORLD_LIMIT_M) -> Float[np.ndarray, "4 4"]:
     """A pose, as four rows of four numbers.
 
     Raises:
-        SourceError: if it is not finite, rigid and right-handed, or farther away than any place on earth.
+        SourceError: if it is not finite, rigid and right-handed, or farther away than `limit_m`, by default than any
+            place on earth.
     """
     pose = strict.matrix(value, where, 4)
     try:
         require_rigid(pose, where)
     except FrameError as error:
         raise SourceError(str(error)) from error
-    if np.abs(pose[:3, 3]).max() > _TRANSLATION_LIMIT_M:
+    if np.abs(pose[:3, 3]).max() > limit_m:
         raise SourceError(
-            f"{where}: expected a translation below {_TRANSLATION_LIMIT_M:.0e} m, found {pose[:3, 3].tolist()}"
+            f"{where}: expected a translation below {limit_m:g} m, found {pose[:3, 3].tolist()}; poses are in metres"
         )
     return pose
 
@@ -149,7 +151,9 @@ def _camera(name: str, table: Mapping[str, Any], where: str, shift_px: float) ->
             strict.string(entry["model"], f"{where}.distortion.model"),
             strict.numbers(entry["coefficients"], f"{where}.distortion.coefficients", 16),
         )
-    pose = rigid(table["ego_from_cam"], f"{where}.ego_from_cam") if "ego_from_cam" in table else None
+    pose = None
+    if "ego_from_cam" in table:
+        pose = rigid(table["ego_from_cam"], f"{where}.ego_from_cam", _VEHICLE_LIMIT_M)
     return RigCamera(_calibrated(name, size, table["intrinsics"], model, where, shift_px), pose)
 
 
@@ -162,10 +166,11 @@ def _calibrated(
     shift_px: float,
 ) -> Calibration:
     """Camera and lens of an (H, W) `size`; the distortion model is its name and coefficients."""
-    K_px = strict.matrix(intrinsics, f"{where}.intrinsics", 3)
-    K_px[:2, 2] += shift_px
+    written = strict.matrix(intrinsics, f"{where}.intrinsics", 3)
+    K_px = written + np.array([[0, 0, shift_px], [0, 0, shift_px], [0, 0, 0]])
     height, width = size
     try:
+        Camera(name, written, width, height)  # refused, if it is, with the numbers that stand in the file
         camera = Camera(name, K_px, width, height)
         if model is None:
             return Calibration(camera, None)
@@ -173,4 +178,4 @@ def _calibrated(
         lens = Lens(*model, (a, b, c), width, height)
         return Calibration(Camera(name, np.array(pinhole_rows(lens)), width, height), lens)
     except FrameError as error:
-        raise SourceError(f"{where}: {error}") from error
+        raise SourceError(f"{where}: {str(error).removeprefix(f'camera {name}: ')}") from error

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from data_cache.errors import SourceError
+from data_cache.sources import LIST
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
@@ -98,10 +99,14 @@ def name(value: Any, where: str) -> str:
 
 
 def label(value: Any, where: str) -> str:
-    """Text that a selector can name: printable, without brackets. Raises SourceError."""
+    """Text that a selector can name: printable, without brackets, no `list:`. Raises SourceError."""
     text = string(value, where)
     if "[" in text or "]" in text:
         raise SourceError(f"{where}: expected a name without [ and ], which slice a selector, found {_shown(text)}")
+    if text.startswith(LIST):
+        raise SourceError(
+            f"{where}: expected a name that does not begin with {LIST}, which selects a file of frame ids"
+        )
     return text
 
 
