@@ -145,14 +145,13 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), data: Path | N
     def folder(key: str) -> Path:
         return Path.cwd() if said & {"data", f"data.{key}"} else path.parent
 
-    data_spec = recipe.data
-    paths: dict[str, Any] = {
-        key: str((folder(key) / value).resolve()) for key in PATHS if (value := getattr(data_spec, key))
+    found: dict[str, Any] = {
+        key: tuple(located(one, folder(key)) for one in getattr(recipe.data, key)) for key in SPLITS
     }
-    paths |= {key: tuple(located(one, folder(key)) for one in getattr(data_spec, key)) for key in SPLITS}
+    found |= {key: str((folder(key) / value).resolve()) for key in PATHS if (value := getattr(recipe.data, key))}
     if data is not None:
-        paths["root"] = str(data.resolve())
-    return replace(recipe, data=replace(data_spec, **paths))
+        found["root"] = str(data.resolve())
+    return replace(recipe, data=replace(recipe.data, **found))
 
 
 def parse_recipe(text: str, where: str, overrides: Sequence[str] = (), name: str = "") -> Recipe:

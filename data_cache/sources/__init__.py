@@ -167,8 +167,7 @@ def select(source: Source, selectors: Iterable[str]) -> tuple[str, ...]:
                 f"{source.name}: no drive or split {unknown[0]!r}; splits: {_some(source.splits)};"
                 f" drives: {_some(source.drives)}{remedy}"
             )
-        ids: Sequence[str] = [frame_id for drive in drives for frame_id in source.drives[drive]]
-        ids = _sliced(ids, match["slice"])
+        ids = _sliced([frame_id for drive in drives for frame_id in source.drives[drive]], match["slice"])
         if not ids:
             raise SourceError(f"{source.name}: selector {selector!r} selects no frame")
         chosen.update(dict.fromkeys(ids))
