@@ -315,7 +315,7 @@ def test_every_camera_can_be_reached_by_keyboard(tmp_path):
         (1, 9, "worst of 9 frames, AbsRel 0.125"),
         (5, 9, "median of 9 frames, AbsRel 0.125"),
         (9, 9, "best of 9 frames, AbsRel 0.125"),
-        (3, 9, "number 3, counted from the worst, of 9 frames, AbsRel 0.125"),
+        (3, 9, "number 3 of 9 frames, counted from the worst, AbsRel 0.125"),
         (1, 1, "worst of 1 frame, AbsRel 0.125"),
         (0, 9, "not ranked, AbsRel 0.125"),
     ],
