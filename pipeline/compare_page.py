@@ -165,4 +165,4 @@ def _provenance(names: tuple[str, str], files: tuple[ReportFile, ReportFile]) ->
     for key in dict.fromkeys([*first, *second]):
         texts = [plain_text(found.get(key)) for found in (first, second)]
         rows.append((key, *texts, "the same" if texts[0] == texts[1] else "differs"))
-    return Table("Provenance", "", ("what", *names, ""), tuple(rows), numeric=False, empty="Not recorded.")
+    return Table("Provenance", "", ("what", *names, "both"), tuple(rows), numeric=False, empty="Not recorded.")

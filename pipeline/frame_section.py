@@ -186,8 +186,9 @@ def _place(frame: ShownFrame) -> str:
         return ", ".join(["not ranked", *known])
     middle = (frame.ranked + 1) // 2
     names = {middle: "median", frame.ranked: "best", 1: "worst"}
-    name = names.get(frame.rank, f"number {frame.rank}, counted from the worst,")
-    return ", ".join([f"{name} of {count_text(frame.ranked, 'frame')}", *known])
+    of = f"of {count_text(frame.ranked, 'frame')}"
+    place = f"{names[frame.rank]} {of}" if frame.rank in names else f"number {frame.rank} {of}, counted from the worst"
+    return ", ".join([place, *known])
 
 
 def _error_ticks() -> tuple[Tick, ...]:

@@ -149,7 +149,8 @@ def test_hover_gives_the_metres_at_a_pixel(visit, html):
     assert (values["LiDAR"], values["Error"]) == ("–", "–")  # noqa: RUF001
     page.mouse.move(*point(page, "left", "[data-kind=error]", 11, 22))  # two pixels from the return
     values = said(page)
-    assert metres(values["LiDAR"]) == pytest.approx((2 + 3 + 2 + 2) / 1.25, rel=0.002)
+    lidar, away = values["LiDAR"].split(", ")
+    assert (metres(lidar), away) == (pytest.approx((2 + 3 + 2 + 2) / 1.25, rel=0.002), "2 px away")
     assert metres(values["Student"]) == pytest.approx(2 + 3 + 11 / 5 + 22 / 10, rel=0.002)
     assert float(values["Error"].removesuffix(" %")) == pytest.approx(25, abs=0.3)
     assert page.locator(".view.cursor").count() == 1

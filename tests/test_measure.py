@@ -139,4 +139,6 @@ def test_the_fit_to_the_student_is_least_squares_and_stays_in_range():
     fitted_m = teacher_fitted_to(metres(1, 2, 4).reshape(1, 3), metres(1, 0, 0).reshape(1, 3), RANGE_M)
     np.testing.assert_allclose(fitted_m, [[1, 1 / 0.375, 1 / 0.375]], rtol=1e-5)
     assert teacher_fitted_to(metres(500, 400).reshape(1, 2), metres(1, 2).reshape(1, 2), RANGE_M).max() == 80
+    clipped_m = teacher_fitted_to(metres(1, 2, 1000).reshape(1, 3), metres(1, 1 / 2, 1 / 80).reshape(1, 3), RANGE_M)
+    np.testing.assert_allclose(clipped_m, [[1, 2, 80]], rtol=1e-5)
     assert not teacher_fitted_to(metres(0, 0).reshape(1, 2), metres(1, 2).reshape(1, 2), RANGE_M).any()

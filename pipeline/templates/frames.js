@@ -37,7 +37,7 @@
         const distance = (r - row) ** 2 + (c - column) ** 2;
         if (distance < best && grid.metres[r * grid.width + c] > 0) {
           best = distance;
-          found = at(grid, (c + 0.5) / grid.width, (r + 0.5) / grid.height);
+          found = {...at(grid, (c + 0.5) / grid.width, (r + 0.5) / grid.height), away: Math.sqrt(distance)};
         }
       }
     }
@@ -47,7 +47,7 @@
   const isSparse = (name) => name === "lidar";
   const look = (grids, name, x, y) => (isSparse(name) ? nearest : at)(grids[name], x, y);
 
-  // (of - against) / against where both are known.
+  // (of - against) / against where both are known: of LiDAR, at the nearest return.
   function errorAt(grids, of, against, x, y) {
     const truth = look(grids, against, x, y);
     if (!truth || !truth.metres) return null;
@@ -140,7 +140,8 @@
       return error === null ? "–" : percentText(error);
     }
     const found = look(grids, of, x, y);
-    return found && found.metres ? metresText(found.metres) : "–";
+    if (!found || !found.metres) return "–";
+    return metresText(found.metres) + (found.away ? `, ${found.away.toFixed(0)} px away` : "");
   }
 
   function setUp(view, grids) {
