@@ -5,7 +5,7 @@
   const canvas = section.querySelector("canvas");
   const gl = canvas.getContext("webgl", { antialias: false, alpha: false });
   if (!gl) {
-    canvas.hidden = true;
+    canvas.style.display = "none";
     section.querySelector("[data-no-webgl]").hidden = false;
     return;
   }
