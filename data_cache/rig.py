@@ -101,7 +101,7 @@ def make_sweep(points_m: np.ndarray, world_from_lidar: np.ndarray, where: str) -
     xyz = np.asarray(points_m[:, :3], dtype=np.float64)
     finite = np.isfinite(xyz).all(axis=1)
     if not len(xyz):
-        raise FrameError(f"{where}: expected LiDAR points, found none: the file is empty; record or fetch it again")
+        raise FrameError(f"{where}: expected LiDAR points, found not a single one; record or fetch the file again")
     if not finite.any():
         raise FrameError(f"{where}: expected LiDAR points, found {len(xyz)} of which 0 are finite")
     return Sweep(xyz[finite], world_from_lidar, int((~finite).sum()))

@@ -137,6 +137,7 @@ def zip_of(**members):
 
 REFUSED = {
     "rows.npy": (header((10**12, 3)), "at most 10000000 points, found 1000000000000 declared"),
+    "bytes.npy": (header((10**7, 100)), "expected at most 536870912 bytes, found 8000000000 declared"),
     "columns.npy": (header((3, 10**9)), r"expected an array \(N, 3 or more\), found shape"),
     "negative.npy": (header((-1, 3)), "at most 10000000 points, found -1 declared"),
     "objects.npy": (npy(np.array([[1, 2, None]], dtype=object)), "expected an array of numbers, found object"),
@@ -180,7 +181,7 @@ def test_a_file_that_is_not_what_it_should_be_is_an_error_that_names_it(tmp_path
         load_points(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["rows.npy", "points.pcd", "bomb.pcd", "many.npz", "endless.pcd"])
+@pytest.mark.parametrize("name", ["rows.npy", "bytes.npy", "points.pcd", "bomb.pcd", "many.npz", "endless.pcd"])
 def test_no_memory_is_taken_for_what_a_header_only_declares(tmp_path, name):
     (tmp_path / name).write_bytes(REFUSED[name][0])
     tracemalloc.start()
