@@ -150,7 +150,7 @@ def off_axis(K_px: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def test_bench_point_cloud_files(seen, real_data, capsys, tmp_path):
-    """Points, bytes and processor milliseconds of a frame: of the student at hand, and of a PandaSet frame at 352 x 640.
+    """Points, bytes, processor milliseconds of a frame: of the student at hand, and of PandaSet at 352 x 640.
 
     The second student has random weights: it sees one smooth wall around it, so almost no point is left out.
     """
