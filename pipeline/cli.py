@@ -1,30 +1,33 @@
 """The command `surround`. Parses, calls one function, prints its report; heavy imports wait until a stage runs."""
 
 import json
-import os
-import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
-from data_cache.errors import SettingError, SourceError, SurroundError, SurroundWarning
+from data_cache.errors import SurroundWarning
 from data_cache.files import count_text, size_text
-from pipeline.errors import RecipeError
-from stages.progress import QUIET, Preempted, is_quiet
+from pipeline.cli_cache import cache, rig, weights
+from pipeline.cli_results import ablate, compare, predict, report, zero_shot
+from pipeline.console import (
+    EXIT_FAILED,
+    exit_quarantined,
+    json_option,
+    json_report,
+    list_frames,
+    list_notes,
+    open_run,
+    parse_part,
+    recipe_options,
+    say,
+    told_errors,
+)
 
 if TYPE_CHECKING:
-    from pipeline.config import Recipe
-    from pipeline.folders import RunFolder
     from stages.training_plan import TrainingPlan
-
-EXIT_FAILED, EXIT_USAGE, EXIT_QUARANTINED, EXIT_PREEMPTED = 1, 2, 3, 75
-RETRY = "fix the files and run teacher-cache --retry"
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -47,34 +50,6 @@ def main() -> None:
     warnings.formatwarning = shown
 
 
-def recipe_options(command: F) -> F:
-    """What every stage takes: the recipe, where the data is, where the run goes, and overrides."""
-    for option in (
-        click.option(
-            "--set",
-            "overrides",
-            multiple=True,
-            metavar="SECTION.KEY=VALUE",
-            help="Override a recipe value, e.g. train_student.steps=500; repeatable.",
-        ),
-        click.option(
-            "--quiet",
-            is_flag=True,
-            expose_value=False,
-            callback=lambda _, __, quiet: os.environ.update({QUIET: "1"} if quiet else {}),
-            help="No progress: only results, warnings and errors.",
-        ),
-        click.option("--run", "run", type=click.Path(path_type=Path), help="Run folder; default runs/<recipe>."),
-        click.option("--data", type=click.Path(path_type=Path), help="Data set folder."),
-        click.argument("recipe"),
-    ):
-        command = option(command)
-    return command
-
-
-json_option = click.option("--json", "as_json", is_flag=True, help="For machines: one JSON document on stdout.")
-
-
 @main.command()
 @recipe_options
 @click.option("--scheduler", default="threads", metavar="NAME", help="What stage one will be given; is it there?")
@@ -91,8 +66,8 @@ def doctor(
     from pipeline.doctor import run_doctor
     from pipeline.findings import findings_text
 
-    with _errors():
-        parsed, folder = _open_run(recipe, data, run, overrides)
+    with told_errors():
+        parsed, folder = open_run(recipe, data, run, overrides)
         found = run_doctor(parsed, folder, scheduler=scheduler)
     click.echo(json.dumps([asdict(finding) for finding in found], indent=1) if as_json else findings_text(found))
     if any(finding.level == "problem" for finding in found):
@@ -105,8 +80,8 @@ def fit_bins(recipe: str, data: Path | None, run: Path | None, overrides: tuple[
     """Before stage 1, for bins.strategy = "fitted": fit where the teacher's bins lie to LiDAR of training frames."""
     from pipeline.run import run_fit_bins
 
-    with _errors():
-        parsed, folder = _open_run(recipe, data, run, overrides)
+    with told_errors():
+        parsed, folder = open_run(recipe, data, run, overrides)
         done = run_fit_bins(parsed, folder)
     fitted = done.fitted
     click.echo(
@@ -114,7 +89,7 @@ def fit_bins(recipe: str, data: Path | None, run: Path | None, overrides: tuple[
         f"{', already done' if done.already_done else ''}; log depth after scale and shift per image is off by"
         f" {fitted.residual_before:.3f} before and {fitted.residual_after:.3f} after; {done.path}"
     )
-    _list("Left out", fitted.skipped)
+    list_frames("Left out", fitted.skipped)
     if parsed.bins.strategy != "fitted":
         click.echo('Note: teacher-cache takes it where bins.strategy = "fitted"', err=True)
 
@@ -155,15 +130,15 @@ def teacher_cache(
         raise click.BadParameter("goes with --scheduler slurm", param_hint="--dry-run")
     from pipeline.run import run_teacher_cache
 
-    with _errors():
-        parsed, folder = _open_run(recipe, data, run, overrides)
+    with told_errors():
+        parsed, folder = open_run(recipe, data, run, overrides)
         if dry_run:
             from pipeline.cluster import job_script
 
             click.echo(job_script(parsed.cluster))
             return
         done = run_teacher_cache(
-            parsed, folder, scheduler=scheduler, part=_part(part), retry_quarantined=retry, say=_say
+            parsed, folder, scheduler=scheduler, part=parse_part(part), retry_quarantined=retry, say=say
         )
     report, status = done.report, done.status
     if not done.plan.in_part:
@@ -179,7 +154,7 @@ def teacher_cache(
         f" {status.shards_done} of {status.identity.shard_count} shards,"
         f" {status.bytes / 1e6:.1f} MB{per_frame} in {done.location}"
     )
-    _notes(status.notes)
+    list_notes(status.notes)
     if report.shards_elsewhere and not status.complete:
         click.echo(
             f"Error: {count_text(report.shards_elsewhere, 'shard')} left to another process that is writing now:"
@@ -188,7 +163,7 @@ def teacher_cache(
             err=True,
         )
         sys.exit(EXIT_FAILED)
-    _exit_quarantined(status.quarantined, "fix the files and pass --retry")
+    exit_quarantined(status.quarantined, "fix the files and pass --retry")
 
 
 @main.command("train-student")
@@ -212,18 +187,18 @@ def train_student(
     from pipeline.run import run_plan_training, run_train_student
     from stages.parallel import leads
 
-    with _errors("Run the same command to continue." if resume else "Run it again, without --fresh, to continue."):
-        parsed, folder = _open_run(recipe, data, run, overrides)
+    with told_errors("Run the same command to continue." if resume else "Run it again, without --fresh, to continue."):
+        parsed, folder = open_run(recipe, data, run, overrides)
         if dry_run:
             plan = run_plan_training(parsed, folder, fresh=not resume)
             if leads():
-                click.echo(_json(plan, seconds_left=plan.seconds_left) if as_json else _plan_text(plan))
+                click.echo(json_report(plan, seconds_left=plan.seconds_left) if as_json else _plan_text(plan))
             return
         report = run_train_student(parsed, folder, fresh=not resume)
     if not leads():
         return
     if as_json:
-        click.echo(_json(report))
+        click.echo(json_report(report))
         return
     best = f", best selection AbsRel {report.best_abs_rel:.4f}" if report.best_abs_rel is not None else ""
     left_out = (
@@ -283,406 +258,15 @@ def evaluate(
     from pipeline.report import report_table
     from pipeline.run import run_evaluate
 
-    with _errors():
+    with told_errors():
         if protocol is not None:
             overrides = (*overrides, f'eval.protocol="{protocol}"')
-        parsed, folder = _open_run(recipe, data, run, overrides)
+        parsed, folder = open_run(recipe, data, run, overrides)
         done = run_evaluate(parsed, folder, checkpoint=checkpoint, predictions=predictions)
     click.echo(report_table(done.report))
     click.echo(f"report: {done.html}")
-    _exit_quarantined(done.report.quarantined, "they were not measured")
+    exit_quarantined(done.report.quarantined, "they were not measured")
 
 
-@main.command()
-@click.argument("reports", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="REPORT...")
-def compare(reports: tuple[Path, ...]) -> None:
-    """Print one Markdown table of several reports of stage 3.
-
-    REPORT is a run folder or a report.json. Reports of different protocols, data sets, splits, frames or masks, or with
-    and without flip averaging, are refused: their numbers do not compare.
-    """
-    from pipeline.compare import compare as table_of
-
-    with _errors():
-        text = table_of(reports)
-    click.echo(text)
-
-
-@main.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN [OTHER]")
-@click.option("--out", type=click.Path(path_type=Path), help="File to write.")
-def report(runs: tuple[Path, ...], out: Path | None) -> None:
-    """Write the page of a run again, or one that compares two runs.
-
-    One RUN: RUN/eval/report.html, from what stage three has left there. Two: RUN/eval/compare-OTHER.html with the
-    differences and the frames that both show; what `surround compare` refuses is refused here, too.
-    """
-    if len(runs) > 2:
-        raise click.BadParameter(f"expected one run or two, got {len(runs)}", param_hint="RUN")
-    from pipeline.compare_page import write_comparison
-    from pipeline.report import rewrite_html
-
-    with _errors():
-        page = rewrite_html(runs[0] / "eval", out) if len(runs) == 1 else write_comparison(runs[0], runs[1], out)
-    click.echo(f"report: {page}")
-
-
-@main.command()
-@recipe_options
-@click.option("--jobs", type=click.IntRange(1), help="Students at a time; default: one per GPU, or per core.")
-@click.option("--part", default="1/1", metavar="I/N", show_default=True, help="Only every N-th student, from the I-th.")
-@click.option("--dry-run", is_flag=True, help="Train nothing; print the table of what is done so far.")
-def ablate(
-    recipe: str,
-    data: Path | None,
-    run: Path | None,
-    overrides: tuple[str, ...],
-    jobs: int | None,
-    part: str,
-    dry_run: bool,
-) -> None:
-    """Train the same student with other losses, several seeds each, and print one table.
-
-    [ablate] of the recipe names the rows; `evidence` is the recipe of docs/RESULTS.md. Needs the cache of stage 1.
-    What is done is not done again; job arrays call it with --part, and whoever comes last prints the whole table.
-    """
-    from pipeline.ablate import run_ablate
-
-    with _errors():
-        parsed, folder = _open_run(recipe, data, run, overrides)
-        command = ("surround", *sys.argv[1:])
-        done = run_ablate(
-            parsed, folder, jobs=jobs or 0, part=_part(part), train=not dry_run, command=command, say=_say
-        )
-    click.echo(done.table)
-    missing = f", {done.missing} still missing" if done.missing else ""
-    trained = count_text(done.done, "student")
-    where = f"; {done.path}" if done.path else "; nothing was written"
-    click.echo(f"ablate: {trained} trained, {done.done_before} already done{missing}{where}")
-    if done.elsewhere:
-        click.echo(
-            f"Error: {count_text(done.elsewhere, 'student')} left to another process that is training now. When it has"
-            " ended, run the same command to see that nothing is missing",
-            err=True,
-        )
-        sys.exit(EXIT_FAILED)
-
-
-@main.command("zero-shot")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option(
-    "--on",
-    "targets",
-    multiple=True,
-    required=True,
-    metavar="RECIPE[=DATA]",
-    help="Measure on the test split of this recipe, its data set in folder DATA; repeatable.",
-)
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="RECIPE.SECTION.KEY=VALUE",
-    help='Override a value of one target, e.g. nuscenes.data.test=["scene-0061"]; repeatable.',
-)
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the table; default RUN/zero_shot.")
-def zero_shot(checkpoint: Path, targets: tuple[str, ...], overrides: tuple[str, ...], out: Path | None) -> None:
-    """Measure a student on data sets that it has not learnt from: a sanity check, not a benchmark.
-
-    CHECKPOINT is RUN/student/last.safetensors. Input size and bins are its own; of a recipe only data, and device and
-    precision of eval, count. A target of the data set that the student was trained on is refused.
-    """
-    from pipeline.zero_shot import run_zero_shot
-    from pipeline.zero_shot_report import zero_shot_quarantined, zero_shot_table
-
-    with _errors():
-        done = run_zero_shot(checkpoint, targets, overrides, out)
-    click.echo(zero_shot_table(done.trained_on, done.reports))
-    click.echo(f"table: {done.page}")
-    _exit_quarantined(zero_shot_quarantined(done.reports), "they were not measured")
-
-
-@main.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.argument("images", nargs=-1, type=click.Path(path_type=Path), metavar="[IMAGE...]")
-@click.option("--rig", type=click.Path(path_type=Path), help="rig.json of the cameras that took the images.")
-@click.option("--on", default="", metavar="RECIPE[=DATA]", help="Test frames of this recipe; default: of its own run.")
-@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a value of that recipe.")
-@click.option("--frame", "frames", multiple=True, type=int, metavar="N", help="Only the N-th, from 0; repeatable.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
-@click.option(
-    "--write",
-    "kinds",
-    multiple=True,
-    type=click.Choice(["png16", "npy", "colour", "ply", "glb", "html", "rrd"]),
-    default=["png16", "colour", "ply"],
-    show_default=True,
-    help="What to write; repeatable.",
-)
-def predict(
-    checkpoint: Path,
-    images: tuple[Path, ...],
-    rig: Path | None,
-    on: str,
-    overrides: tuple[str, ...],
-    frames: tuple[int, ...],
-    out: Path,
-    kinds: tuple[str, ...],
-) -> None:
-    """Write the depth that a student sees: maps, pictures and point clouds, in metres.
-
-    CHECKPOINT is RUN/student/last.safetensors. It looks at the test frames of a recipe, or at IMAGE...: a file for each
-    camera of --rig, named after it (front.jpg), or one folder of such files, or of a folder for each camera.
-
-    \b
-    png16   OUT/png16/CAMERA/FRAME.png   16-bit, metres x 256, at the size of the image; surround eval --predictions
-    npy     OUT/npy/CAMERA/FRAME.npy     the same as float32 metres
-    colour  OUT/colour/CAMERA/FRAME.png  red is near, blue is far
-    ply     OUT/ply/FRAME.ply            point cloud of all cameras: x forward, y left, z up from the vehicle
-    glb     OUT/glb/FRAME.glb            the same for viewers of glTF
-    html    OUT/html/FRAME.html          the same to look at in a browser, up to 120,000 points
-    rrd     OUT/drive.rrd                all frames for the Rerun viewer; pip install 'surround-distill[rerun]'
-
-    What is there is not written again.
-    """
-    if bool(images) != (rig is not None):
-        raise click.UsageError("images and --rig go together: IMAGE... --rig rig.json")
-    if images and (on or overrides):
-        raise click.UsageError("--on and --set are for the frames of a recipe; leave them out, or the images")
-    from pipeline.predict import run_predict
-
-    with _errors():
-        done = run_predict(checkpoint, out, kinds, on=on, overrides=overrides, images=images, rig=rig, frames=frames)
-    points = f", {done.points:,} points in the last cloud" if done.points is not None else ""
-    click.echo(
-        f"predict: {count_text(done.written, 'frame')} written, {done.already_done} already done{points}; {done.out}"
-    )
-    _exit_quarantined(done.left_out, "not all was written for them")
-
-
-@main.group()
-def cache() -> None:
-    """Look at a cache, or at what one would take.
-
-    TARGET is a run or cache folder, an s3:// or gs:// address, or a recipe.
-    """
-
-
-@cache.command("size")
-@recipe_options
-@json_option
-@click.option(
-    "--frames", type=click.IntRange(min=1), default=4, show_default=True, help="Frames that are really encoded."
-)
-def cache_size(
-    recipe: str, data: Path | None, run: Path | None, overrides: tuple[str, ...], frames: int, as_json: bool
-) -> None:
-    """Predict the size of a cache before it is written, per encoding."""
-    from pipeline.cache_runs import run_cache_size
-
-    with _errors():
-        parsed, folder = _open_run(recipe, data, run, overrides)
-        predicted = run_cache_size(parsed, folder, frames)
-    if as_json:
-        click.echo(_json(predicted))
-        return
-    click.echo(
-        f"{count_text(predicted.frame_count, 'frame')} in shards of {parsed.teacher_cache.shard_frames},", nl=False
-    )
-    click.echo(f" judged by {predicted.sampled_count} of them")
-    click.echo(f"{'encoding':<13}{'kB/frame':>9}{'bins, relations':>17}{'total GB':>10}{'files':>9}")
-    for size in predicted.sizes:
-        chosen = "*" if size.encoding == parsed.bins.encoding else " "
-        click.echo(
-            f"{size.encoding + chosen:<13}{size.frame_bytes / 1e3:9.0f}{size.bins_bytes / 1e3:17.0f}"
-            f"{size.total_bytes / 1e9:10.3f}{size.file_count:9d}"
-        )
-    free = f"; {predicted.free_bytes / 1e9:.1f} GB are free at {predicted.location}" if predicted.free_bytes else ""
-    click.echo(f"* the recipe's (bins.encoding); closed_form is exact, smallest and leaves K and sigma open{free}")
-
-
-@cache.command("status")
-@click.argument("target")
-@click.option("--run", type=click.Path(path_type=Path), help="Run folder of a recipe; default runs/<recipe>.")
-@json_option
-def cache_status(target: str, run: Path | None, as_json: bool) -> None:
-    """How far a cache is; works at any moment, also while it is being written."""
-    from data_cache.reader import cache_status as status_of
-    from pipeline.folders import find_cache
-
-    with _errors():
-        location = find_cache(target, run)
-        status = status_of(location)
-    identity = status.identity
-    writing = f", {status.shards_open} being written now" if status.shards_open else ""
-    litter = f", {count_text(status.partial_count, 'partial file')} of killed writers" if status.partial_count else ""
-    text = (
-        f"{status.shards_done} of {identity.shard_count} shards{writing}{litter},"
-        f" {count_text(identity.frame_count, 'frame')} of {identity.source}, {status.bytes / 1e6:.1f} MB,"
-        f" encoding {identity.encoding}, teacher"
-        f" {identity.teacher_name} ({identity.teacher_licence}), {status.resolved.precision}; {location}"
-    )
-    click.echo(_json(status, complete=status.complete) if as_json else text)
-    for damage in status.damages:
-        click.echo(damage, err=True)
-    _notes(status.notes)
-    if status.damages:
-        sys.exit(EXIT_FAILED)
-    _exit_quarantined(status.quarantined, RETRY)
-
-
-@cache.command("verify")
-@click.argument("target")
-@json_option
-@click.option(
-    "--recompute",
-    type=click.IntRange(min=0),
-    default=0,
-    metavar="N",
-    help="Also ask the teacher again about N random frames.",
-)
-@click.option("--data", type=click.Path(path_type=Path), help="Data set folder, for --recompute.")
-@click.option("--run", type=click.Path(path_type=Path), help="Run folder of a recipe; default runs/<recipe>.")
-def cache_verify(target: str, recompute: int, data: Path | None, run: Path | None, as_json: bool) -> None:
-    """Check every receipt, checksum and value of a cache; one that is not finished has not passed (exit 1)."""
-    from pipeline.cache_runs import run_cache_verify, run_recompute
-    from pipeline.folders import find_cache
-
-    with _errors():
-        location = find_cache(target, run)
-        verified = run_cache_verify(location)
-    for fault in verified.faults:
-        click.echo(fault, err=True)
-    passed = (
-        f"{'verified' if verified.complete else 'INCOMPLETE'}: {verified.shards_done} of {verified.shard_count} shards,"
-        f" every file is what its receipt says; {count_text(verified.frames_checked, 'frame')}: finite, probabilities"
-        " sum to one, not constant"
-    )
-    if as_json:
-        click.echo(_json(verified, complete=verified.complete))
-    elif not verified.faults:
-        click.echo(passed)
-    if verified.faults:
-        sys.exit(EXIT_FAILED)
-    if not verified.complete:
-        click.echo("Error: the cache is not finished; run teacher-cache again, it continues where it stopped", err=True)
-        sys.exit(EXIT_FAILED)
-    if recompute:
-        with _errors():
-            frames = run_recompute(target, location, recompute, data, run)
-        for frame in frames:
-            click.echo(
-                f"recomputed {frame.frame_id}: probabilities differ by {frame.prob_mean:.1e} on average,"
-                f" {frame.prob_max:.1e} at most, top bin changed in {100 * frame.top_bin_changed:.2f} % of pixels,"
-                f" relations by {frame.relation_max:.1e} at most, inputs"
-                f" {'equal' if frame.inputs_equal else 'DIFFER'}",
-                err=as_json,
-            )
-    _exit_quarantined(verified.quarantined, RETRY)
-
-
-@main.group()
-def rig() -> None:
-    """A vehicle of your own, as a folder of images, LiDAR and two JSON files: data_cache/RIG_FOLDER.md."""
-
-
-@rig.command("export")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="New folder to write.")
-@click.option("--data", type=click.Path(path_type=Path), help="Data set folder.")
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="SECTION.KEY=VALUE",
-    help='Override a recipe value, e.g. data.train=["002[:17]"]; repeatable.',
-)
-@click.argument("recipe")
-def rig_export(recipe: str, data: Path | None, overrides: tuple[str, ...], out: Path) -> None:
-    """Write the frames of any recipe (data.train, data.selection, data.test) as a rig folder that reads back equal."""
-    from pipeline.config import load_recipe
-    from pipeline.rig_export import run_rig_export
-
-    with _errors():
-        done = run_rig_export(load_recipe(recipe, overrides, data), out)
-    click.echo(
-        f"rig export: {count_text(done.frame_count, 'frame')} in {out},"
-        f" {count_text(done.copied_count, 'image')} copied, {done.encoded_count} written as PNG"
-    )
-    _exit_quarantined(done.left_out, "they were not exported")
-
-
-@main.command()
-@click.argument("name", required=False)
-def weights(name: str | None) -> None:
-    """Fetch pinned weights, or list them."""
-    from pipeline.weights import fetch_weights, known_weights_table
-
-    with _errors():
-        if name is None:
-            click.echo(known_weights_table())
-            return
-        found = fetch_weights(name)
-    click.echo(f"{name}: {found.path} ({found.route}; {found.licence}; sha256 {found.sha256})")
-
-
-def _json(report: Any, **derived: object) -> str:
-    from dataclasses import asdict
-
-    return json.dumps(asdict(report) | derived, indent=1)
-
-
-def _say(text: str) -> None:
-    if not is_quiet():
-        click.echo(text, err=True)
-
-
-@contextmanager
-def _errors(how_to_continue: str = "Run the same command to continue.") -> Iterator[None]:
-    """Turn our own errors into a message and an exit code; anything else is a bug and keeps its traceback."""
-    try:
-        yield
-    except Preempted as error:
-        click.echo(f"{error}. {how_to_continue}", err=True)
-        sys.exit(EXIT_PREEMPTED)
-    except SurroundError as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(EXIT_USAGE if isinstance(error, (RecipeError, SourceError, SettingError)) else EXIT_FAILED)
-
-
-def _open_run(
-    recipe: str, data: Path | None, run: Path | None, overrides: tuple[str, ...]
-) -> "tuple[Recipe, RunFolder]":
-    from pipeline.config import load_recipe
-    from pipeline.folders import RunFolder
-
-    parsed = load_recipe(recipe, overrides, data)
-    return parsed, RunFolder(run or Path("runs") / parsed.name)
-
-
-def _part(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        raise click.BadParameter(f"expected I/N with 1 <= I <= N, got {text!r}", param_hint="--part")
-    return int(match[1]), int(match[2])
-
-
-def _list(title: str, entries: Mapping[str, str]) -> None:
-    if entries:
-        click.echo(f"{title} in {count_text(len(entries), 'frame')}:", err=True)
-        for frame_id, reason in entries.items():
-            click.echo(f"  {frame_id}: {reason}", err=True)
-
-
-def _notes(notes: Mapping[str, str]) -> None:
-    """What usable frames lack, a line for each kind: a camera that is missing everywhere is one fact, not thousands."""
-    frames: dict[str, list[str]] = {}
-    for frame_id, note in notes.items():
-        frames.setdefault(note, []).append(frame_id)
-    for note, frame_ids in frames.items():
-        click.echo(f"Note: {note} in {count_text(len(frame_ids), 'frame')}, first {frame_ids[0]}", err=True)
-
-
-def _exit_quarantined(quarantined: Mapping[str, str], remedy: str) -> None:
-    if quarantined:
-        _list(f"Quarantined ({remedy})", quarantined)
-        sys.exit(EXIT_QUARANTINED)
+for _command in (compare, report, ablate, zero_shot, predict, cache, rig, weights):
+    main.add_command(_command)

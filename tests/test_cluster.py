@@ -237,7 +237,7 @@ def test_a_worker_that_finds_the_cache_of_another_recipe_says_what_one_process_s
     def replace(announcement: str) -> None:
         (tmp_path / "run/cache/cache.json").write_bytes((tmp_path / "other/cache/cache.json").read_bytes())
 
-    monkeypatch.setattr("pipeline.cli._say", replace)
+    monkeypatch.setattr("pipeline.cli.say", replace)
     code, text = surround(*options, "--run", tmp_path / "run", "--scheduler", address)
     assert (code, "bin_sigma: cache has 2.0, recipe says" in text, "Traceback" in text) == (1, True, False), text
     assert text.count("Error: ") == 1
