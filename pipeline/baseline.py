@@ -17,6 +17,7 @@ class Supervised:
     abs_rel: float
     deviation: float | None
     seeds: int
+    steps: int
 
 
 def supervised_baseline(run: RunFolder, report: EvaluateReport) -> Supervised | None:
@@ -40,6 +41,7 @@ def supervised_baseline(run: RunFolder, report: EvaluateReport) -> Supervised | 
             float(rows[0]["lidar_protocol_mean"]),
             float(deviation) if deviation is not None else None,
             len(rows[0]["seeds"]),
+            int(table["recipe"]["train_student"]["steps"]),
         )
     except (OSError, ValueError, LookupError, TypeError):  # no table, or one of another version
         return None

@@ -1,6 +1,6 @@
 """Two reports beside each other as a page."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -43,24 +43,24 @@ def write_comparison(first: Path, second: Path, out: Path | None = None) -> Path
 
 def html_comparison(first: ReportFile, second: ReportFile) -> str:
     """The page of `write_comparison`."""
-    names = _labels(first, second)
+    short = run_names([first, second])
+    names, labels = (short[0], short[1]), _labels(first, second, short)
     reports = (first.report, second.report)
-    sections = [table_section(results_of([first, second], names), "results")]
+    sections = [table_section(results_of([first, second], labels), "results")]
     sections += [table_section(table, name) for name, table in _differences(names, reports).items()]
     sections += _frames(names, (first, second))
     sections.append(table_section(_provenance(names, (first, second)), "provenance"))
-    title = f"{names[1]} against {names[0]}"
+    title = f"{labels[1]} against {labels[0]}"
     summary = f"{measured_how(first.report)} Differences are those of {title}."
     return page(title, summary, _headlines(names, *reports), sections)
 
 
-def _labels(first: ReportFile, second: ReportFile) -> tuple[str, str]:
-    short = run_names([first, second])
-    found = [
+def _labels(first: ReportFile, second: ReportFile, names: Sequence[str]) -> list[str]:
+    """Names that say which of two runs LiDAR alone has taught."""
+    return [
         f"{name} (supervised)" if is_supervised(file.path.parent / "recipe.toml") else name
-        for name, file in zip(short, (first, second), strict=True)
+        for name, file in zip(names, (first, second), strict=True)
     ]
-    return found[0], found[1]
 
 
 def _headlines(names: tuple[str, str], first: EvaluateReport, second: EvaluateReport) -> list[Headline]:

@@ -141,8 +141,8 @@ def _supervised(abs_rel: float, baseline: Supervised | None) -> Headline:
         how = "LiDAR alone teaching: not measured. See `surround ablate`, or `surround report RUN OTHER`"
         return Headline("Supervised", NO_VALUE, how)
     spread = f" ±{baseline.deviation:.3f}" if baseline.deviation is not None else ""
-    seeds = count_text(baseline.seeds, "seed")
-    detail = f"AbsRel when LiDAR alone teaches, {seeds}; this student is {better(abs_rel, baseline.abs_rel)}"
+    how = f"{count_text(baseline.steps, 'step')}, {count_text(baseline.seeds, 'seed')}"
+    detail = f"AbsRel when LiDAR alone teaches, {how}; this student is {better(abs_rel, baseline.abs_rel)}"
     return Headline("Supervised", f"{number(baseline.abs_rel)}{spread}", detail)
 
 

@@ -29,7 +29,7 @@ TABLE = {
         },
     ],
     "measured_on": {"source": "synthetic", "split": ["val"], "frames": 3, "images": 11},
-    "recipe": {"eval": {"protocol": "surrounddepth", "flip": False}},
+    "recipe": {"eval": {"protocol": "surrounddepth", "flip": False}, "train_student": {"steps": 864}},
 }
 
 
@@ -45,7 +45,7 @@ def run(tmp_path):
 
 
 def test_the_ablation_of_a_run_says_what_lidar_alone_teaches(run):
-    assert supervised_baseline(run(TABLE), REPORT) == Supervised(125.0, 2.5, 3)
+    assert supervised_baseline(run(TABLE), REPORT) == Supervised(125.0, 2.5, 3, 864)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_the_page_shows_it_beside_the_student(run, tmp_path):
     run(TABLE)
     page = Page(write_report(tmp_path / "eval", Evaluation(REPORT, (pictures(),)), {}))
     assert "125.000 ±2.500" in page.texts
-    assert "AbsRel when LiDAR alone teaches, 3 seeds; this student is 20.0 % better" in page.texts
+    assert "AbsRel when LiDAR alone teaches, 864 steps, 3 seeds; this student is 20.0 % better" in page.texts
 
 
 def test_a_recipe_without_distillation_is_supervised(tmp_path):
