@@ -3,14 +3,13 @@
 import json
 import re
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import trimesh
+from commands import Command, wait_until
 from fakes import NAMES, NATIVE_SIZE, FakeSource
 from PIL import Image
 from test_cli import surround
@@ -243,22 +242,16 @@ def test_a_kill_leaves_whole_files_and_the_same_command_goes_on(folder, monkeypa
     assert not list(folder.rglob("*.partial"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_between_two_frames_with_75(folder, number):
+def test_a_signal_ends_it_between_two_frames_with_75(folder):
     """In a process of its own, as a cluster sends it; the frames are those of the embedded drives."""
     recipe = folder / "synthetic.toml"
     recipe.write_text(RECIPE.format(source="synthetic").replace('["d[1:]"]', '["test"]').replace("d[:1]", "drive-00"))
-    command = [sys.executable, "-c", "from pipeline.cli import main; main()", "predict",
-               str(folder / "run/student/last.safetensors"), "--on", str(recipe), "--out", str(folder / "out"),
-               "--write", "npy"]  # fmt: skip
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 300
-        while not list(folder.glob("out/npy/front_left/*/*.npy")) and time.monotonic() < deadline:
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.05)
-        process.send_signal(number)
-        text = process.stderr.read()
-        assert (process.wait(300), "Run the same command to continue" in text) == (75, True), text
+    student = folder / "run/student/last.safetensors"
+    out = folder / "out"
+    command = Command(folder / "log", "predict", student, "--on", recipe, "--out", out, "--write", "npy")
+    wait_until(lambda: list(out.glob("npy/front_left/*/*.npy")), "the first frame")
+    command.signal(signal.SIGTERM)
+    assert (command.end(), "Run the same command to continue" in command.output) == (75, True), command.output
     done = list((folder / "out/npy").rglob("*.npy"))
     assert done
     assert len(done) % 6 == 0

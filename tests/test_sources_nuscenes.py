@@ -333,5 +333,5 @@ def test_a_sweep_that_is_larger_than_any_or_a_pipe_is_refused_unread(root):
         os.mkfifo(root / "samples" / name)
     frame = NuscenesSource(root).frame("early")
     for load in (frame.load_sweep, frame.views[0].load_image):
-        with pytest.raises(FrameError, match="expected a file, found a pipe"):
+        with pytest.raises(FrameError, match="expected a file, found a folder, a pipe or a device"):
             load()
