@@ -350,6 +350,66 @@ def zero_shot(checkpoint: Path, targets: tuple[str, ...], overrides: tuple[str, 
     _exit_quarantined(zero_shot_quarantined(done.reports), "they were not measured")
 
 
+@main.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="ONNX file to write, or replace.")
+@click.option(
+    "--on",
+    metavar="RECIPE[=DATA]",
+    help="Whose cameras it is for and whose test frames it is compared on; default: the recipe of the run.",
+)
+@click.option(
+    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a value of it; repeatable."
+)
+@click.option("--batch", default="1", metavar="N|dynamic", show_default=True, help="Rigs at a time.")
+@click.option("--int8", type=click.Choice(["cpu", "tensorrt"]), help="Also a quantised file for this target.")
+@click.option("--cache", metavar="TARGET", help="Run folder or cache to calibrate int8 on; default: the run's own.")
+@click.option("--frames", type=click.IntRange(1), default=8, show_default=True, help="Test frames to compare on.")
+@click.option("--pt2", is_flag=True, help="Also the program of torch.export.")
+@click.option("--json", "as_json", is_flag=True, help="The table for machines.")
+def export(
+    checkpoint: Path,
+    out: Path,
+    on: str | None,
+    overrides: tuple[str, ...],
+    batch: str,
+    int8: str | None,
+    cache: str | None,
+    frames: int,
+    pt2: bool,
+    as_json: bool,
+) -> None:
+    """Export a student as ONNX for onnxruntime, OpenVINO and TensorRT, and compare it with PyTorch on real frames.
+
+    CHECKPOINT is RUN/student/last.safetensors. Nothing is written if the graph says something else than the student.
+    """
+    from dataclasses import asdict
+
+    from pipeline.export import export_text, run_export
+
+    with _errors():
+        done = run_export(
+            checkpoint,
+            out,
+            on=on,
+            overrides=overrides,
+            batch=_batch(batch),
+            int8=int8,
+            cache=cache,
+            frames=frames,
+            pt2=pt2,
+        )
+    if as_json:
+        click.echo(json.dumps(asdict(done), indent=1))
+    else:
+        click.echo(export_text(done))
+        click.echo(
+            f"export: {', '.join(done.files)}; compared on {count_text(done.frames, 'frame')} of {done.dataset}"
+            f" {done.split}, timed on {count_text(done.threads, 'thread')} of the CPU"
+        )
+    _exit_quarantined(done.quarantined, "they were not compared")
+
+
 @main.group()
 def cache() -> None:
     """Look at a cache, or at what one would take.
@@ -533,6 +593,16 @@ def _part(text: str) -> tuple[int, int]:
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise click.BadParameter(f"expected I/N with 1 <= I <= N, got {text!r}", param_hint="--part")
     return int(match[1]), int(match[2])
+
+
+def _batch(text: str) -> int | None:
+    if text == "dynamic":
+        return None
+    if not re.fullmatch(r"[1-9]\d{0,3}", text):
+        raise click.BadParameter(
+            f"expected a number of rigs, at least 1, or dynamic, got {text!r}", param_hint="--batch"
+        )
+    return int(text)
 
 
 def _list(title: str, entries: Mapping[str, str]) -> None:
