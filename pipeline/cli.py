@@ -11,7 +11,7 @@ import click
 from data_cache.errors import SurroundWarning
 from data_cache.files import count_text, size_text
 from pipeline.cli_cache import cache, rig, weights
-from pipeline.cli_results import ablate, compare, predict, report, zero_shot
+from pipeline.cli_results import ablate, compare, export, predict, report, zero_shot
 from pipeline.console import (
     EXIT_FAILED,
     exit_quarantined,
@@ -268,5 +268,5 @@ def evaluate(
     exit_quarantined(done.report.quarantined, "they were not measured")
 
 
-for _command in (compare, report, ablate, zero_shot, predict, cache, rig, weights):
+for _command in (compare, report, ablate, zero_shot, predict, export, cache, rig, weights):
     main.add_command(_command)

@@ -1,16 +1,23 @@
 """Verbs about what students are worth and what to do with them."""
 
+import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from data_cache.files import count_text
-from pipeline.console import EXIT_FAILED, exit_quarantined, open_run, parse_part, recipe_options, say, told_errors
-
-if TYPE_CHECKING:
-    pass
+from pipeline.console import (
+    EXIT_FAILED,
+    exit_quarantined,
+    json_option,
+    json_report,
+    open_run,
+    parse_part,
+    recipe_options,
+    say,
+    told_errors,
+)
 
 
 @click.command()
@@ -178,3 +185,71 @@ def predict(
         f"predict: {count_text(done.written, 'frame')} written, {done.already_done} already done{points}; {done.out}"
     )
     exit_quarantined(done.left_out, "not all was written for them")
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="ONNX file to write, or replace.")
+@click.option(
+    "--on",
+    metavar="RECIPE[=DATA]",
+    help="Whose cameras it is for and whose test frames it is compared on; default: the recipe of the run.",
+)
+@click.option(
+    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a value of it; repeatable."
+)
+@click.option("--batch", default="1", metavar="N|dynamic", show_default=True, help="Rigs at a time.")
+@click.option("--int8", type=click.Choice(["cpu", "tensorrt"]), help="Also a quantised file for this target.")
+@click.option("--cache", metavar="TARGET", help="Run folder or cache to calibrate int8 on; default: the run's own.")
+@click.option("--frames", type=click.IntRange(1), default=8, show_default=True, help="Test frames to compare on.")
+@click.option("--pt2", is_flag=True, help="Also the program of torch.export.")
+@json_option
+def export(
+    checkpoint: Path,
+    out: Path,
+    on: str | None,
+    overrides: tuple[str, ...],
+    batch: str,
+    int8: str | None,
+    cache: str | None,
+    frames: int,
+    pt2: bool,
+    as_json: bool,
+) -> None:
+    """Export a student as ONNX for onnxruntime, OpenVINO and TensorRT, and compare it with PyTorch on real frames.
+
+    CHECKPOINT is RUN/student/last.safetensors. Nothing is written if the graph says something else than the student.
+    """
+    from pipeline.export import export_text, run_export
+
+    with told_errors():
+        done = run_export(
+            checkpoint,
+            out,
+            on=on,
+            overrides=overrides,
+            batch=_batch(batch),
+            int8=int8,
+            cache=cache,
+            frames=frames,
+            pt2=pt2,
+        )
+    if as_json:
+        click.echo(json_report(done))
+    else:
+        click.echo(export_text(done))
+        click.echo(
+            f"export: {', '.join(done.files)}; compared on {count_text(done.frames, 'frame')} of {done.dataset}"
+            f" {done.split}, timed on {count_text(done.threads, 'thread')} of the CPU"
+        )
+    exit_quarantined(done.quarantined, "they were not compared")
+
+
+def _batch(text: str) -> int | None:
+    if text == "dynamic":
+        return None
+    if not re.fullmatch(r"[1-9]\d{0,3}", text):
+        raise click.BadParameter(
+            f"expected a number of rigs, at least 1, or dynamic, got {text!r}", param_hint="--batch"
+        )
+    return int(text)

@@ -294,7 +294,7 @@ def run_evaluate(
     loaded = load_student(checkpoint, expected=recipe.student, expected_bins=recipe.bins)
     source = open_data(recipe.data)
     frame_ids = frames_to_test(recipe, source)
-    refuse_leak(_learnt_from(recipe, folder, source), frame_ids)
+    refuse_leak(learnt_from(recipe, folder, source), frame_ids)
     _keep_eval_recipe(recipe, folder)
     device = resolve_device(recipe.eval.device)
     precision = resolve_precision(recipe.eval.precision, device)
@@ -370,7 +370,7 @@ def frames_to_test(recipe: Recipe, source: Source) -> tuple[str, ...]:
     return frame_ids
 
 
-def _learnt_from(recipe: Recipe, folder: RunFolder, source: Source) -> SplitFrames:
+def learnt_from(recipe: Recipe, folder: RunFolder, source: Source) -> SplitFrames:
     """Frames that this run's student has seen: as its cache says, else as the recipe says, if its splits are here."""
     try:
         store = open_store(cache_location(recipe, folder))

@@ -1,7 +1,7 @@
 """Wall time of one rig through student and teacher, in one harness."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,21 @@ def measure(call: Callable[[], object], device: torch.device, *, warmup: int, re
         synchronize(device)
         if i >= warmup:
             milliseconds.append(1e3 * (time.perf_counter() - begin))
+    return _timing(milliseconds)
+
+
+def measure_in_turns(calls: Sequence[Callable[[], object]], device: torch.device, *, rounds: int) -> tuple[Timing, ...]:
+    """Time several calls that take turns, after a round of warm-up: a noisy moment hits all of them alike."""
+    milliseconds: list[list[float]] = [[] for _ in calls]
+    for i in range(1 + rounds):
+        for values, call in zip(milliseconds, calls, strict=True):
+            once = measure(call, device, warmup=0, repeats=1)
+            if i > 0:
+                values.append(once.p50_ms)
+    return tuple(_timing(values) for values in milliseconds)
+
+
+def _timing(milliseconds: Sequence[float]) -> Timing:
     p50, p95 = np.percentile(milliseconds, [50, 95])
     return Timing(float(p50), float(p95))
 

@@ -63,6 +63,7 @@ def test_only_the_pipeline_talks_to_the_command_line():
 def test_libraries_that_take_long_to_import_wait_until_something_needs_them():
     """What is imported at the top of a module is paid for by each command, and by each worker."""
     waiting = {"dask", "dask_jobqueue", "diffusers", "distributed", "matplotlib", "rerun", "transformers", "trimesh"}
+    waiting |= {"onnx", "onnxruntime", "onnxscript", "openvino"}
     for path in MODULES:
         top = ast.parse((ROOT / path).read_text()).body
         named = {alias.name for node in top if isinstance(node, ast.Import) for alias in node.names}

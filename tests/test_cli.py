@@ -12,7 +12,7 @@ from data_cache.schema import ENCODINGS
 from pipeline.cli import main
 from stages.progress import QUIET
 
-VERBS = [[], ["doctor"], ["fit-bins"], ["teacher-cache"], ["train-student"], ["eval"], ["compare"], ["report"], ["ablate"], ["zero-shot"], ["predict"], ["cache"], ["cache", "size"], ["cache", "status"], ["cache", "verify"], ["rig"], ["rig", "export"], ["weights"]]  # fmt: skip # noqa: E501
+VERBS = [[], ["doctor"], ["fit-bins"], ["teacher-cache"], ["train-student"], ["eval"], ["compare"], ["report"], ["ablate"], ["zero-shot"], ["predict"], ["export"], ["cache"], ["cache", "size"], ["cache", "status"], ["cache", "verify"], ["rig"], ["rig", "export"], ["weights"]]  # fmt: skip # noqa: E501
 RECIPE = """
 [data]
 source = "synthetic"

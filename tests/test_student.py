@@ -206,6 +206,22 @@ def test_a_student_of_any_encoder_sees_and_has_its_channels(name):
     assert ((out.depth_m > 1) & (out.depth_m < 80)).all()
 
 
+def test_centres_of_an_exported_student_bear_rounding_to_16_bits():
+    """They are those of training; in bf16 they are off by 0.6 % at most, where the running sum is off by 4 %."""
+    centers = MetricBinCenters(8, 64, 0.5, 120.0, 112.0)
+    width = torch.softmax(math.log(2) * random(20, 64, seed=1).tanh(), -1)
+
+    def summed(width: torch.Tensor) -> torch.Tensor:
+        return torch.exp(centers.log_far - (width.cumsum(-1) - width / 2) * (centers.log_far - centers.log_near))
+
+    expected_m = summed(width)
+    torch.testing.assert_close(centers._deployed_m(width), expected_m, rtol=1e-5, atol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded_m = centers._deployed_m(width.bfloat16()).float()
+    torch.testing.assert_close(rounded_m, expected_m, rtol=0.01, atol=0)
+    assert (summed(width.bfloat16()) / expected_m - 1).abs().max() > 0.03
+
+
 def trained(student: Student) -> Student:
     """A student whose batch norms have seen something, each channel something else."""
     for i, norm in enumerate(m for m in student.modules() if isinstance(m, nn.BatchNorm2d)):

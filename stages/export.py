@@ -1,0 +1,160 @@
+"""A student as a graph that runs without this program: ONNX, and the program of torch.export that it is made from."""
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from data_cache.errors import SettingError, SurroundError
+from stages.student.fold import folded
+from stages.student.model import Student
+
+OPSET = 18
+"""What torch's exporter writes without converting; TensorRT 10 and later and every current onnxruntime read it."""
+IMAGE, FOCAL, DEPTH = "image", "focal_px", "depth_m"
+MEANINGS = {
+    IMAGE: "uint8 RGB [B, V, 3, H, W], cameras in ring order, stretched to H x W; zeros where a camera is missing",
+    FOCAL: "float32 [B, V], fx of each camera in pixels of the stretched image; 0 where a camera is missing",
+    DEPTH: "float32 [B, V, H, W], depth along the optical axis in metres; 0 where a camera is missing",
+}
+"""Of inputs and output, by name; written into the graph."""
+METADATA_PREFIX = "surround."
+MAX_BATCH = 1024
+
+
+class ExportError(SurroundError):
+    """A student cannot be exported, or what came out is not the student."""
+
+
+class DeployedStudent(nn.Module):
+    """What is deployed of a student: pixels as cameras give them in, metres out; batch norms folded.
+
+    The student inside sees cameras of its own focal length f0. Depth is proportional to the focal length, so that the
+    real one is multiplied last: a runtime that computes in 16 bits does not round it.
+    """
+
+    def __init__(self, student: Student):
+        """Take a folded copy; `student` is in evaluation mode."""
+        super().__init__()
+        self.student = folded(student)
+
+    def forward(self, image: UInt8[Tensor, "B V 3 H W"], focal_px: Float[Tensor, "B V"]) -> Float[Tensor, "B V H W"]:
+        """Depth in metres; see MEANINGS."""
+        f0_px = self.student.spec.focal_px
+        seen = self.student(image.float() / 255, torch.full_like(focal_px, f0_px), focal_px > 0)
+        depth_m: Tensor = seen.depth_m * (focal_px.clamp(min=0) / f0_px)[..., None, None]
+        return depth_m
+
+
+def require_extra() -> None:
+    """Raise SettingError where the packages of the extra `export` are missing."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+        import openvino  # noqa: F401
+    except ImportError as error:
+        raise SettingError(f"export needs pip install 'surround-distill[export]' ({error})") from error
+
+
+def export_program(student: Student, view_count: int, batch: int | None) -> ExportedProgram:
+    """Trace what is deployed of a student.
+
+    Args:
+        student: in evaluation mode, on the CPU; not changed.
+        view_count: V, cameras of the rig.
+        batch: B, rigs at a time; None leaves it open.
+    """
+    rigs = batch or 2
+    image = torch.zeros(rigs, view_count, 3, *student.spec.input_size, dtype=torch.uint8)
+    focal_px = torch.full((rigs, view_count), student.spec.focal_px)
+    open_batch = {0: Dim("batch", min=1, max=MAX_BATCH)}
+    with quiet_exporters():
+        return torch.export.export(
+            DeployedStudent(student).eval(),
+            (image, focal_px),
+            dynamic_shapes=None if batch else (open_batch, open_batch),
+        )
+
+
+def onnx_model(program: ExportedProgram, metadata: Mapping[str, object]) -> bytes:
+    """The program as an ONNX file with its weights inside, checked by onnx.
+
+    Args:
+        program: of `export_program`.
+        metadata: by name; goes into the file as JSON, each name after METADATA_PREFIX.
+
+    Raises:
+        ExportError: if onnx finds a fault in it.
+    """
+    import onnx
+
+    with quiet_exporters():
+        made = torch.onnx.export(
+            program,
+            opset_version=OPSET,
+            input_names=[IMAGE, FOCAL],
+            output_names=[DEPTH],
+            external_data=False,
+            verbose=False,
+        )
+    assert made is not None
+    model = made.model_proto
+    graph = model.graph
+    for described in (*graph.node, *graph.value_info, *graph.initializer):
+        del described.metadata_props[:]  # lines and paths of the sources it was traced from
+        described.doc_string = ""
+    for value in (*graph.input, *graph.output):
+        del value.metadata_props[:]
+        value.doc_string = MEANINGS[value.name]
+    traced = graph.input[0].type.tensor_type.shape.dim[0].dim_param  # empty where the batch is fixed
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if traced and traced in dim.dim_param:
+                dim.dim_param = dim.dim_param.replace(traced, "batch")
+    graph.name = "surround student"
+    data = with_metadata(model.SerializeToString(), metadata)
+    try:
+        onnx.checker.check_model(data, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"onnx finds a fault in the exported graph: {error}") from error
+    return data
+
+
+def with_metadata(model: bytes, metadata: Mapping[str, object]) -> bytes:
+    """The same ONNX file with these metadata and no others."""
+    import onnx
+
+    proto = onnx.load_from_string(model)
+    onnx.helper.set_model_props(proto, {METADATA_PREFIX + key: json.dumps(value) for key, value in metadata.items()})
+    proto.producer_name, proto.producer_version = "surround-distill", ""
+    data: bytes = proto.SerializeToString(deterministic=True)
+    return data
+
+
+def program_file(program: ExportedProgram, metadata: Mapping[str, object]) -> bytes:
+    """The program as torch.export saves it (.pt2), the metadata as JSON in its extra file `surround.json`."""
+    buffer = io.BytesIO()
+    with quiet_exporters():
+        torch.export.save(program, buffer, extra_files={"surround.json": json.dumps(metadata)})
+    return buffer.getvalue()
+
+
+@contextmanager
+def quiet_exporters() -> Iterator[None]:
+    """Exporters and quantisers warn of what is as it should be, on several ways; only errors are shown inside."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(before)
