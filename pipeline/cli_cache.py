@@ -2,7 +2,6 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -17,9 +16,6 @@ from pipeline.console import (
     recipe_options,
     told_errors,
 )
-
-if TYPE_CHECKING:
-    pass
 
 RETRY = "fix the files and run teacher-cache --retry"
 
