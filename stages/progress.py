@@ -11,7 +11,6 @@ from data_cache.errors import SurroundError
 QUIET = "SURROUND_QUIET"
 """Set to 1, also for the processes that a stage starts, nothing is told but results, warnings and errors."""
 _SHOWN_AFTER_S = 2.0
-_LINE = (
     "{desc}: {n_fmt} of {total_fmt} {unit} ({percentage:.0f} %), {elapsed} gone, {remaining} left, {rate_fmt}{postfix}"
 )
 
@@ -34,6 +33,8 @@ def progress_bar(
     in k, M and G.
     """
     terminal = sys.stderr.isatty()
+    counted = f"{{n_fmt}} of {{total_fmt}} {unit if unit_scale else f'{unit}s'} ({{percentage:.0f}} %)"
+    line = f"{{desc}}: {counted}, {{elapsed}} gone, {{remaining}} left, {{rate_fmt}}{{postfix}}"
     return tqdm(
         total=total,
         initial=done,
@@ -41,7 +42,7 @@ def progress_bar(
         unit=unit,
         unit_scale=unit_scale,
         file=sys.stderr if terminal else _Lines(sys.stderr),
-        bar_format=None if terminal else _LINE,
+        bar_format=None if terminal else line,
         delay=_SHOWN_AFTER_S,
         mininterval=0.2 if terminal else 20,
         maxinterval=10 if terminal else 60,
