@@ -11,8 +11,6 @@ from data_cache.errors import SurroundError
 QUIET = "SURROUND_QUIET"
 """Set to 1, also for the processes that a stage starts, nothing is told but results, warnings and errors."""
 _SHOWN_AFTER_S = 2.0
-    "{desc}: {n_fmt} of {total_fmt} {unit} ({percentage:.0f} %), {elapsed} gone, {remaining} left, {rate_fmt}{postfix}"
-)
 
 
 class Preempted(SurroundError):
