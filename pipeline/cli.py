@@ -30,7 +30,14 @@ if TYPE_CHECKING:
     from stages.training_plan import TrainingPlan
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class _InOrder(click.Group):
+    """Verbs in the order in which they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="surround-distill", prog_name="surround")
 def main() -> None:
     """Metric depth for full-surround cameras, distilled offline from a depth foundation model.
@@ -50,7 +57,7 @@ def main() -> None:
     warnings.formatwarning = shown
 
 
-@main.command()
+@main.command(short_help="Before all: is what a recipe needs there?")
 @recipe_options
 @click.option("--scheduler", default="threads", metavar="NAME", help="What stage one will be given; is it there?")
 @click.option("--json", "as_json", is_flag=True, help="A list of findings: check, level, found, remedy.")
@@ -74,7 +81,7 @@ def doctor(
         sys.exit(EXIT_FAILED)
 
 
-@main.command("fit-bins")
+@main.command("fit-bins", short_help="Stage 0, for fitted bins alone.")
 @recipe_options
 def fit_bins(recipe: str, data: Path | None, run: Path | None, overrides: tuple[str, ...]) -> None:
     """Before stage 1, for bins.strategy = "fitted": fit where the teacher's bins lie to LiDAR of training frames."""
@@ -94,7 +101,7 @@ def fit_bins(recipe: str, data: Path | None, run: Path | None, overrides: tuple[
         click.echo('Note: teacher-cache takes it where bins.strategy = "fitted"', err=True)
 
 
-@main.command("teacher-cache")
+@main.command("teacher-cache", short_help="Stage 1: the teacher looks at every frame, once.")
 @recipe_options
 @click.option(
     "--scheduler",
@@ -166,7 +173,7 @@ def teacher_cache(
     exit_quarantined(status.quarantined, "fix the files and pass --retry")
 
 
-@main.command("train-student")
+@main.command("train-student", short_help="Stage 2: train the student.")
 @recipe_options
 @click.option("--resume/--fresh", default=True, show_default=True, help="Continue the saved state, or start over.")
 @click.option("--dry-run", is_flag=True, help="Time a few steps, print the plan, write nothing.")
@@ -232,7 +239,7 @@ def _plan_text(plan: "TrainingPlan") -> str:
     )
 
 
-@main.command("eval")
+@main.command("eval", short_help="Stage 3: measure it and write the report.")
 @recipe_options
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Student to measure; default: the run's own.")
 @click.option("--predictions", type=click.Path(path_type=Path), help="Measure depth maps in this folder instead.")
@@ -268,5 +275,5 @@ def evaluate(
     exit_quarantined(done.report.quarantined, "they were not measured")
 
 
-for _command in (compare, report, ablate, zero_shot, predict, export, cache, rig, weights):
+for _command in (report, compare, predict, export, zero_shot, ablate, cache, rig, weights):
     main.add_command(_command)

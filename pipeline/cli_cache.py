@@ -20,7 +20,7 @@ from pipeline.console import (
 RETRY = "fix the files and run teacher-cache --retry"
 
 
-@click.group()
+@click.group(short_help="Look at a cache, or at what one would take.")
 def cache() -> None:
     """Look at a cache, or at what one would take.
 
@@ -141,7 +141,7 @@ def cache_verify(target: str, recompute: int, data: Path | None, run: Path | Non
     exit_quarantined(verified.quarantined, RETRY)
 
 
-@click.group()
+@click.group(short_help="A vehicle of your own.")
 def rig() -> None:
     """A vehicle of your own, as a folder of images, LiDAR and two JSON files: data_cache/RIG_FOLDER.md."""
 
@@ -171,7 +171,7 @@ def rig_export(recipe: str, data: Path | None, overrides: tuple[str, ...], out: 
     exit_quarantined(done.left_out, "they were not exported")
 
 
-@click.command()
+@click.command(short_help="Fetch pinned weights, or list them.")
 @click.argument("name", required=False)
 def weights(name: str | None) -> None:
     """Fetch pinned weights, or list them."""

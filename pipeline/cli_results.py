@@ -20,7 +20,7 @@ from pipeline.console import (
 )
 
 
-@click.command()
+@click.command(short_help="One table of several reports.")
 @click.argument("reports", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="REPORT...")
 def compare(reports: tuple[Path, ...]) -> None:
     """Print one Markdown table of several reports of stage 3.
@@ -35,7 +35,7 @@ def compare(reports: tuple[Path, ...]) -> None:
     click.echo(text)
 
 
-@click.command()
+@click.command(short_help="The page of a run again, or of two.")
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN [OTHER]")
 @click.option("--out", type=click.Path(path_type=Path), help="File to write.")
 def report(runs: tuple[Path, ...], out: Path | None) -> None:
@@ -54,7 +54,7 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
     click.echo(f"report: {page}")
 
 
-@click.command()
+@click.command(short_help="What each loss term buys.")
 @recipe_options
 @click.option("--jobs", type=click.IntRange(1), help="Students at a time; default: one per GPU, or per core.")
 @click.option("--part", default="1/1", metavar="I/N", show_default=True, help="Only every N-th student, from the I-th.")
@@ -95,7 +95,7 @@ def ablate(
         sys.exit(EXIT_FAILED)
 
 
-@click.command("zero-shot")
+@click.command("zero-shot", short_help="Measure on data sets never learnt from.")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option(
     "--on",
@@ -129,7 +129,7 @@ def zero_shot(checkpoint: Path, targets: tuple[str, ...], overrides: tuple[str, 
     exit_quarantined(zero_shot_quarantined(done.reports), "they were not measured")
 
 
-@click.command()
+@click.command(short_help="Depth maps and point clouds.")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, type=click.Path(path_type=Path), metavar="[IMAGE...]")
 @click.option("--rig", type=click.Path(path_type=Path), help="rig.json of the cameras that took the images.")
@@ -164,7 +164,7 @@ def predict(
     \b
     png16   OUT/png16/CAMERA/FRAME.png   16-bit, metres x 256, at the size of the image; surround eval --predictions
     npy     OUT/npy/CAMERA/FRAME.npy     the same as float32 metres
-    colour  OUT/colour/CAMERA/FRAME.png  red is near, blue is far
+    colour  OUT/colour/CAMERA/FRAME.png  yellow is near, blue is far
     ply     OUT/ply/FRAME.ply            point cloud of all cameras: x forward, y left, z up from the vehicle
     glb     OUT/glb/FRAME.glb            the same for viewers of glTF
     html    OUT/html/FRAME.html          the same to look at in a browser, up to 120,000 points
@@ -187,7 +187,7 @@ def predict(
     exit_quarantined(done.left_out, "not all was written for them")
 
 
-@click.command()
+@click.command(short_help="The student as ONNX.")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="ONNX file to write, or replace.")
 @click.option(
