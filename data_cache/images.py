@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from data_cache.errors import FrameError, SurroundError
 from data_cache.files import open_regular
@@ -64,6 +64,10 @@ def opened(path: Path) -> Iterator[Image.Image]:
                 yield image
         except (SurroundError, MemoryError):
             raise
+        except UnidentifiedImageError as error:
+            raise FrameError(
+                f"image cannot be decoded: {path}: expected {', '.join(FORMATS)}, found none of them; write it again"
+            ) from error
         except Exception as error:  # a damaged image can fail in any way, from OSError to ZeroDivisionError
             raise FrameError(f"image cannot be decoded: {path}: {error}") from error
 

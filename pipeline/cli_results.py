@@ -14,6 +14,7 @@ from pipeline.console import (
     json_report,
     open_run,
     parse_part,
+    quiet_option,
     recipe_options,
     say,
     told_errors,
@@ -113,6 +114,7 @@ def ablate(
     help='Override a value of one target, e.g. nuscenes.data.test=["scene-0061"]; repeatable.',
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the table; default RUN/zero_shot.")
+@quiet_option
 def zero_shot(checkpoint: Path, targets: tuple[str, ...], overrides: tuple[str, ...], out: Path | None) -> None:
     """Measure a student on data sets that it has not learnt from: a sanity check, not a benchmark.
 
@@ -146,6 +148,7 @@ def zero_shot(checkpoint: Path, targets: tuple[str, ...], overrides: tuple[str, 
     show_default=True,
     help="What to write; repeatable.",
 )
+@quiet_option
 def predict(
     checkpoint: Path,
     images: tuple[Path, ...],
@@ -204,6 +207,7 @@ def predict(
 @click.option("--frames", type=click.IntRange(1), default=8, show_default=True, help="Test frames to compare on.")
 @click.option("--pt2", is_flag=True, help="Also the program of torch.export.")
 @json_option
+@quiet_option
 def export(
     checkpoint: Path,
     out: Path,

@@ -25,8 +25,10 @@ def cloud_section(
     colours: UInt8[np.ndarray, "N 3"],
     label: str = "Point cloud",
     height: str = "min(70vh, 40rem)",
+    *,
+    with_script: bool = True,
 ) -> str:
-    """A `<section>` with a viewer of a point cloud, its script and its points.
+    """A `<section>` with a viewer of a point cloud and its points, and the script unless the page brings it itself.
 
     It needs no styles of the page and no file. A page with a Content-Security-Policy must allow `script_source()` in
     `script-src` and inline styles; several sections on a page need it once. Places are rounded to 1/32767 of the
@@ -50,7 +52,7 @@ def cloud_section(
         radians_per_point=f"{math.sqrt(SEEN_STERADIANS / max(count, 1)):.4g}",
         points=_base64(np.round(shown_m / unit_m).astype("<i2")),
         colours=_base64(shown.rgb),
-        script=_script(),
+        script=viewer_script() if with_script else "",
     )
 
 
@@ -62,11 +64,12 @@ def cloud_page(points_m: Float[np.ndarray, "N 3"], colours: UInt8[np.ndarray, "N
 
 def script_source() -> str:
     """What a Content-Security-Policy has to name in `script-src` for the viewer to run."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(_script().encode()).digest()).decode()}'"
+    return f"'sha256-{base64.b64encode(hashlib.sha256(viewer_script().encode()).digest()).decode()}'"
 
 
 @cache
-def _script() -> str:
+def viewer_script() -> str:
+    """JavaScript of the viewer; it looks for every section on the page."""
     return (Path(__file__).parent / "cloud_view.js").read_text(encoding="utf-8")
 
 

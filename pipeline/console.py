@@ -24,6 +24,15 @@ EXIT_FAILED, EXIT_USAGE, EXIT_QUARANTINED, EXIT_PREEMPTED = 1, 2, 3, 75
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+quiet_option = click.option(
+    "--quiet",
+    is_flag=True,
+    expose_value=False,
+    callback=lambda _, __, quiet: os.environ.update({QUIET: "1"} if quiet else {}),
+    help="No progress: only results, warnings and errors.",
+)
+
+
 def recipe_options(command: F) -> F:
     """What every stage takes: the recipe, where the data is, where the run goes, and overrides."""
     for option in (
@@ -34,13 +43,7 @@ def recipe_options(command: F) -> F:
             metavar="SECTION.KEY=VALUE",
             help="Override a recipe value, e.g. train_student.steps=500; repeatable.",
         ),
-        click.option(
-            "--quiet",
-            is_flag=True,
-            expose_value=False,
-            callback=lambda _, __, quiet: os.environ.update({QUIET: "1"} if quiet else {}),
-            help="No progress: only results, warnings and errors.",
-        ),
+        quiet_option,
         click.option("--run", "run", type=click.Path(path_type=Path), help="Run folder; default runs/<recipe>."),
         click.option("--data", type=click.Path(path_type=Path), help="Data set folder."),
         click.argument("recipe"),
@@ -72,6 +75,9 @@ def told_errors(how_to_continue: str = "Run the same command to continue.") -> I
         yield
     except Preempted as error:
         click.echo(f"{error}. {how_to_continue}", err=True)
+        sys.exit(EXIT_PREEMPTED)
+    except KeyboardInterrupt:
+        click.echo(f"Stopped before there was anything to save. {how_to_continue}", err=True)
         sys.exit(EXIT_PREEMPTED)
     except SurroundError as error:
         click.echo(f"Error: {error}", err=True)

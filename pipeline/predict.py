@@ -12,16 +12,17 @@ from PIL import Image
 from data_cache.errors import FrameError, SourceError
 from data_cache.files import file_sha256, replace_atomically, write_atomically
 from data_cache.rig import Frame
-from data_cache.sources import Source
+from data_cache.sources import Source, StoredSource
 from data_cache.sources.loose_images import LooseImages
 from pipeline.api import SurroundStudent, load_student
 from pipeline.cloud_view import cloud_page
 from pipeline.config import load_recipe
 from pipeline.errors import RecipeError
 from pipeline.folders import RunFolder
-from pipeline.recording import Recording
+from pipeline.recording import Recording, require_rerun
 from pipeline.signals import preemption
 from pipeline.stage_one import chosen, open_data
+from stages.checkpoint import CheckpointError
 from stages.cloud_files import glb_bytes, ply_bytes
 from stages.colours import colour_depth, depth_scale
 from stages.point_cloud import PointCloud, frame_cloud
@@ -93,6 +94,10 @@ def run_predict(
         WriteError: if the folder cannot be written.
         Preempted: if a signal asks to stop, between two frames.
     """
+    if not checkpoint.is_file():
+        raise CheckpointError(f"no checkpoint at {checkpoint}; it is RUN/student/last.safetensors of a training")
+    if RECORDING in kinds:
+        require_rerun()
     target = _of_images(images, rig) if rig is not None else _of_recipe(checkpoint, on, overrides)
     frame_ids = _numbered(target.frame_ids, frames)
     student = load_student(checkpoint, target.device, target.precision)
@@ -184,7 +189,13 @@ class _Job:
                     yield file.getvalue()
 
     def _is_done(self, kind: str, frame: Frame) -> bool:
-        return all(path.is_file() for path in self._files(kind, frame))
+        """Whether the files are there, none older than what it was made from: loose images are often overwritten."""
+        files = self._files(kind, frame)
+        if not all(path.is_file() for path in files):
+            return False
+        sources = self.source.files(frame.id).values() if isinstance(self.source, StoredSource) else ()
+        newest_s = max((path.stat().st_mtime for path in sources if path.is_file()), default=0.0)
+        return all(path.stat().st_mtime >= newest_s for path in files)
 
     def _files(self, kind: str, frame: Frame) -> list[Path]:
         """What there is of a frame when a kind is done."""

@@ -33,7 +33,7 @@ class Recording:
     """
 
     def __init__(self, path: Path) -> None:
-        self._rerun = _rerun()
+        self._rerun = require_rerun()
         path.touch()  # says in the words of the system what does not work
         self._stream: Any = self._rerun.RecordingStream(APPLICATION)
         self._stream.save(path)
@@ -77,7 +77,8 @@ def _pose(dst_from_src: np.ndarray) -> dict[str, np.ndarray]:
     return {"translation": dst_from_src[:3, 3], "mat3x3": dst_from_src[:3, :3]}
 
 
-def _rerun() -> ModuleType:
+def require_rerun() -> ModuleType:
+    """The module rerun; raises SettingError where it is missing."""
     try:
         import rerun
     except ImportError as error:

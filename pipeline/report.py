@@ -3,8 +3,11 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from markupsafe import Markup
+
 from data_cache.files import count_text, write_atomically
 from pipeline.baseline import Supervised, supervised_baseline
+from pipeline.cloud_view import cloud_section, viewer_script
 from pipeline.folders import RunFolder
 from pipeline.frame_section import frame_section, report_strip
 from pipeline.frames import ShownFrame, read_frames, shown_frame, write_frames
@@ -23,9 +26,10 @@ from pipeline.report_tables import (
     summary,
 )
 from pipeline.tables import markdown_page, markdown_table
+from stages.point_cloud import PointCloud
 from stages.results import EvaluateReport, Evaluation
 
-HTML = "report.html"
+HTML, CLOUD = "report.html", "cloud.html"
 
 
 def report_table(report: EvaluateReport) -> str:
@@ -34,8 +38,10 @@ def report_table(report: EvaluateReport) -> str:
     return table if report.student is not None else f"{NO_LIDAR}\n\n{table}"
 
 
-def write_report(folder: Path, evaluation: Evaluation, provenance: Mapping[str, object]) -> Path:
-    """Write report.json, pictures.json, report.md and report.html, each in one step.
+def write_report(
+    folder: Path, evaluation: Evaluation, provenance: Mapping[str, object], cloud: tuple[str, PointCloud] | None = None
+) -> Path:
+    """Write report.json, pictures.json, cloud.html, report.md and report.html, each in one step.
 
     A number that is not finite becomes null in JSON and a dash in tables: JSON knows no NaN, and hours of measuring
     are not thrown away for one.
@@ -44,10 +50,16 @@ def write_report(folder: Path, evaluation: Evaluation, provenance: Mapping[str, 
         folder: RUN/eval; created if it is missing.
         evaluation: what was measured, with its pictures.
         provenance: where the numbers come from; values are texts, numbers, or mappings and lists of them.
+        cloud: points of a frame, and its name, to turn in the page.
 
     Returns:
         The path of report.html.
     """
+    if cloud is not None:
+        label = f"The ring of frame {cloud[0]} as the student sees it"
+        write_atomically(folder / CLOUD, cloud_section(cloud[1].points_m, cloud[1].rgb, label, with_script=False))
+    else:
+        (folder / CLOUD).unlink(missing_ok=True)
     write_report_file(folder, evaluation.report, provenance)
     write_frames(folder, [shown_frame(pictures) for pictures in evaluation.pictures])
     write_atomically(folder / "report.md", markdown_report(evaluation.report, provenance))
@@ -55,7 +67,7 @@ def write_report(folder: Path, evaluation: Evaluation, provenance: Mapping[str, 
 
 
 def rewrite_html(folder: Path, out: Path | None = None) -> Path:
-    """Make report.html from what stage three has left: report.json, pictures.json and the ablation of the run.
+    """Make report.html from what stage three has left: report.json, pictures.json, cloud.html, the run's ablation.
 
     Args:
         folder: RUN/eval.
@@ -70,8 +82,15 @@ def rewrite_html(folder: Path, out: Path | None = None) -> Path:
     file = read_report_file(folder / NAME)
     baseline = supervised_baseline(RunFolder(folder.parent), file.report)
     path = out or folder / HTML
-    write_atomically(path, html_report(file, read_frames(folder), baseline))
+    write_atomically(path, html_report(file, read_frames(folder), baseline, _cloud_sections(folder)))
     return path
+
+
+def _cloud_sections(folder: Path) -> list[Section]:
+    if not (folder / CLOUD).is_file():
+        return []
+    body = Markup((folder / CLOUD).read_text(encoding="utf-8"))
+    return [Section("point-cloud", "Point cloud", body, scripts=(viewer_script(),))]
 
 
 def markdown_report(report: EvaluateReport, provenance: Mapping[str, object]) -> str:
@@ -132,13 +151,15 @@ def headlines(report: EvaluateReport, baseline: Supervised | None) -> list[Headl
         detail = f"per rig of {count_text(latency.images_per_rig, 'image')}, {latency.precision} on {latency.device}"
         found.append(Headline("Latency", f"{latency.student_ms_per_rig:.1f} ms", detail))
         if latency.speedup is not None:
-            found.append(Headline("Speed-up", f"{latency.speedup:.1f}x", "faster than the teacher"))
+            seen = [f"{size[0]} x {size[1]}" if size else NO_VALUE for size in (latency.input, latency.teacher_input)]
+            detail = f"as fast as the teacher; it sees {seen[0]}, the teacher {seen[1]}"
+            found.append(Headline("Speed-up", f"{latency.speedup:.1f} times", detail))
     return found
 
 
 def _supervised(abs_rel: float, baseline: Supervised | None) -> Headline:
     if baseline is None:
-        how = "LiDAR alone teaching: not measured. See `surround ablate`, or `surround report RUN OTHER`"
+        how = "not measured; surround ablate trains it, surround report RUN OTHER compares with it"
         return Headline("Supervised", NO_VALUE, how)
     spread = f" ±{baseline.deviation:.3f}" if baseline.deviation is not None else ""
     how = f"{count_text(baseline.steps, 'step')}, {count_text(baseline.seeds, 'seed')}"

@@ -191,7 +191,7 @@ def _latency(latency: Latency | None) -> Table:
 
 def _latency_row(name: str, p50_ms: float, p95_ms: float | None, size: tuple[int, int] | None) -> tuple[str, ...]:
     pixels = f"{size[0]} x {size[1]}" if size is not None else NO_VALUE
-    return (name, number(p50_ms, 1), number(p95_ms, 1), number(1e3 / p50_ms, 1), pixels)
+    return (name, number(p50_ms, 1), number(p95_ms, 1), f"{1e3 / p50_ms:.3g}", pixels)
 
 
 def quarantined_table(quarantined: Mapping[str, str]) -> Table:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from data_cache.errors import SourceError
+from data_cache.errors import FrameError, SourceError
 from data_cache.files import file_sha256, size_text, write_atomically
 from data_cache.images import larger
 from data_cache.reader import CacheReader, CacheStatus, cache_status, read_split_frames
@@ -26,6 +26,7 @@ from data_cache.staging import stage_cache
 from data_cache.store import CacheStore, open_store
 from data_cache.writer import CachePlan
 from pipeline import cluster
+from pipeline.api import SurroundStudent
 from pipeline.config import Recipe, recipe_toml
 from pipeline.errors import RecipeError
 from pipeline.folders import RunFolder, cache_location
@@ -50,10 +51,11 @@ from stages.devices import place, resolve_device, resolve_precision
 from stages.evaluate import evaluate
 from stages.fit_bins import FittedBins, fit_bins, load_fitted, require_made_with, save_fitted
 from stages.parallel import joined, leads
+from stages.point_cloud import PointCloud, frame_cloud
 from stages.predictions import open_predictions
 from stages.progress import Preempted, progress_bar
 from stages.protocols import PROTOCOLS, ZERO_SHOT, measured_frames, require_full_count
-from stages.results import EvaluateReport
+from stages.results import EvaluateReport, Evaluation
 from stages.student.encoder import ENCODERS
 from stages.student.fold import folded
 from stages.student.model import Student
@@ -315,8 +317,25 @@ def run_evaluate(
             save_to=folder.predictions,
             should_stop=should_stop,
         )
-    html = write_report(folder.eval, evaluation, _recipe_provenance(recipe) | student_provenance(loaded, checkpoint))
+    seen_by = SurroundStudent(student, loaded.lineage, device, precision)
+    html = write_report(
+        folder.eval,
+        evaluation,
+        _recipe_provenance(recipe) | student_provenance(loaded, checkpoint),
+        _cloud(source, evaluation, seen_by),
+    )
     return EvaluateRun(evaluation.report, html)
+
+
+def _cloud(source: Source, evaluation: Evaluation, student: SurroundStudent) -> tuple[str, PointCloud] | None:
+    """The first frame that the report shows, as points; None where nobody knows how the cameras sit on the vehicle."""
+    if not evaluation.pictures:
+        return None
+    frame = source.frame(evaluation.pictures[0].frame_id)
+    with suppress(FrameError):
+        range_m, stride = student.lineage.depth_range_m, student.network.bins.prob_stride
+        return frame.id, frame_cloud(frame, student.look(frame), range_m, stride)
+    return None
 
 
 def _evaluate_predictions(recipe: Recipe, folder: RunFolder, predictions: Path) -> EvaluateRun:

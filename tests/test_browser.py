@@ -222,3 +222,9 @@ def test_two_runs_stand_beside_each_other(visit, html, tmp_path):
     assert float(values["run"]) == pytest.approx(16.1, rel=0.004)
     assert float(values["other"]) == pytest.approx(17.71, rel=0.004)
     assert float(values["other against run"]) == pytest.approx(10, abs=0.3)
+
+
+def test_what_was_never_looked_at_is_drawn_before_it_is_printed(visit, html):
+    page = visit(html, height=300)
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.wait_for_function("() => [...document.querySelectorAll('.frame canvas')].every(canvas => canvas.dataset.drawn)")

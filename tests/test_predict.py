@@ -162,6 +162,25 @@ def test_loose_images_with_a_rig(folder):
     assert (code, "1 frame written" in text) == (0, True), text
 
 
+def test_a_loose_image_that_was_overwritten_is_looked_at_again(folder):
+    rig = write_rig(folder, *(camera(name) for name in NAMES))
+    for name in NAMES:
+        write_image(folder / f"in/{name}.png")
+    command = (folder / "in", "--rig", rig, *writing("npy"))
+    assert "1 frame written, 0 already done" in run(folder, *command)[1]
+    assert "0 frames written, 1 already done" in run(folder, *command)[1]
+    before = np.load(folder / "out/npy/front/images.npy")
+    write_image(folder / "in/front.png", 7)
+    assert "1 frame written, 0 already done" in run(folder, *command)[1]
+    assert not np.array_equal(np.load(folder / "out/npy/front/images.npy"), before)
+
+
+def test_a_checkpoint_that_is_not_there_is_told_first(folder):
+    code, text = surround("predict", folder / "nowhere.safetensors", "--out", folder / "out")
+    assert (code, f"no checkpoint at {folder}/nowhere.safetensors; it is RUN/student/" in text) == (1, True), text
+    assert not (folder / "out").exists()
+
+
 def test_images_of_a_rig_that_stands_nowhere_have_depth_and_the_cloud_says_why_not(folder):
     plain = camera("front")
     del plain["ego_from_cam"]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_cache.files import count_text
+from pipeline.cloud_view import viewer_script
 from pipeline.page import asset
 from pipeline.pictures import (
     draw_points,
@@ -20,10 +21,11 @@ from pipeline.pictures import (
     panorama_order,
     scale_ticks,
 )
-from pipeline.report import report_table, write_report
+from pipeline.report import report_table, rewrite_html, write_report
 from pipeline.report_file import read_report_file, write_report_file
 from stages.colours import NO_DEPTH_RGB, colour_depth, depth_scale, error_colours
 from stages.metrics import DepthErrors
+from stages.point_cloud import PointCloud
 from stages.ranking import FrameErrors
 from stages.results import (
     Consistency,
@@ -233,8 +235,8 @@ def test_markdown_has_every_table_and_no_raw_markup(tmp_path):
     assert rows["20-40 m"][-1] == "106,000"
     assert rows["back-left"] == ["0.094"]
     assert rows["mean of pairs"] == ["0.062"]
-    assert rows["student"] == ["12.5", "15.2", "80.0", "96 x 160"]
-    assert rows["teacher"] == ["100.0", "140.0", "10.0", "392 x 644"]
+    assert rows["student"] == ["12.5", "15.2", "80", "96 x 160"]
+    assert rows["teacher"] == ["100.0", "140.0", "10", "392 x 644"]
     assert rows["versions"] == ["torch 2.13.0, numpy 2.4"]
     assert "<" not in text
     assert r"&lt;script&gt;alert('x')&lt;/script&gt; &amp; " + r'"a\|b"' in text
@@ -280,9 +282,9 @@ def test_the_page_can_be_read_aloud_and_in_the_dark(tmp_path):
 
 def test_the_page_shows_the_numbers(tmp_path):
     texts = page_of(tmp_path).texts
-    assert {"100.00 m", "100.004", "103.001", "8.0x", "12.5 ms", "0.031", "drive/07"} <= set(texts)
+    assert {"100.00 m", "100.004", "103.001", "8.0 times", "12.5 ms", "0.031", "drive/07"} <= set(texts)
     assert "AbsRel after scale and shift to LiDAR; the student so aligned: 300.000" in texts
-    assert "LiDAR alone teaching: not measured. See `surround ablate`, or `surround report RUN OTHER`" in texts
+    assert "not measured; surround ablate trains it, surround report RUN OTHER compares with it" in texts
     assert "Protocol surrounddepth, 0.1 to 80 m: 3 frames, 11 images, 1,234 valid pixels." in texts
 
 
@@ -505,3 +507,15 @@ def test_the_ring_is_cut_open_behind_the_car(view_count, order):
 
 def test_one_is_singular_and_thousands_are_parted():
     assert [count_text(n, "shard") for n in (0, 1, 2, 1234)] == ["0 shards", "1 shard", "2 shards", "1,234 shards"]
+
+
+def test_a_report_has_the_points_of_a_frame_to_turn_and_keeps_them_for_the_next_page(tmp_path):
+    points = PointCloud(np.array([[4.0, 1.0, 0.5]], np.float32), np.array([[200, 10, 30]], np.uint8))
+    folder = tmp_path / "run" / "eval"
+    html = write_report(folder, Evaluation(REPORT), PROVENANCE, ("drive/07", points))
+    text = html.read_text()
+    assert "The ring of frame drive/07 as the student sees it: 1 point." in text
+    assert text.count("data-metres-per-unit=") == 1
+    assert text.count(viewer_script()) == 1
+    assert rewrite_html(folder, tmp_path / "again.html").read_text() == text
+    assert "data-metres-per-unit=" not in write_report(folder, Evaluation(REPORT), PROVENANCE).read_text()

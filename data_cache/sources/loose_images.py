@@ -60,6 +60,10 @@ class LooseImages:
         images = self._images[frame_id]
         return frame_of([images.get(name) for name in self.rig.camera_names], self._described, frame_id)
 
+    def files(self, frame_id: str) -> Mapping[str, Path]:
+        """See `data_cache.sources.StoredSource`."""
+        return self._images[frame_id]
+
 
 def frame_of(images: Sequence[Photograph | None], described: RigDescription, frame_id: str = SINGLE) -> Frame:
     """What one rig saw, the vehicle standing at the origin of the world.

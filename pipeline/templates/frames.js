@@ -217,6 +217,7 @@
     }
   }, {rootMargin: "600px"});
   document.querySelectorAll(".frame").forEach((frame) => observer.observe(frame));
+  addEventListener("beforeprint", () => document.querySelectorAll(".frame").forEach((frame) => open(frame)));
 
   document.getElementById("picture-size").addEventListener("input", (event) => {
     document.documentElement.style.setProperty("--view-width", `${event.target.value}rem`);
