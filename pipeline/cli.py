@@ -385,7 +385,7 @@ def export(
     """
     from dataclasses import asdict
 
-    from pipeline.export import export_text, run_export
+    from pipeline.export import parity_table, run_export
 
     with _errors():
         done = run_export(
@@ -402,7 +402,7 @@ def export(
     if as_json:
         click.echo(json.dumps(asdict(done), indent=1))
     else:
-        click.echo(export_text(done))
+        click.echo(parity_table(done.parity, done.truth))
         click.echo(
             f"export: {', '.join(done.files)}; compared on {count_text(done.frames, 'frame')} of {done.dataset}"
             f" {done.split}, timed on {count_text(done.threads, 'thread')} of the CPU"

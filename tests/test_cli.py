@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from data_cache.schema import ENCODINGS
 from pipeline.cli import main
 
-VERBS = [[], ["doctor"], ["fit-bins"], ["teacher-cache"], ["train-student"], ["eval"], ["compare"], ["ablate"], ["zero-shot"], ["cache"], ["cache", "size"], ["cache", "status"], ["cache", "verify"], ["rig"], ["rig", "export"], ["weights"]]  # fmt: skip # noqa: E501
+VERBS = [[], ["doctor"], ["fit-bins"], ["teacher-cache"], ["train-student"], ["eval"], ["compare"], ["ablate"], ["zero-shot"], ["export"], ["cache"], ["cache", "size"], ["cache", "status"], ["cache", "verify"], ["rig"], ["rig", "export"], ["weights"]]  # fmt: skip # noqa: E501
 RECIPE = """
 [data]
 source = "synthetic"
