@@ -224,7 +224,7 @@ def export(
 
     CHECKPOINT is RUN/student/last.safetensors. Nothing is written if the graph says something else than the student.
     """
-    from pipeline.export import export_text, run_export
+    from pipeline.export import parity_table, run_export
 
     with told_errors():
         done = run_export(
@@ -241,7 +241,7 @@ def export(
     if as_json:
         click.echo(json_report(done))
     else:
-        click.echo(export_text(done))
+        click.echo(parity_table(done.parity, done.truth))
         click.echo(
             f"export: {', '.join(done.files)}; compared on {count_text(done.frames, 'frame')} of {done.dataset}"
             f" {done.split}, timed on {count_text(done.threads, 'thread')} of the CPU"

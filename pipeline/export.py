@@ -23,31 +23,27 @@ from pipeline.stage_one import chosen, open_data, refuse_leak
 from pipeline.tables import Table, markdown_table
 from pipeline.weight_catalog import KNOWN
 from stages.checkpoint import LoadedStudent, load_student
-from stages.devices import place, resolve_precision
 from stages.export import ExportError, export_program, onnx_model, program_file, require_extra, with_metadata
-from stages.parity import Contender, MeasuredRig, Parity, compare, measured_rig, require_parity
+from stages.parity import (
+    MeasuredRig,
+    Parity,
+    compare,
+    graph_contenders,
+    measured_rig,
+    require_parity,
+    torch_contenders,
+)
 from stages.progress import progress_bar
 from stages.protocols import SURROUNDDEPTH
 from stages.quantize import quantized
-from stages.runtimes import (
-    CPU,
-    DeployedRigs,
-    batches,
-    deployed_rig,
-    onnxruntime_runner,
-    openvino_precisions,
-    openvino_runner,
-    torch_runner,
-)
+from stages.runtimes import DeployedRigs, batches, deployed_rig, torch_runner
 from stages.student.encoder import ENCODERS
-from stages.student.fold import folded
-from stages.student.model import IMAGE_MEAN, IMAGE_STD, Student
+from stages.student.model import IMAGE_MEAN, IMAGE_STD
 
 FORMAT = "surround-export/1"
 SUFFIX = ".onnx"
 CALIBRATION_FRAMES = 32
 ROUNDS = 10
-GRAPH_RUNTIMES = ("onnxruntime", "OpenVINO")
 
 
 @dataclass(frozen=True)
@@ -113,44 +109,45 @@ def run_export(
         raise RecipeError(f"--out: expected a file name that ends in {SUFFIX}, got {out}")
     require_extra()
     loaded = load_student(checkpoint)
+    size = loaded.student.spec.input_size
     folder = RunFolder.of_checkpoint(checkpoint)
     recipe = _recipe(on, folder, overrides)
     source = open_data(recipe.data)
-    chosen_ids = chosen(recipe.data, source, recipe.data.test)
-    refuse_leak(learnt_from(recipe, folder, source), chosen_ids)
-    size = loaded.student.spec.input_size
-    at_once = batch or 1
-    calibration = (
-        list(batches(_calibration_rigs(find_cache(cache or str(folder.root)), source.rig, size, chosen_ids), at_once))
-        if int8
-        else []
-    )
+    test_ids = chosen(recipe.data, source, recipe.data.test)
+    refuse_leak(learnt_from(recipe, folder, source), test_ids)
+    calibration = []
+    if int8:  # looked at before anything that takes time
+        calibration = _calibration_rigs(find_cache(cache or str(folder.root)), source.rig, size, test_ids)
     quarantined: dict[str, str] = {}
-    rigs = list(_readable(source, spread(chosen_ids, frames), size, quarantined))
+    rigs = list(_readable(source, spread(test_ids, frames), size, quarantined))
     if not rigs:
         raise ExportError(f"no test frame to compare on: {next(iter(quarantined.values()))}")
 
     told = _metadata(loaded, checkpoint, source.rig, batch)
     program = export_program(loaded.student, source.rig.view_count, batch)
-    made = {out: onnx_model(program, told | {"precision": "fp32"})}
-    contenders = [*_torch_contenders(loaded.student, checkpoint), *_graph_contenders(made[out], "fp32")]
+    graph = onnx_model(program, told | {"precision": "fp32"})
+    files = {out: graph}
+    contenders = [*torch_contenders(loaded.student, checkpoint.stat().st_size), *graph_contenders(graph, "fp32")]
     if int8:
-        path = out.with_suffix(".int8" + SUFFIX)
-        made[path] = with_metadata(
-            quantized(made[out], calibration, int8), told | {"precision": "int8", "int8_target": int8}
-        )
-        contenders += _graph_contenders(made[path], "int8")
+        small = quantized(graph, batches(calibration, batch or 1), int8)
+        small = with_metadata(small, told | {"precision": "int8", "int8_target": int8})
+        files[out.with_suffix(".int8" + SUFFIX)] = small
+        contenders += graph_contenders(small, "int8")
     if pt2:
-        made[out.with_suffix(".pt2")] = program_file(program, told | {"precision": "fp32"})
-    range_m = SURROUNDDEPTH.range_of(source.name)
+        files[out.with_suffix(".pt2")] = program_file(program, told | {"precision": "fp32"})
     parity = compare(
-        torch_runner(loaded.student, "fp32"), contenders, rigs, batch=at_once, range_m=range_m, rounds=ROUNDS
+        torch_runner(loaded.student, "fp32"),
+        contenders,
+        rigs,
+        batch=batch or 1,
+        range_m=SURROUNDDEPTH.range_of(source.name),
+        rounds=ROUNDS,
     )
-    require_parity(parity, GRAPH_RUNTIMES)
-    for path, data in made.items():
+    require_parity(parity)
+    for path, data in files.items():
         replace_atomically(path, partial(Path.write_bytes, data=data))
     return ExportRun(
-        tuple(map(str, made)),
+        tuple(map(str, files)),
         source.name,
         recipe.data.named(recipe.data.test),
         len(rigs),
@@ -163,9 +160,9 @@ def run_export(
     )
 
 
-def export_text(done: ExportRun) -> str:
-    """The table of an export, for a terminal."""
-    header = ("runtime", "precision", "ms a rig", "p95", "largest difference", "mean", f"AbsRel, {done.truth}", "MB")
+def parity_table(parity: Sequence[Parity], truth: str) -> str:
+    """One row per way to run the student, for a terminal; differences are those to PyTorch in fp32."""
+    header = ("runtime", "precision", "ms per rig", "p95", "largest diff.", "mean diff.", f"AbsRel ({truth})", "MB")
     rows = tuple(
         (
             one.runtime,
@@ -177,7 +174,7 @@ def export_text(done: ExportRun) -> str:
             "-" if one.abs_rel is None else f"{one.abs_rel:.4f}",
             f"{one.file_bytes / 1e6:.1f}",
         )
-        for one in done.parity
+        for one in parity
     )
     return markdown_table(Table("", "", header, rows))
 
@@ -217,23 +214,8 @@ def _readable(
             bar.update()
 
 
-def _torch_contenders(student: Student, checkpoint: Path) -> Iterator[Contender]:
-    ready = folded(student)
-    place(ready, CPU)
-    for precision in dict.fromkeys(("fp32", resolve_precision("auto", CPU))):
-        yield Contender("PyTorch", precision, torch_runner(ready, precision), checkpoint.stat().st_size)
-
-
-def _graph_contenders(model: bytes, precision: str) -> Iterator[Contender]:
-    onnxruntime, openvino = GRAPH_RUNTIMES
-    yield Contender(onnxruntime, precision, onnxruntime_runner(model), len(model))
-    for computed in openvino_precisions():
-        title = precision if computed == "fp32" else computed if precision == "fp32" else f"{precision} and {computed}"
-        yield Contender(openvino, title, openvino_runner(model, computed), len(model))
-
-
 def _metadata(loaded: LoadedStudent, checkpoint: Path, rig: Rig, batch: int | None) -> dict[str, object]:
-    """What the file says of itself; README, "Export", lists the names."""
+    """What the file says of itself; docs/EXPORT.md lists the names."""
     spec, lineage = loaded.student.spec, loaded.lineage
     started_from = ENCODERS[spec.encoder].weights if spec.pretrained else None
     licences = [str(metadata.metadata("surround-distill")["License-Expression"])]

@@ -17,7 +17,7 @@ from stages.student.fold import folded
 from stages.student.model import Student
 
 OPSET = 18
-"""What torch's exporter writes without converting; TensorRT 10 and later and every current onnxruntime read it."""
+"""What torch's exporter writes without converting; TensorRT reads it from 10.0 on, every onnxruntime of today does."""
 IMAGE, FOCAL, DEPTH = "image", "focal_px", "depth_m"
 MEANINGS = {
     IMAGE: "uint8 RGB [B, V, 3, H, W], cameras in ring order, stretched to H x W; zeros where a camera is missing",

@@ -1,6 +1,6 @@
 """Is what was exported still the student? Its depth on real frames, what a change costs, and how long it takes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -9,13 +9,27 @@ from jaxtyping import Float32
 
 from data_cache.rig import Frame
 from data_cache.views import load_images, rig_views
+from stages.devices import place, resolve_precision
 from stages.export import ExportError
 from stages.latency import Timing, measure_in_turns
 from stages.regions import truth_at
 from stages.resize import resize_views
-from stages.runtimes import CPU, DeployedRigs, Runner, batches, deployed_rig
+from stages.runtimes import (
+    CPU,
+    DeployedRigs,
+    Runner,
+    batches,
+    deployed_rig,
+    onnxruntime_runner,
+    openvino_precisions,
+    openvino_runner,
+    torch_runner,
+)
 from stages.scores import ScoreTable
+from stages.student.fold import folded
+from stages.student.model import Student
 
+GRAPH_RUNTIMES = ("onnxruntime", "OpenVINO")
 FP32_LIMIT = 1e-4
 """Largest relative difference to PyTorch that a graph in fp32 may have at any pixel; 3e-6 was the largest one seen."""
 INT8_LIMIT = 0.03
@@ -122,18 +136,31 @@ def compare(
     return tuple(found)
 
 
-def require_parity(found: Sequence[Parity], graphs: Sequence[str]) -> None:
-    """Check the graphs among the contenders; those that a runtime itself rounds to 16 bits are only told of.
+def torch_contenders(student: Student, file_bytes: int) -> Iterator[Contender]:
+    """A student in PyTorch as `surround eval` runs it: folded, in fp32 and in what is fast on this CPU."""
+    ready = folded(student)
+    place(ready, CPU)
+    for precision in dict.fromkeys(("fp32", resolve_precision("auto", CPU))):
+        yield Contender("PyTorch", precision, torch_runner(ready, precision), file_bytes)
 
-    Args:
-        found: of `compare`.
-        graphs: runtimes whose results count.
+
+def graph_contenders(model: bytes, precision: str) -> Iterator[Contender]:
+    """An ONNX file of this precision in every runtime, and in every precision in which that computes the rest of it."""
+    onnxruntime, openvino = GRAPH_RUNTIMES
+    yield Contender(onnxruntime, precision, onnxruntime_runner(model), len(model))
+    for computed in openvino_precisions():
+        title = precision if computed == "fp32" else computed if precision == "fp32" else f"{precision} and {computed}"
+        yield Contender(openvino, title, openvino_runner(model, computed), len(model))
+
+
+def require_parity(found: Sequence[Parity]) -> None:
+    """Check the graphs among what was compared; what a runtime itself rounds to 16 bits is only told of.
 
     Raises:
         ExportError: if one in fp32 or int8 is too far from PyTorch, or says something that is no number.
     """
     for one in found:
-        if one.runtime not in graphs:
+        if one.runtime not in GRAPH_RUNTIMES:
             continue
         where = f"{one.precision} graph in {one.runtime}"
         if not np.isfinite(one.max_relative):

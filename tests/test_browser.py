@@ -227,4 +227,6 @@ def test_two_runs_stand_beside_each_other(visit, html, tmp_path):
 def test_what_was_never_looked_at_is_drawn_before_it_is_printed(visit, html):
     page = visit(html, height=300)
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
-    page.wait_for_function("() => [...document.querySelectorAll('.frame canvas')].every(canvas => canvas.dataset.drawn)")
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('.frame canvas')].every(canvas => canvas.dataset.drawn)"
+    )

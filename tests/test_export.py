@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,11 @@ from stages.runtimes import (
 from stages.student.model import Student, StudentSpec
 
 LINEAGE = Lineage("tiny", "CC-BY-NC-4.0", "c0ffee" * 10, "home", (0.1, 80.0), 1234)
+OPERATORS = """
+Add And Cast Clip Concat Conv Div Exp Expand Gather Gemm Greater LayerNormalization MatMul Max MaxPool Mul Not
+ReduceMean ReduceMin ReduceSum Relu Reshape Resize Shape Slice Softmax Split Squeeze Sub Tanh Transpose Unsqueeze Where
+"""
+"""A graph of these: each is in the table of operators that TensorRT 10 supports, in the types that occur here."""
 RECIPE = """
 [data]
 source = "fake"
@@ -125,7 +131,7 @@ def test_the_graph_tells_what_goes_in_and_comes_out_and_nothing_of_the_sources(m
     assert shapes == {"image": ["batch", 3, 3, 32, 64], "focal_px": ["batch", 3], "depth_m": ["batch", 3, 32, 64]}
     assert {value.name: value.doc_string for value in (*proto.graph.input, *proto.graph.output)} == MEANINGS
     assert proto.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
-    assert not {node.op_type for node in proto.graph.node} & {"BatchNormalization", "Loop", "If", "GridSample"}
+    assert {node.op_type for node in proto.graph.node} <= {*OPERATORS.split()}
     assert not any(node.metadata_props or node.doc_string for node in proto.graph.node)
     assert b".py" not in model
 
@@ -273,9 +279,9 @@ def test_a_graph_that_says_something_else_is_refused(entry, message):
         found("bf16", 0.5, 0.2),
         found("fp32", 1.0, 1.0, "PyTorch"),
     ]
-    require_parity(fine, ["onnxruntime"])
+    require_parity(fine)
     with pytest.raises(ExportError, match=message):
-        require_parity([*fine, entry], ["onnxruntime"])
+        require_parity([*fine, entry])
 
 
 SOURCE = FakeSource(6, missing={"d/4": (1,)}, broken={"d/5": "image missing: x"})
@@ -339,9 +345,9 @@ def test_int8_is_calibrated_on_the_cache_of_the_run(folder, monkeypatch):
     write_cache(folder / "run/cache", ("d/0", "d/1"))
     seen: list[DeployedRigs] = []
 
-    def spy(data: bytes, calibration: list[DeployedRigs], target: str) -> bytes:
+    def spy(data: bytes, calibration: Iterable[DeployedRigs], target: str) -> bytes:
         seen.extend(calibration)
-        return quantized(data, calibration, target)
+        return quantized(data, seen, target)
 
     monkeypatch.setattr(command, "quantized", spy)
     monkeypatch.setattr(parity, "INT8_LIMIT", 1.0)

