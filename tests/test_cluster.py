@@ -187,7 +187,7 @@ def test_the_same_part_started_twice_damages_nothing_and_the_loser_says_so(drive
     [
         ("threads", [signal.SIGUSR1], False),
         # A queue and a terminal send theirs to all processes; the workers must neither die of any nor complain.
-        ("local", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], True),
+        pytest.param("local", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], True, marks=pytest.mark.torture),
     ],
 )
 def test_a_signal_ends_with_75_and_the_same_command_goes_on(drive, recipe, straight, tmp_path, engine, numbers, group):
@@ -207,6 +207,7 @@ def test_a_signal_ends_with_75_and_the_same_command_goes_on(drive, recipe, strai
     assert contents(tmp_path / "cache") == straight
 
 
+@pytest.mark.torture
 def test_an_error_in_a_worker_is_the_message_of_one_process(drive, recipe, straight, address, tmp_path):
     """The worker meets a cache folder into which it cannot write; root can write everywhere but into a file."""
     options = ("teacher-cache", recipe, "--data", drive, "--run", tmp_path)
