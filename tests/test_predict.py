@@ -25,6 +25,7 @@ from pipeline import predict, stage_one
 from pipeline.api import load_student
 from stages.checkpoint import save_student
 from stages.colours import colour_depth, depth_scale
+from stages.evaluate import EvaluateSpec, evaluate
 from stages.measure import depth_at
 from stages.point_cloud import frame_cloud
 from stages.predictions import PNG_STEPS_PER_M, read_prediction
@@ -112,13 +113,10 @@ def test_depth_maps_measure_like_the_student_that_made_them(folder):
     """`surround eval --predictions` of exact maps gives the very numbers of the student."""
     options = ("--run", folder / "run", "--set", "eval.latency=false", "--set", "eval.teacher=false",
                "--set", 'data.test=["d[:3]"]', "--set", "student.input_size=[32, 64]")  # fmt: skip
-    # The fake's student is not of the recipe's architecture, so it is measured by what `eval` shares with `predict`.
     assert run(folder, *writing("npy"), "--set", 'data.test=["d[:3]"]')[0] == 0
     code, text = surround("eval", folder / "run/recipe.toml", *options, "--predictions", folder / "out/npy")
     assert code == 0, text
     measured = json.loads((folder / "run/eval/report.json").read_text())
-    from stages.evaluate import EvaluateSpec, evaluate
-
     look = load_student(folder / "run/student/last.safetensors", precision="fp32")
     spec = EvaluateSpec(latency=False, teacher=False)
     expected = evaluate(
@@ -247,7 +245,7 @@ def test_a_kill_leaves_whole_files_and_the_same_command_goes_on(folder, monkeypa
 def test_a_signal_ends_it_between_two_frames_with_75(folder, number):
     """In a process of its own, as a cluster sends it; the frames are those of the embedded drives."""
     recipe = folder / "synthetic.toml"
-    recipe.write_text(RECIPE.format(source="synthetic").replace('["d[1:]"]', '["test"]').replace("d[:1]", "drive-00"))
+    recipe.write_text(RECIPE.format(source="synthetic").replace("d[1:]", "drive-50[:3]").replace("d[:1]", "drive-00"))
     command = [sys.executable, "-c", "from pipeline.cli import main; main()", "predict",
                str(folder / "run/student/last.safetensors"), "--on", str(recipe), "--out", str(folder / "out"),
                "--write", "npy"]  # fmt: skip
@@ -259,9 +257,7 @@ def test_a_signal_ends_it_between_two_frames_with_75(folder, number):
         process.send_signal(number)
         text = process.stderr.read()
         assert (process.wait(300), "Run the same command to continue" in text) == (75, True), text
-    done = list((folder / "out/npy").rglob("*.npy"))
-    assert done
-    assert len(done) % 6 == 0
+    assert len(list((folder / "out/npy").rglob("*.npy"))) in (6, 12)
     assert not list(folder.rglob("*.partial"))
 
 
