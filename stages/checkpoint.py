@@ -108,7 +108,7 @@ def load_student(
                 [
                     f"{path} holds another architecture:",
                     *lines,
-                    "Restore these values in the recipe, or train again with --fresh.",
+                    "Set these values in the recipe, or with --set; or train another student: train-student --fresh.",
                 ]
             )
         )

@@ -160,7 +160,7 @@ def evaluate(
     with progress_bar(len(frame_ids), 0, "eval", "frame") as bar:
         for frame_id in frame_ids:
             if should_stop():
-                raise Preempted("stopped during eval; nothing was written, run it again")
+                raise Preempted("stopped during eval; nothing was written")
             try:
                 seen = _look(setting, frame_id)
             except FrameError as error:
