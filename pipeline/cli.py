@@ -42,9 +42,9 @@ class _InOrder(click.Group):
 def main() -> None:
     """Metric depth for full-surround cameras, distilled offline from a depth foundation model.
 
-    RECIPE is a built-in name (demo, evidence, pandaset, evidence_pandaset, nuscenes, ddad, rig) or a TOML file. Exit codes: 0 done; 1 failed; 2 bad
-    usage or recipe; 3 done, but some frames were quarantined; 75 stopped by a signal after saving, run it again to go
-    on.
+    RECIPE is a built-in name (demo, evidence, pandaset, evidence_pandaset, nuscenes, ddad, rig) or a TOML file. Exit
+    codes: 0 done; 1 failed; 2 bad usage or recipe; 3 done, but some frames were quarantined; 75 stopped by a signal
+    after saving, run it again to go on.
     """
     usual = warnings.formatwarning
 
