@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -344,9 +345,9 @@ def test_int8_is_calibrated_on_the_cache_of_the_run(folder, monkeypatch):
     write_cache(folder / "run/cache", ("d/0", "d/1"))
     seen: list[DeployedRigs] = []
 
-    def spy(data: bytes, calibration: list[DeployedRigs], target: str) -> bytes:
+    def spy(data: bytes, calibration: Iterable[DeployedRigs], target: str) -> bytes:
         seen.extend(calibration)
-        return quantized(data, calibration, target)
+        return quantized(data, seen, target)
 
     monkeypatch.setattr(command, "quantized", spy)
     monkeypatch.setattr(parity, "INT8_LIMIT", 1.0)
