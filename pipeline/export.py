@@ -195,8 +195,11 @@ def _calibration_rigs(location: str, rig: Rig, size: tuple[int, int], test_ids: 
             f" {list(identity.image_size)} from {len(identity.camera_names)}; name this student's cache with --cache"
         )
     refuse_leak(reader.frames, test_ids)
+    usable = reader.usable(reader.frames.train)
+    if not usable:
+        raise ExportError(f"{reader.store.location}: all frames are quarantined; there is nothing to calibrate on")
     rigs = []
-    for frame_id in spread(reader.usable(reader.frames.train), CALIBRATION_FRAMES):
+    for frame_id in spread(usable, CALIBRATION_FRAMES):
         cameras = reader.read_cameras(frame_id)
         rigs.append(deployed_rig(reader.read_image(frame_id), cameras.intrinsics, cameras.view_valid))
     return rigs

@@ -32,3 +32,18 @@ def test_the_device_is_waited_for_on_both_sides_of_the_clock(monkeypatch):
     monkeypatch.setattr(latency, "synchronize", synchronize)
     timing = latency.measure(call, torch.device("cpu"), warmup=0, repeats=1)
     assert timing.p50_ms == pytest.approx(2000)
+
+
+def test_calls_take_turns_and_the_first_round_is_not_timed(monkeypatch):
+    """Seconds by round: 9, 1, 3 and 9, 2, 8; medians of the last two rounds are 2 and 5 s."""
+    clock, called = [0.0], []
+    durations = {"a": iter([9.0, 1.0, 3.0]), "b": iter([9.0, 2.0, 8.0])}
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: clock[0])
+
+    def call(name: str) -> None:
+        called.append(name)
+        clock[0] += next(durations[name])
+
+    timings = latency.measure_in_turns([lambda: call("a"), lambda: call("b")], torch.device("cpu"), rounds=2)
+    assert called == ["a", "b"] * 3
+    assert [timing.p50_ms for timing in timings] == pytest.approx([2000, 5000])
