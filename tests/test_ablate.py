@@ -172,6 +172,7 @@ def test_a_row_that_makes_no_recipe_is_named_before_anything_is_trained(run, rec
     assert (code, "row 'odd'" in text, "did you mean 'cross'" in text) == (2, True, True), text
 
 
+@pytest.mark.torture
 def test_students_train_in_two_processes_and_one_that_fails_does_not_stop_the_others(run, recipe):
     broken = 'ablate.rows.broken=["train_student.learning_rate=1e30"]'
     settings = ("--set", broken, "--set", "ablate.seeds=[6]", "--set", "ablate.lidar_shares=[1.0]")

@@ -67,6 +67,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.mark.torture
 def test_local_workers_write_the_bytes_of_one_process(drive, recipe, straight, tmp_path):
     command = Command(
         tmp_path / "log", "teacher-cache", recipe, "--data", drive, "--run", tmp_path, "--scheduler", "local"
