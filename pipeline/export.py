@@ -123,26 +123,34 @@ def run_export(
     if not rigs:
         raise ExportError(f"no test frame to compare on: {next(iter(quarantined.values()))}")
 
-    told = _metadata(loaded, checkpoint, source.rig, batch)
-    program = export_program(loaded.student, source.rig.view_count, batch)
-    graph = onnx_model(program, told | {"precision": "fp32"})
-    files = {out: graph}
-    contenders = [*torch_contenders(loaded.student, checkpoint.stat().st_size), *graph_contenders(graph, "fp32")]
-    if int8:
-        small = quantized(graph, batches(calibration, batch or 1), int8)
-        small = with_metadata(small, told | {"precision": "int8", "int8_target": int8})
-        files[out.with_suffix(".int8" + SUFFIX)] = small
-        contenders += graph_contenders(small, "int8")
-    if pt2:
-        files[out.with_suffix(".pt2")] = program_file(program, told | {"precision": "fp32"})
-    parity = compare(
-        torch_runner(loaded.student, "fp32"),
-        contenders,
-        rigs,
-        batch=batch or 1,
-        range_m=SURROUNDDEPTH.range_of(source.name),
-        rounds=ROUNDS,
-    )
+    with progress_bar(2 + bool(int8) + pt2, 0, "export", "part") as bar:
+        bar.set_postfix_str("graph")
+        told = _metadata(loaded, checkpoint, source.rig, batch)
+        program = export_program(loaded.student, source.rig.view_count, batch)
+        graph = onnx_model(program, told | {"precision": "fp32"})
+        files = {out: graph}
+        contenders = [*torch_contenders(loaded.student, checkpoint.stat().st_size), *graph_contenders(graph, "fp32")]
+        bar.update()
+        if int8:
+            bar.set_postfix_str("int8")
+            small = quantized(graph, batches(calibration, batch or 1), int8)
+            small = with_metadata(small, told | {"precision": "int8", "int8_target": int8})
+            files[out.with_suffix(".int8" + SUFFIX)] = small
+            contenders += graph_contenders(small, "int8")
+            bar.update()
+        if pt2:
+            files[out.with_suffix(".pt2")] = program_file(program, told | {"precision": "fp32"})
+            bar.update()
+        bar.set_postfix_str("comparing and timing")
+        parity = compare(
+            torch_runner(loaded.student, "fp32"),
+            contenders,
+            rigs,
+            batch=batch or 1,
+            range_m=SURROUNDDEPTH.range_of(source.name),
+            rounds=ROUNDS,
+        )
+        bar.update()
     require_parity(parity)
     for path, data in files.items():
         replace_atomically(path, partial(Path.write_bytes, data=data))
