@@ -1,7 +1,8 @@
 // A cloud of points in a canvas: orbit, move, zoom; mouse, touch, keyboard. Nothing is loaded. The vehicle's frame is
-// x forward, y left, z up. The script stands in its section, behind the canvas, the message and the points.
+// x forward, y left, z up. The script stands in its section, behind the canvas, the message and the points, or at the
+// end of a page that has one such section.
 (() => {
-  const section = document.currentScript.closest("section");
+  const section = document.currentScript.closest("section.cloud") ?? document.querySelector("section.cloud");
   const canvas = section.querySelector("canvas");
   const gl = canvas.getContext("webgl", { antialias: false, alpha: false });
   if (!gl) {

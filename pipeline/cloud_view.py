@@ -69,7 +69,7 @@ def script_source() -> str:
 
 @cache
 def viewer_script() -> str:
-    """JavaScript of the viewer; it looks for every section on the page."""
+    """JavaScript of the viewer; outside of its section it serves the only one of the page."""
     return (Path(__file__).parent / "cloud_view.js").read_text(encoding="utf-8")
 
 
