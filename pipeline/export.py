@@ -114,7 +114,8 @@ def run_export(
     recipe = _recipe(on, folder, overrides)
     source = open_data(recipe.data)
     test_ids = chosen(recipe.data, source, recipe.data.test)
-    refuse_leak(learnt_from(recipe, folder, source), test_ids)
+    if source.name == loaded.lineage.dataset:
+        refuse_leak(learnt_from(recipe, folder, source), test_ids)
     calibration = []
     if int8:  # looked at before anything that takes time
         calibration = _calibration_rigs(find_cache(cache or str(folder.root)), source.rig, size, test_ids)

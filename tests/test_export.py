@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ from stages.runtimes import (
 )
 from stages.student.model import Student, StudentSpec
 
-LINEAGE = Lineage("tiny", "CC-BY-NC-4.0", "c0ffee" * 10, "home", (0.1, 80.0), 1234)
+LINEAGE = Lineage("tiny", "CC-BY-NC-4.0", "c0ffee" * 10, "fake", (0.1, 80.0), 1234)
 OPERATORS = """
 Add And Cast Clip Concat Conv Div Exp Expand Gather Gemm Greater LayerNormalization MatMul Max MaxPool Mul Not
 ReduceMean ReduceMin ReduceSum Relu Reshape Resize Shape Slice Softmax Split Squeeze Sub Tanh Transpose Unsqueeze Where
@@ -333,7 +334,7 @@ def test_the_command_writes_a_file_that_says_what_it_is_and_prints_what_it_costs
     assert (inside["focal_px"], inside["range_m"], inside["trained_range_m"]) == (40.0, [1.0, 65536.0], [0.1, 80.0])
     assert (inside["teacher"], inside["teacher_licence"]) == ("tiny", "CC-BY-NC-4.0")
     assert inside["student_licence"] == "Apache-2.0"  # its encoder has started from nobody's weights
-    assert (inside["steps"], inside["dataset"], inside["precision"]) == (1234, "home", "fp32")
+    assert (inside["steps"], inside["dataset"], inside["precision"]) == (1234, "fake", "fp32")
     assert torch.export.load(folder / "s.pt2").module()(*(v.clone() for v in torch_inputs())).shape == (1, 3, 32, 64)
 
 
@@ -396,6 +397,12 @@ def test_what_is_no_longer_the_student_is_not_written_and_what_was_there_stays(f
 def test_what_cannot_be_exported_is_one_error(folder, arguments, code, message):
     found_code, text = export(folder, *arguments)
     assert (found_code, message in text) == (code, True), text
+
+
+def test_frames_of_a_data_set_that_taught_it_nothing_may_be_any(folder, student):
+    save_student(folder / "run/student/last.safetensors", student, replace(LINEAGE, dataset="elsewhere"))
+    code, text = export(folder, "--set", 'data.test=["d[2:5]"]')
+    assert (code, "compared on 3 frames of fake d[2:5]" in text) == (0, True), text
 
 
 def test_a_missing_checkpoint_package_or_frame_is_one_error(folder, monkeypatch):
