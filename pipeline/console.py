@@ -1,6 +1,5 @@
 """What all verbs of the command share: options, errors as exit codes, lists of frames."""
 
-import json
 import os
 import re
 import sys
@@ -59,7 +58,9 @@ def json_report(report: Any, **derived: object) -> str:
     """A report as JSON, with what follows from it."""
     from dataclasses import asdict
 
-    return json.dumps(asdict(report) | derived, indent=1)
+    from pipeline.report_file import json_text
+
+    return json_text(asdict(report) | derived).rstrip()
 
 
 def say(text: str) -> None:
