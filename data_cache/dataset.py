@@ -16,10 +16,11 @@ from jaxtyping import Bool, Float, Float64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data_cache.deaf import deaf_children
 from data_cache.errors import SurroundError
-from data_cache.reader import CacheReader
-from data_cache.schema import FrameCameras, FrameRecord, StoredBins, map_arrays, unpack_depth_m
+from data_cache.shards.encodings import StoredBins, map_arrays
+from data_cache.shards.reader import CacheReader
+from data_cache.shards.records import FrameCameras, FrameRecord, unpack_depth_m
+from data_cache.stop_signals import deaf_children
 
 MIN_MOVED_M, MAX_MOVED_M = 0.2, 15.0
 """A rig that moved less shows no parallax; one that moved further sees other things or is on another drive."""
@@ -54,7 +55,7 @@ class CachedRigs(CachedViews):
     Attributes:
         frame_ids: one per frame.
         lidar_depth_m: metres, 0 = no return.
-        bins: the teacher's probabilities as stored; stages/bins.py decodes them.
+        bins: the teacher's probabilities as stored; stages/targets/bins.py decodes them.
         relation: the teacher's view relations.
         tokens: the teacher's pooled features; C = 0 where the cache has none.
         neighbour: the same rigs a moment before or after, poses in the frame of `rig_from_cam`; a frame without such a

@@ -1,7 +1,8 @@
 """For programs: a student that looks at images, and a cache to iterate over. The command line is not needed.
 
-README, "From Python", has the whole of it in ten lines. The types that come and go are those of the layers below:
-`data_cache.rig.Frame`, `data_cache.sources.rig_json.RigDescription`, `data_cache.schema.FrameRecord`.
+README, "From Python", shows all of it in ten lines. Its types belong to the layers below: `Frame` in
+`data_cache.frames.rig`, `RigDescription` in `data_cache.sources.rig_folder.rig_json`, `FrameRecord` in
+`data_cache.shards.records`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,15 +14,15 @@ import torch
 from jaxtyping import Float32
 
 from data_cache.errors import SettingError
-from data_cache.reader import CacheReader
-from data_cache.rig import Frame
-from data_cache.schema import FrameRecord
-from data_cache.sources.loose_images import frame_of
-from data_cache.sources.rig_json import RigDescription, read_rig
-from stages.checkpoint import Lineage
-from stages.checkpoint import load_student as load_checkpoint
-from stages.devices import place, resolve_device, resolve_precision
-from stages.predict import Prediction, predict_frame
+from data_cache.frames.rig import Frame
+from data_cache.shards.reader import CacheReader
+from data_cache.shards.records import FrameRecord
+from data_cache.sources.rig_folder.loose_images import frame_of
+from data_cache.sources.rig_folder.rig_json import RigDescription, read_rig
+from stages.compute.devices import place, resolve_device, resolve_precision
+from stages.inference.predict import Prediction, predict_frame
+from stages.student.checkpoint import Lineage
+from stages.student.checkpoint import load_student as load_checkpoint
 from stages.student.fold import folded
 from stages.student.model import Student
 
@@ -63,7 +64,7 @@ class SurroundStudent:
         return self.predict_frame(frame_of(given, rig))
 
     def predict_frame(self, frame: Frame) -> list[DepthMap | None]:
-        """The same for a frame of a data set (`data_cache.sources.open_source`); raises FrameError."""
+        """The same for a frame of a data set (`data_cache.sources.registry.open_source`); raises FrameError."""
         return list(self.look(frame).at_image_size(frame))
 
     def look(self, frame: Frame) -> Prediction:

@@ -11,63 +11,35 @@ import torch
 from jaxtyping import Float, UInt8
 
 from data_cache.errors import FrameError
-from data_cache.rig import Frame, Sweep
-from data_cache.sources import Source
-from data_cache.views import RigViews, load_images, rig_views
-from stages import metrics
-from stages.consistency import Overlap, pooled_overlap, ring_overlaps
-from stages.devices import require_known
-from stages.latency import rig_latency
-from stages.measure import ImagePixels, ProtocolScores, depth_at, image_pixels, resized, teacher_fitted_to
-from stages.predict import predict_rig
-from stages.predictions import SUFFIXES, PredictionError, PredictionFolder, prediction_file, read_rig, save_prediction
-from stages.progress import Preempted, progress_bar
-from stages.protocols import PROTOCOLS, SURROUNDDEPTH, Protocol
-from stages.ranking import FrameErrors, place, ranking, shown_frames
-from stages.regions import Regions, regions, truth_at
-from stages.resize import resize_rgb, resize_views
-from stages.results import Consistency, EvaluateReport, Evaluation, EvaluationError, FramePictures
-from stages.scores import ScoreTable
+from data_cache.frames.rig import Frame, Sweep
+from data_cache.frames.views import RigViews, load_images, rig_views
+from data_cache.sources.base import Source
+from stages.compute.progress import Preempted, progress_bar
+from stages.compute.resize import depth_at, resize_rgb, resize_views, resized
+from stages.evaluation import metrics
+from stages.evaluation.consistency import Overlap, pooled_overlap, ring_overlaps
+from stages.evaluation.latency import rig_latency
+from stages.evaluation.predictions import (
+    SUFFIXES,
+    PredictionError,
+    PredictionFolder,
+    prediction_file,
+    read_rig,
+    save_prediction,
+)
+from stages.evaluation.protocol_scores import ImagePixels, ProtocolScores, image_pixels, teacher_fitted_to
+from stages.evaluation.protocols import PROTOCOLS, Protocol
+from stages.evaluation.ranking import FrameErrors, place, ranking, shown_frames
+from stages.evaluation.regions import Regions, regions, truth_at
+from stages.evaluation.results import Consistency, EvaluateReport, Evaluation, EvaluationError, FramePictures
+from stages.evaluation.scores import ScoreTable
+from stages.evaluation.spec import EvaluateSpec
+from stages.inference.predict import predict_rig
 from stages.student.model import Student
-from stages.teacher.base import Teacher, to_disparity
+from stages.targets.space import to_disparity
+from stages.teacher.base import Teacher
 
 Pixels = Float[np.ndarray, " N"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateSpec:
-    """How stage three runs.
-
-    Attributes:
-        protocol: a name of PROTOCOLS.
-        teacher: also measure the teacher, which needs its weights.
-        latency: also time student and teacher.
-        flip: average each prediction with that of the mirrored rig (test-time augmentation); recorded in the report.
-            Of a folder of predictions: they were made so.
-        pictures: frames drawn in the report: the worst ones, the median, the best and the middle one of the split.
-        save_predictions: png16 or npy, to keep what the student says of every image; empty to keep nothing.
-        precision, device: auto, or as named in stages/devices.py.
-    """
-
-    protocol: str = SURROUNDDEPTH.name
-    teacher: bool = True
-    latency: bool = True
-    flip: bool = False
-    pictures: int = 6
-    save_predictions: str = ""
-    precision: str = "auto"
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        require_known(self.device, self.precision)
-        if self.protocol not in PROTOCOLS:
-            raise ValueError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {self.protocol!r}")
-        if self.save_predictions not in ("", *SUFFIXES):
-            raise ValueError(
-                f"save_predictions: expected {', '.join(SUFFIXES)} or nothing, got {self.save_predictions!r}"
-            )
-        if self.pictures < 0:
-            raise ValueError(f"pictures: expected 0 or more, got {self.pictures}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +95,7 @@ def evaluate(
     save_to: Path | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
-    """Measure `student` (and `teacher`) on the frames of a split, as a protocol says (stages/protocols.py).
+    """Measure `student` (and `teacher`) on the frames of a split, as a protocol says (stages/evaluation/protocols.py).
 
     Unreadable frames are left out and listed. Images are decoded as stage one decoded them where `decode_size` is what
     was enough for it. What a student says goes into files below `save_to`, if `spec` names their format; a folder of

@@ -1,70 +1,31 @@
 """Stage one: run the teacher over every frame, once, and keep what it says about order and about neighbours."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
 from itertools import chain, groupby, islice
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from data_cache import images
 from data_cache.errors import FrameError
-from data_cache.schema import ENCODINGS, FORMAT_VERSION, CacheIdentity, FrameRecord, SplitFrames
-from data_cache.sources import EditableSource, Source
-from data_cache.writer import CacheWriter
-from stages import relations
-from stages.binning import Binning, binning_definition
-from stages.bins import BinSpec
-from stages.devices import require_known
-from stages.look import CONSTANT_NOTE, SeenView, frame_record, look
-from stages.prepare import PreparedFrame, prepare_frame
-from stages.progress import Preempted
+from data_cache.shards.records import FrameRecord
+from data_cache.shards.writer import CacheWriter
+from data_cache.sources.base import Source
+from stages.caching.products import CONSTANT_NOTE, SeenView, frame_record, look
+from stages.caching.teacher_input import PreparedFrame, prepare_frame
+from stages.compute.progress import Preempted
+from stages.targets.binning import Binning
+from stages.targets.bins import BinSpec
 from stages.teacher.base import Teacher
 
 PREFETCH_FRAMES = 3
 PREFETCH_THREADS = 2
 BATCH_IMAGES = {"cpu": 2, "cuda": 12}
 """On a CPU a small batch stays in its caches: of 1, 2, 3, 6, 12 the fastest is 2 (bench_stage_one.py)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherCacheSpec:
-    """How stage one runs.
-
-    Attributes:
-        weights: a name that `surround weights` knows, a folder with a depth model of transformers or a Marigold
-            pipeline of diffusers, or one on the model hub, pinned: "hub:owner/name@<40-digit commit>".
-        input_size: (H, W) that the teacher sees, multiples of its patch.
-        precision, device: auto, or as named in stages/devices.py.
-        batch_images: images per forward pass, over views and frames; 0 takes what suits the device.
-        shard_frames: frames per shard, the unit of work.
-        tokens: also keep the teacher's pooled features, which two baselines learn from; about 0.25 MB a frame.
-        location: where the cache lies, a folder or s3://bucket/prefix, gs://bucket/prefix; empty for RUN/cache.
-    """
-
-    weights: str = "depth-anything-v2-small"
-    input_size: tuple[int, int]
-    precision: str = "auto"
-    device: str = "auto"
-    batch_images: int = 0
-    shard_frames: int = 32
-    tokens: bool = False
-    location: str = ""
-
-    def __post_init__(self) -> None:
-        require_known(self.device, self.precision)
-        if min(self.input_size) < 14:
-            raise ValueError(f"input_size: expected sides of at least 14 px, got {list(self.input_size)}")
-        if self.batch_images < 0:
-            raise ValueError(f"batch_images: expected 1 or more, or 0 to choose, got {self.batch_images}")
-        if self.shard_frames < 1:
-            raise ValueError(f"shard_frames: expected at least 1, got {self.shard_frames}")
 
 
 @dataclass(frozen=True)
@@ -86,74 +47,6 @@ class TeacherCacheReport:
     def __add__(self, other: "TeacherCacheReport") -> "TeacherCacheReport":
         """Both together."""
         return TeacherCacheReport(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
-
-
-def recipe_identity(
-    source: str,
-    train: tuple[str, ...],
-    selection: tuple[str, ...],
-    spec: TeacherCacheSpec,
-    bin_spec: BinSpec,
-    image_size: tuple[int, int],
-) -> dict[str, object]:
-    """The fields of the cache identity that a recipe decides; stage two insists on them.
-
-    Args:
-        source: name of the data set.
-        train, selection: selectors of the splits to hold.
-        spec, bin_spec: sections of the recipe.
-        image_size: the student's input size.
-    """
-    stride = bin_spec.prob_stride
-    settings = {"window_width": bin_spec.window, "bin_count": bin_spec.count, "bin_sigma": bin_spec.sigma}
-    needed = ENCODINGS[bin_spec.encoding].settings
-    return {
-        "format_version": FORMAT_VERSION,
-        "source": source,
-        "train": train,
-        "selection": selection,
-        "image_size": image_size,
-        "image_definition": images.DEFINITION,
-        "prob_size": (image_size[0] // stride, image_size[1] // stride),
-        "encoding": bin_spec.encoding,
-        **{name: value if name in needed else None for name, value in settings.items()},
-        "bin_definition": binning_definition(bin_spec),
-        "relation_grid": relations.GRID,
-        "relation_definition": relations.DEFINITION,
-        "shard_frames": spec.shard_frames,
-        "teacher_name": Path(spec.weights).name,
-        "teacher_input_size": spec.input_size,
-        # With tokens the teacher decides how many channels they have.
-        **({} if spec.tokens else {"token_channels": 0}),
-    }
-
-
-def cache_identity(
-    decided: Mapping[str, Any],
-    source: Source,
-    frames: SplitFrames,
-    teacher: Teacher,
-    knots: tuple[float, ...] | None = None,
-) -> CacheIdentity:
-    """The whole identity: what the recipe decides, the frames found, the teacher's weights, and what was fitted.
-
-    Where tokens are kept, the teacher looks at a black image to tell how many channels they have.
-    """
-    known = dict(decided)
-    if "token_channels" not in known:
-        black = torch.zeros(1, *teacher.input_size, 3, dtype=torch.uint8)
-        known["token_channels"] = teacher(black).features.shape[1]
-    return CacheIdentity(
-        **known,
-        camera_names=source.rig.camera_names,
-        frame_count=len(frames.ordered),
-        frames_sha256=frames.sha256(),
-        teacher_licence=teacher.licence,
-        teacher_weights_sha256=teacher.weights_sha256,
-        teacher_preprocessing=teacher.preprocessing,
-        bin_knots=knots,
-        metadata_sha256=source.metadata_sha256(frames.ordered) if isinstance(source, EditableSource) else "",
-    )
 
 
 def teacher_lanes(device: torch.device) -> int:

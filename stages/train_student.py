@@ -14,11 +14,14 @@ from typing import Any
 
 import torch
 
-from data_cache.claims import Claims
 from data_cache.dataset import CachedFrames, batches, collate
 from data_cache.files import write_error
-from data_cache.reader import CacheReader
-from stages.checkpoint import (
+from data_cache.shards.reader import CacheReader
+from data_cache.storage.claims import Claims
+from stages.compute.parallel import any_says, everybody, leads, meet, process_count, rank, summed
+from stages.compute.progress import Preempted, progress_bar
+from stages.evaluation.metrics import abs_rel
+from stages.student.checkpoint import (
     CheckpointError,
     Lineage,
     TrainingState,
@@ -27,13 +30,10 @@ from stages.checkpoint import (
     save_student,
     saved_states,
 )
-from stages.metrics import abs_rel
-from stages.parallel import any_says, everybody, leads, meet, process_count, rank, summed
-from stages.progress import Preempted, progress_bar
-from stages.schedule import learning_rate, sample_order, split
-from stages.training import Training, TrainingError, mean_over_processes, on_device, term_values
-from stages.training_job import STATES, TrainingJob, open_job
-from stages.training_log import TrainingLog, predicted_depth_m, training_picture
+from stages.training.log import TrainingLog, predicted_depth_m, training_picture
+from stages.training.preflight import STATES, TrainingJob, open_job
+from stages.training.schedule import learning_rate, sample_order, split
+from stages.training.step import Training, TrainingError, mean_over_processes, on_device, term_values
 
 LOG_EVERY = 10
 
@@ -70,7 +70,7 @@ def train_student(
     """Train the student of `job` for `spec.steps` steps; leave last (and best) checkpoints, states and logs.
 
     The newest state in the job's folder is continued unless `fresh`; running it twice does nothing the second time. Of
-    several processes (stages/parallel.py) all call it alike, and the first one writes.
+    several processes (stages/compute/parallel.py) all call it alike, and the first one writes.
 
     Args:
         job: what is asked for.

@@ -11,9 +11,12 @@ import torch
 from data_cache.dataset import CachedRigs, map_rigs
 from data_cache.errors import FrameError
 from data_cache.files import file_sha256
-from data_cache.rig import Camera, Frame, Rig, Sweep, View, make_sweep
-from data_cache.schema import ENCODINGS, CacheIdentity, FrameRecord, SplitFrames, array_table, record_from_arrays
-from stages.quiet import quiet_transformers
+from data_cache.frames.rig import Camera, Frame, Rig, Sweep, View, make_sweep
+from data_cache.shards.encodings import ENCODINGS
+from data_cache.shards.identity import CacheIdentity, SplitFrames
+from data_cache.shards.records import FrameRecord, record_from_arrays
+from data_cache.shards.schema import array_table
+from stages.compute.quiet_transformers import quiet_transformers
 from stages.teacher.transformers_depth import TransformersTeacher
 
 NATIVE_SIZE = (48, 80)

@@ -26,19 +26,20 @@ from test_sources_pandaset import example as pandaset
 from test_sources_rig_folder import RIG, line, write
 
 from data_cache.errors import FrameError, SourceError
-from data_cache.images import FORMATS, load_rgb
-from data_cache.sources import Source, select
-from data_cache.sources.ddad import DdadSource
+from data_cache.frames.images import FORMATS, load_rgb
+from data_cache.sources.base import Source
+from data_cache.sources.ddad.source import DdadSource
 from data_cache.sources.nuscenes import NuscenesSource
 from data_cache.sources.pandaset import PandasetSource
-from data_cache.sources.pickles import load_whole_numbers
-from data_cache.sources.points import load_points
-from data_cache.sources.rig_folder import RigFolderSource
-from pipeline.compare import compare
+from data_cache.sources.parsing.pickles import load_whole_numbers
+from data_cache.sources.parsing.points import load_points
+from data_cache.sources.rig_folder.source import RigFolderSource
+from data_cache.sources.selectors import select
 from pipeline.errors import RecipeError
-from pipeline.report import write_report
-from stages.evaluate import Evaluation
-from stages.predictions import SUFFIXES, PredictionError, read_prediction, save_prediction
+from pipeline.report.compare import compare
+from pipeline.report.one_run import write_report
+from stages.evaluation.predictions import SUFFIXES, PredictionError, read_prediction, save_prediction
+from stages.evaluation.results import Evaluation
 
 SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8),

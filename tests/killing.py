@@ -14,8 +14,8 @@ from commands import Command, descendants
 from test_cli import surround
 from test_writer import contents
 
-from data_cache.reader import cache_status
-from data_cache.schema import IncompleteCacheError
+from data_cache.shards.errors import IncompleteCacheError
+from data_cache.shards.reader import cache_status
 
 BEFORE_CACHE, PLANNING, WRITING = "before the cache existed", "cache there, no shard open", "shards open"
 ELSEWHERE = "left to another process"

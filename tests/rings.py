@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from data_cache.dataset import CachedRigs, CachedViews, collate
-from data_cache.schema import ClosedFormBins
+from data_cache.shards.encodings import ClosedFormBins
 
 K_PX = torch.tensor([[8.0, 0, 3.25], [0, 4, 1.5], [0, 0, 1]])
 

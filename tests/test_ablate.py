@@ -9,13 +9,13 @@ import pytest
 from commands import Command
 from test_cli import RECIPE, surround
 
-from data_cache.claims import Claims
-from data_cache.schema import load_description
-from data_cache.store import open_store
-from pipeline import ablate as module
-from pipeline.cells import plan_cells, train_and_measure
-from pipeline.config import load_recipe
-from pipeline.folders import RunFolder
+from data_cache.shards.identity import load_description
+from data_cache.storage.claims import Claims
+from data_cache.storage.locations import open_store
+from pipeline.ablation import ablate as module
+from pipeline.ablation.student import plan_cells, train_and_measure
+from pipeline.recipe.config import load_recipe
+from pipeline.recipe.run_folder import RunFolder
 
 ABLATE = """
 [ablate]

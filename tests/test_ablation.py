@@ -2,7 +2,8 @@ import math
 
 import pytest
 
-from pipeline.ablation import ROWS, AblateSpec, Outcome, ablation_table, slug, table_rows
+from pipeline.ablation.table import Outcome, ablation_table, table_rows
+from pipeline.recipe.ablate import ROWS, AblateSpec, slug
 
 
 def outcome(row: str, seed: int, abs_rel: float, share: float = 1.0, **metrics: float | None) -> Outcome:

@@ -7,9 +7,9 @@ import torch
 from rings import K_PX, batch, place, smooth, surround, views, without
 
 from data_cache.dataset import CachedRigs, collate, single
-from stages.agreement import agreement_loss
-from stages.augment import mirror
-from stages.consistency import overlap_consistency
+from stages.evaluation.consistency import overlap_consistency
+from stages.losses.agreement import agreement_loss
+from stages.training.augment import mirror
 
 
 def wall_and_two_cameras(apart_m: float = 1.0) -> CachedRigs:

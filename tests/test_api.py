@@ -13,14 +13,13 @@ from test_loose_images import LENS, camera, write_image, write_rig
 from test_zero_shot import LINEAGE
 
 from data_cache.errors import FrameError, SettingError, SourceError
-from data_cache.reader import CacheReader
-from data_cache.schema import IncompleteCacheError
-from data_cache.views import load_images, rig_views
+from data_cache.frames.views import load_images, rig_views
+from data_cache.shards.errors import IncompleteCacheError
+from data_cache.shards.reader import CacheReader
 from pipeline.api import load_cache, load_rig, load_student
-from stages.checkpoint import CheckpointError, save_student
-from stages.measure import depth_at
-from stages.predict import predict_rig
-from stages.resize import resize_views
+from stages.compute.resize import depth_at, resize_views
+from stages.inference.predict import predict_rig
+from stages.student.checkpoint import CheckpointError, save_student
 
 README = Path(__file__).parents[1] / "README.md"
 

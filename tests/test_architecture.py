@@ -1,27 +1,97 @@
+"""The layout as a test: which wing may import which, how large a wing and a module may grow."""
+
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MAY_IMPORT = {
-    "data_cache": set(),
-    "stages": {"data_cache"},
-    "pipeline": {"data_cache", "stages"},
+FLOORS = {
+    "": ["data_cache", "stages", "pipeline"],
+    "data_cache": ["errors stop_signals", "files", "frames storage", "sources", "shards", "dataset"],
+    "data_cache.frames": ["rig images", "geometry undistort", "views"],
+    "data_cache.storage": ["claims store", "folder_store object_store", "locations"],
+    "data_cache.sources": [
+        "base parsing",
+        "selectors synthetic ddad nuscenes pandaset",
+        "rig_folder",
+        "registry",
+    ],
+    "data_cache.shards": [
+        "errors encodings",
+        "identity records",
+        "schema",
+        "chunks receipts",
+        "writer",
+        "reader",
+        "staging",
+    ],
+    "stages": [
+        "compute targets",
+        "teacher student",
+        "caching losses inference",
+        "training evaluation checkup",
+        "deploy",
+        "teacher_cache train_student evaluate",
+    ],
+    "pipeline": ["errors viewers api", "weights", "recipe", "report", "runs", "ablation doctor", "cli"],
 }
-MODULES = sorted(path.relative_to(ROOT) for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))
+"""Of each package: its wings and front modules, lowest floor first. One may import what stands on a lower floor."""
+MODULES_PER_FOLDER = 12
+LINES_PER_MODULE = 400
+
+PACKAGES = FLOORS[""]
+MODULES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+NAMES = {module_name(path): path for path in MODULES}
 
 
 def imported(path: Path) -> Iterator[str]:
-    """Top-level names of all that a module imports, at the top and inside functions."""
+    """Modules that a module imports, at the top, inside functions, and for types alone."""
     for node in ast.walk(ast.parse((ROOT / path).read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[0] for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             assert node.module is not None
-            yield node.module.split(".")[0]
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full in NAMES else node.module
+
+
+ARROWS = {name: {other for other in imported(path) if other in NAMES} - {name} for name, path in NAMES.items()}
+
+
+def part_of(module: str, package: str) -> str:
+    """The wing or front module of a package to which a module belongs; empty if it lies elsewhere."""
+    if package and not module.startswith(f"{package}."):
+        return ""
+    return module.removeprefix(f"{package}." if package else "").split(".")[0]
+
+
+def circle(arrows: dict[str, set[str]]) -> list[str]:
+    """A way along arrows that ends where it began; empty if there is none."""
+    done: set[str] = set()
+
+    def search(name: str, way: list[str]) -> list[str]:
+        if name in way:
+            return [*way[way.index(name) :], name]
+        if name in done:
+            return []
+        for other in sorted(arrows.get(name, ())):
+            if found := search(other, [*way, name]):
+                return found
+        done.add(name)
+        return []
+
+    return next((found for name in sorted(arrows) if (found := search(name, []))), [])
 
 
 def public_definitions(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, ast.AST]]:
@@ -34,30 +104,96 @@ def public_definitions(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple
 
 
 def test_there_are_modules_to_look_at():
-    assert {path.parts[0] for path in MODULES} == MAY_IMPORT.keys()
+    assert {path.parts[0] for path in MODULES} == set(PACKAGES)
     assert Path("stages/student/model.py") in MODULES
+    assert "stages.targets.bins" in ARROWS["stages.student.model"]
 
 
-@pytest.mark.parametrize("package", MAY_IMPORT)
-def test_packages_depend_downwards_only(package):
+def test_a_circle_is_found_by_hand():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+
+
+@pytest.mark.parametrize("package", FLOORS, ids=lambda package: package or "packages")
+def test_imports_go_down_the_floors(package):
+    floor_of = {part: floor for floor, parts in enumerate(FLOORS[package]) for part in parts.split()}
+    parts = {part_of(name, package) for name in NAMES if part_of(name, package)}
+    assert parts == floor_of.keys(), f"{package}: the table of floors and the folder differ"
+    upwards = [
+        f"{name} imports {other}"
+        for name, others in ARROWS.items()
+        for other in others
+        if (ours := part_of(name, package))
+        and (theirs := part_of(other, package))
+        and ours != theirs
+        and floor_of[theirs] >= floor_of[ours]
+    ]
+    assert not upwards, f"{package or 'packages'}: imports on the same floor or upwards: {upwards}"
+
+
+@pytest.mark.parametrize("package", sorted({name.rpartition(".")[0] for name in NAMES}))
+def test_no_two_wings_import_each_other(package):
+    arrows: dict[str, set[str]] = {}
+    for name, others in ARROWS.items():
+        if ours := part_of(name, package):
+            arrows.setdefault(ours, set()).update(
+                theirs for other in others if (theirs := part_of(other, package)) and theirs != ours
+            )
+    assert not circle(arrows), f"{package or 'packages'}: a circle of wings"
+
+
+def test_no_circle_of_files():
+    assert not circle(ARROWS)
+
+
+def test_folders_and_modules_stay_small():
+    folders = {path.parent for path in MODULES}
+    for folder in folders:
+        count = sum(path.parent == folder and path.name != "__init__.py" for path in MODULES)
+        assert count <= MODULES_PER_FOLDER, f"{folder} holds {count} modules; divide it by subject"
     for path in MODULES:
-        if path.parts[0] == package:
-            forbidden = set(imported(path)) & (MAY_IMPORT.keys() - MAY_IMPORT[package] - {package})
-            assert not forbidden, f"{path} imports {forbidden}"
+        lines = len((ROOT / path).read_text().splitlines())
+        assert lines <= LINES_PER_MODULE, f"{path} has {lines} lines; divide it by subject"
+
+
+def test_a_wing_says_what_it_holds_and_exports_nothing():
+    for path in MODULES:
+        if path.name == "__init__.py":
+            body = ast.parse((ROOT / path).read_text()).body
+            assert len(body) == 1, f"{path}: expected a docstring and nothing else"
+            assert ast.get_docstring(ast.parse((ROOT / path).read_text())), f"{path}: expected a docstring"
+
+
+def test_names_do_not_repeat_their_folder():
+    verbs = {"pipeline/ablation/ablate.py"}  # a verb, its module and its recipe section have one name
+    for path in MODULES:
+        words, folder = set(re.split("_", path.stem)), path.parent.name
+        assert (path.stem != folder and not {folder, folder.removesuffix("s")} & words) or str(path) in verbs, path
+
+
+def test_tests_stand_where_their_subject_stands():
+    """tests/stages/losses/test_terms.py is about stages/losses/terms.py, or about the wing."""
+    folders = {path.parent for path in MODULES}
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        folder = path.parent.relative_to(ROOT / "tests")
+        if folder.parts and folder.parts[0] not in ("torture", "support", "benchmarks"):
+            assert folder in folders, f"{path.relative_to(ROOT)}: there is no folder {folder}"
 
 
 def test_the_cache_can_be_read_without_torch():
-    users = [path for path in MODULES if path.parts[0] == "data_cache" and "torch" in imported(path)]
-    assert users == [Path("data_cache/dataset.py")]
-    importers = [
-        path for path in MODULES if path.parts[0] == "data_cache" and "data_cache.dataset" in (ROOT / path).read_text()
-    ]
+    users = [name for name, path in NAMES.items() if name.startswith("data_cache") and imports_package(path, "torch")]
+    assert users == ["data_cache.dataset"]
+    importers = [name for name in NAMES if name.startswith("data_cache") and "data_cache.dataset" in ARROWS[name]]
     assert importers == []
 
 
+def imports_package(path: Path, package: str) -> bool:
+    return any(name.split(".")[0] == package for name in imported(path))
+
+
 def test_only_the_pipeline_talks_to_the_command_line():
-    users = {path.parts[0] for path in MODULES if "click" in imported(path)}
-    assert users == {"pipeline"}
+    users = {path.parent for path in MODULES if imports_package(path, "click")}
+    assert users == {Path("pipeline/cli")}
 
 
 def test_libraries_that_take_long_to_import_wait_until_something_needs_them():
@@ -73,15 +209,12 @@ def test_libraries_that_take_long_to_import_wait_until_something_needs_them():
 
 
 def test_nothing_imports_torchvision():
-    assert [path for path in MODULES if "torchvision" in imported(path)] == []
+    assert [path for path in MODULES if imports_package(path, "torchvision")] == []
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)
 def test_modules_and_what_they_offer_are_described(path):
-    text = (ROOT / path).read_text()
-    if not text:  # an empty __init__.py offers nothing
-        return
-    module = ast.parse(text)
+    module = ast.parse((ROOT / path).read_text())
     assert ast.get_docstring(module), f"{path} has no docstring"
     undescribed = [name for name, node in public_definitions(module.body) if not ast.get_docstring(node)]
     assert not undescribed, f"{path}: no docstring on {undescribed}"

@@ -6,12 +6,12 @@ import torch
 from fakes import rig_tensors
 
 from data_cache.dataset import CachedRigs, CachedViews
-from data_cache.geometry import project
-from data_cache.rig import pose_from_quaternion, require_rigid
-from data_cache.schema import ENCODINGS, ClosedFormBins, DenseBins, StoredBins, WindowBins
-from stages.augment import jitter_colours, mirror
-from stages.bins import BinSpec, decode, encode
-from stages.relations import pool_tokens, ring_relations
+from data_cache.frames.geometry import project
+from data_cache.frames.rig import pose_from_quaternion, require_rigid
+from data_cache.shards.encodings import ENCODINGS, ClosedFormBins, DenseBins, StoredBins, WindowBins
+from stages.targets.bins import BinSpec, decode, encode
+from stages.targets.relations import pool_tokens, ring_relations
+from stages.training.augment import jitter_colours, mirror
 
 SPEC = BinSpec(count=16)
 

@@ -9,7 +9,7 @@ from PIL import Image
 from test_cli import RECIPE, surround
 from test_sources_pandaset import HERE, LENS, POINTS, write_sweep
 
-from data_cache.reader import CacheReader
+from data_cache.shards.reader import CacheReader
 from data_cache.sources.pandaset import CAMERAS
 
 DAMAGES = {

@@ -4,11 +4,11 @@ from dataclasses import replace
 import pytest
 from test_report import REPORT, Page, pictures
 
-from pipeline.baseline import Supervised, is_supervised, supervised_baseline
-from pipeline.folders import RunFolder
-from pipeline.report import write_report
-from pipeline.report_tables import better
-from stages.results import Evaluation
+from pipeline.recipe.run_folder import RunFolder
+from pipeline.report.baseline import Supervised, is_supervised, supervised_baseline
+from pipeline.report.one_run import write_report
+from pipeline.report.tables import better
+from stages.evaluation.results import Evaluation
 
 TABLE = {
     "rows": [

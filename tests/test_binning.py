@@ -5,10 +5,17 @@ import torch
 from fakes import FakeSource, tiny_identity
 
 from data_cache.errors import SettingError
-from data_cache.schema import SplitFrames
-from data_cache.sources import spread
-from stages.binning import AffineBinning, FittedBinning, MetricBinning, bend, binning_definition, resolve_binning
-from stages.bins import BinSpec, affine_invariant_map
+from data_cache.shards.identity import SplitFrames
+from data_cache.sources.selectors import spread
+from stages.targets.binning import (
+    AffineBinning,
+    FittedBinning,
+    MetricBinning,
+    bend,
+    binning_definition,
+    resolve_binning,
+)
+from stages.targets.bins import BinSpec, affine_invariant_map
 
 KNOTS = (0.0, 0.1, 0.4, 1.0)
 

@@ -8,8 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from data_cache.schema import ClosedFormBins, WindowBins, map_arrays
-from stages.bins import (
+from data_cache.shards.encodings import ClosedFormBins, WindowBins, map_arrays
+from stages.targets.bins import (
     BinSpec,
     affine_invariant_map,
     closed_form_prob,

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from test_report import CAMERAS, HOSTILE, PROVENANCE, REPORT, WITHOUT_LIDAR, pictures
 
-from pipeline.compare_page import write_comparison
-from pipeline.report import write_report
-from stages.colours import colour_depth, depth_scale
-from stages.point_cloud import PointCloud
-from stages.results import Evaluation
+from pipeline.report.one_run import write_report
+from pipeline.report.two_runs import write_comparison
+from stages.evaluation.results import Evaluation
+from stages.inference.colours import colour_depth, depth_scale
+from stages.inference.point_cloud import PointCloud
 
 SIZE = (48, 80)
 SCRIPT = "</script><script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\">"

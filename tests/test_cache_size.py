@@ -4,10 +4,10 @@ import pytest
 from fakes import STUDENT_SIZE, FakeSource, tiny_teacher
 from test_teacher_cache import BINS, open_writer, run
 
-from data_cache.reader import cache_status
-from data_cache.schema import ENCODINGS
-from stages.binning import AffineBinning
-from stages.cache_size import predict_size, sample_frames
+from data_cache.shards.encodings import ENCODINGS
+from data_cache.shards.reader import cache_status
+from stages.caching.size import predict_size, sample_frames
+from stages.targets.binning import AffineBinning
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

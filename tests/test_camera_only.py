@@ -7,14 +7,16 @@ import pytest
 import torch
 from fakes import tiny_teacher
 
-from data_cache.reader import CacheReader
-from pipeline.compare import compare
-from pipeline.config import Recipe, load_recipe
-from pipeline.report import write_report
-from pipeline.stage_one import chosen, open_data, open_stage_one
-from stages.bins import BinSpec
-from stages.evaluate import EvaluateSpec, evaluate
+from data_cache.shards.reader import CacheReader
+from pipeline.recipe.config import Recipe, load_recipe
+from pipeline.report.compare import compare
+from pipeline.report.one_run import write_report
+from pipeline.runs.data import chosen, open_data
+from pipeline.runs.stage_one import open_stage_one
+from stages.evaluate import evaluate
+from stages.evaluation.spec import EvaluateSpec
 from stages.student.model import Student
+from stages.targets.bins import BinSpec
 
 WITH_SWEEP = "3950bd41f74548429c0f7700ff3d8269"
 """The keyframe that has a sweep 50 ms before it."""

@@ -8,8 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from stages.bins import BinSpec
-from stages.checkpoint import (
+from stages.student.checkpoint import (
     HEADER,
     STATE_FORMAT,
     CheckpointError,
@@ -22,6 +21,7 @@ from stages.checkpoint import (
     saved_states,
 )
 from stages.student.model import Student, StudentSpec
+from stages.targets.bins import BinSpec
 
 SPEC = StudentSpec(input_size=(32, 64), near_m=0.5, far_m=80.0, focal_px=50.0, decoder_channels=8, attention_width=16)
 LINEAGE = Lineage("t", "Apache-2.0", "c" * 64, "fake", (0.1, 80.0), 12)

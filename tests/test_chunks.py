@@ -7,9 +7,9 @@ import pytest
 import zarr
 from test_writer import FRAMES, IDENTITY, fill
 
-from data_cache.chunks import ChunkError, read_chunks
-from data_cache.schema import ArraySpec, array_table, shard_name
-from data_cache.store import FolderStore
+from data_cache.shards.chunks import ChunkError, read_chunks
+from data_cache.shards.schema import ArraySpec, array_table, shard_name
+from data_cache.storage.folder_store import FolderStore
 
 SPECS = array_table(IDENTITY)
 PAIR = {"pair": ArraySpec("uint16", (2,))}

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from data_cache.schema import ENCODINGS
-from pipeline.cli import main
-from stages.progress import QUIET
+from data_cache.shards.encodings import ENCODINGS
+from pipeline.cli.main import main
+from stages.compute.progress import QUIET
 
 VERBS = [[], ["doctor"], ["fit-bins"], ["teacher-cache"], ["train-student"], ["eval"], ["compare"], ["report"], ["ablate"], ["zero-shot"], ["predict"], ["export"], ["cache"], ["cache", "size"], ["cache", "status"], ["cache", "verify"], ["rig"], ["rig", "export"], ["weights"]]  # fmt: skip # noqa: E501
 RECIPE = """
@@ -228,7 +228,7 @@ def test_bad_usage_is_one_clear_error_and_exit_2(arguments, message, tmp_path):
 
 def test_a_broken_frame_is_quarantined_with_exit_3_and_retried(recipe, tmp_path, monkeypatch):
     from data_cache.errors import FrameError
-    from data_cache.sources.synthetic import SyntheticSource
+    from data_cache.sources.synthetic.source import SyntheticSource
 
     whole = SyntheticSource.frame
 
@@ -263,7 +263,7 @@ def test_a_cache_that_is_copied_to_a_disk_of_the_node_teaches_the_same(run, reci
 
 def test_a_warning_of_ours_is_one_line_without_the_source_code():
     script = (
-        "import warnings; from data_cache.errors import SurroundWarning; from pipeline.cli import main\n"
+        "import warnings; from data_cache.errors import SurroundWarning; from pipeline.cli.main import main\n"
         "main(['weights'], standalone_mode=False)\n"
         "warnings.warn(SurroundWarning('the newest state is damaged')); warnings.warn('of a library')\n"
     )
@@ -318,7 +318,7 @@ def test_a_plan_of_stage_two_is_printed_and_nothing_is_written(run, recipe, tmp_
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
 def test_help_loads_no_heavy_library(verb):
     script = (
-        "import sys; from pipeline.cli import main\n"
+        "import sys; from pipeline.cli.main import main\n"
         f"try: main({[*verb, '--help']!r})\n"
         "except SystemExit as end: assert not end.code\n"
         "heavy = {'torch', 'numpy', 'zarr', 'transformers', 'matplotlib'} & sys.modules.keys()\n"

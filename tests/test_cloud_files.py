@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import trimesh
 
-from stages.cloud_files import glb_bytes, ply_bytes
-from stages.point_cloud import PointCloud
+from stages.inference.cloud_files import glb_bytes, ply_bytes
+from stages.inference.point_cloud import PointCloud
 
 CLOUD = PointCloud(
     np.array([[3.0, 6.0, 0.5], [-1.25, 0.0, 2.0]], np.float32), np.array([[10, 200, 30], [255, 0, 128]], np.uint8)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import cloud_view
-from pipeline.cloud_view import POINT_LIMIT, cloud_page, cloud_section, script_source
+from pipeline.viewers import cloud_page as cloud_view
+from pipeline.viewers.cloud_page import POINT_LIMIT, cloud_page, cloud_section, script_source
 
 POINTS_M = np.array([[3.0, 6.0, 0.5], [-80.0, 0.0, 2.0]], np.float32)
 COLOURS = np.array([[10, 200, 30], [255, 0, 128]], np.uint8)
@@ -64,5 +64,5 @@ def test_no_points_are_no_reason_to_fail():
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="node looks at the script's syntax")
 def test_the_script_parses():
-    script = Path(cloud_view.__file__).parent / "cloud_view.js"
+    script = cloud_view.TEMPLATES / "cloud_viewer.js"
     subprocess.run(["node", "--check", script], check=True, capture_output=True)

@@ -13,9 +13,10 @@ from commands import Command, HeldFrame, dask_process, descendants, sweep, wait_
 from test_cli import surround
 from test_writer import contents
 
-from data_cache.claims import Claims
-from data_cache.reader import cache_status
-from pipeline.cluster import ClusterSpec, job_script
+from data_cache.shards.reader import cache_status
+from data_cache.storage.claims import Claims
+from pipeline.recipe.cluster import ClusterSpec
+from pipeline.runs.cluster import job_script
 
 FRAMES = 6
 TWO_WORKERS = "[cluster]\nworkers = 2\n"
@@ -239,7 +240,7 @@ def test_a_worker_that_finds_the_cache_of_another_recipe_says_what_one_process_s
     def replace(announcement: str) -> None:
         (tmp_path / "run/cache/cache.json").write_bytes((tmp_path / "other/cache/cache.json").read_bytes())
 
-    monkeypatch.setattr("pipeline.cli.say", replace)
+    monkeypatch.setattr("pipeline.cli.stages.say", replace)
     code, text = surround(*options, "--run", tmp_path / "run", "--scheduler", address)
     assert (code, "bin_sigma: cache has 2.0, recipe says" in text, "Traceback" in text) == (1, True, False), text
     assert text.count("Error: ") == 1
@@ -276,7 +277,7 @@ def test_a_worker_that_outlives_a_run_opens_the_cache_of_the_next_one_anew(drive
 def test_a_scheduler_that_is_not_there_is_one_clear_error_before_teacher_and_cache(
     drive, recipe, tmp_path, monkeypatch, scheduler, message
 ):
-    monkeypatch.setattr("pipeline.cluster.PROBE_S", 1)
+    monkeypatch.setattr("pipeline.runs.cluster.PROBE_S", 1)
     options = ("--data", drive, "--run", tmp_path / "run", "--scheduler", scheduler)
     code, text = surround("teacher-cache", recipe, *options, "--set", "teacher_cache.weights=/nowhere")
     assert (code, message in text, "Traceback" in text) == (2, True, False), text
@@ -284,7 +285,7 @@ def test_a_scheduler_that_is_not_there_is_one_clear_error_before_teacher_and_cac
 
 
 def test_a_scheduler_without_workers_is_waited_for_and_said(drive, recipe, tmp_path, monkeypatch):
-    from pipeline import cluster
+    from pipeline.runs import cluster
 
     log, port = tmp_path / "log", free_port()
     monkeypatch.setattr(cluster, "CONNECT_S", 3)

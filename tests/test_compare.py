@@ -6,10 +6,10 @@ from test_cli import surround
 from test_report import REPORT, errors, scores
 
 from data_cache.errors import SourceError
-from pipeline.compare import compare
 from pipeline.errors import RecipeError
-from pipeline.report import write_report
-from stages.results import Evaluation, StudentScores
+from pipeline.report.compare import compare
+from pipeline.report.one_run import write_report
+from stages.evaluation.results import Evaluation, StudentScores
 
 BETTER = StudentScores(scores(10), scores(20), scores(30))
 

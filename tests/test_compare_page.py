@@ -4,10 +4,10 @@ import pytest
 from test_cli import surround
 from test_report import PROVENANCE, REPORT, WITHOUT_LIDAR, Page, errors, pictures, scores
 
-from pipeline.compare_page import write_comparison
 from pipeline.errors import RecipeError
-from pipeline.report import write_report
-from stages.results import Consistency, Evaluation, StudentScores
+from pipeline.report.one_run import write_report
+from pipeline.report.two_runs import write_comparison
+from stages.evaluation.results import Consistency, Evaluation, StudentScores
 
 HALF = StudentScores(scores(50), scores(50), scores(50))
 

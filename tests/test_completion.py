@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
-from stages.completion import GUIDE_SIGMA, MIN_SUPPORT, densify
+from stages.losses.completion import GUIDE_SIGMA, MIN_SUPPORT, densify
 
 
 def sparse(height: int, width: int, returns: dict[tuple[int, int], float]) -> torch.Tensor:

@@ -1,7 +1,7 @@
 import pytest
 
-from pipeline.config import built_in_recipes, load_recipe, recipe_toml
 from pipeline.errors import RecipeError
+from pipeline.recipe.config import built_in_recipes, load_recipe, recipe_toml
 
 
 @pytest.mark.parametrize("name", ["demo", "pandaset", "nuscenes", "ddad", "rig"])

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.consistency import overlap_consistency
+from stages.evaluation.consistency import overlap_consistency
 
 SIZE = (2, 8)
 K_PX = np.broadcast_to([[8.0, 0.0, 4.0], [0.0, 8.0, 1.0], [0.0, 0.0, 1.0]], (2, 3, 3))

@@ -7,9 +7,13 @@ import torch
 from fakes import random_record, rig_tensors, tiny_identity
 
 from data_cache.dataset import CachedFrames, CachedRigs, LoaderError, batches, collate, moved_m, same_drive, single
-from data_cache.reader import CacheReader
-from data_cache.schema import ENCODINGS, DamagedCacheError, FrameRecord, Resolved, SplitFrames, array_table, shard_name
-from data_cache.writer import CacheWriter
+from data_cache.shards.encodings import ENCODINGS
+from data_cache.shards.errors import DamagedCacheError
+from data_cache.shards.identity import Resolved, SplitFrames
+from data_cache.shards.reader import CacheReader
+from data_cache.shards.records import FrameRecord
+from data_cache.shards.schema import array_table, shard_name
+from data_cache.shards.writer import CacheWriter
 
 FRAMES = SplitFrames(("d/0", "d/1"), ())
 TYPES = {

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from data_cache.errors import SettingError
-from stages.devices import autocast, resolve_device, resolve_precision, synchronize
+from stages.compute.devices import autocast, resolve_device, resolve_precision, synchronize
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

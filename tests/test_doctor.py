@@ -10,31 +10,20 @@ from fakes import FakeSource, fake_view
 from PIL import Image
 from test_cli import RECIPE, surround
 
-from data_cache.rig import Camera, Frame, View
-from data_cache.sources import StoredSource, open_source, select
-from data_cache.sources.synthetic import SyntheticSource
-from pipeline import findings
-from pipeline.config import load_recipe
-from pipeline.doctor import check_devices, check_loaders, check_scheduler, run_doctor
-from pipeline.folders import RunFolder
-from stages.doctor import (
-    AS_GIVEN,
-    CHANGES,
-    Change,
-    Finding,
-    JumpCounts,
-    MissingFiles,
-    RingCheck,
-    alignment,
-    check_alignment,
-    check_ring,
-    count_jumps,
-    has_sweep,
-    missing_files,
-    read_sample,
-    shared_view,
-)
-from stages.protocols import PROTOCOLS
+from data_cache.frames.rig import Camera, Frame, View
+from data_cache.sources.base import StoredSource
+from data_cache.sources.registry import open_source
+from data_cache.sources.selectors import select
+from data_cache.sources.synthetic.source import SyntheticSource
+from pipeline.doctor import findings
+from pipeline.doctor.checks import check_devices, check_loaders, check_scheduler, run_doctor
+from pipeline.doctor.findings import Finding
+from pipeline.recipe.config import load_recipe
+from pipeline.recipe.run_folder import RunFolder
+from stages.checkup.alignment import AS_GIVEN, CHANGES, Change, JumpCounts, alignment, check_alignment, count_jumps
+from stages.checkup.files import MissingFiles, has_sweep, missing_files, read_sample
+from stages.checkup.ring import RingCheck, check_ring, shared_view
+from stages.evaluation.protocols import PROTOCOLS
 from stages.teacher.base import TeacherOutput
 
 SIZE = (192, 320)
@@ -299,7 +288,7 @@ def test_the_command_looks_at_everything_and_writes_a_picture_alone(recipe, tmp_
 
 
 def test_a_problem_is_exit_1_and_the_other_checks_still_run(recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.cluster.PROBE_S", 0.1)
+    monkeypatch.setattr("pipeline.runs.cluster.PROBE_S", 0.1)
     nobody = ("--scheduler", "tcp://127.0.0.1:9")
     code, text = surround(
         "doctor", recipe, "--run", tmp_path, "--set", "data.source=ddad", "--data", "/nowhere", *nobody
@@ -332,7 +321,7 @@ def test_weights_that_are_not_here_are_a_warning_with_the_route(recipe, tmp_path
 
 def test_what_a_protocol_will_not_measure_is_found_here_not_after_training(recipe, tmp_path, monkeypatch):
     inner = replace(PROTOCOLS["vfdepth"], inner_only=("synthetic",))
-    monkeypatch.setattr("pipeline.run.PROTOCOLS", {**PROTOCOLS, "vfdepth": inner})
+    monkeypatch.setattr("pipeline.runs.data.PROTOCOLS", {**PROTOCOLS, "vfdepth": inner})
     short = load_recipe(str(recipe), ["eval.protocol=vfdepth"])
     found = {f.check: f for f in run_doctor(short, RunFolder(tmp_path))}
     assert (found["data"].level, "measures none of its 1 frames" in found["data"].found) == ("problem", True)
@@ -360,7 +349,7 @@ def test_a_gpu_that_is_not_there_is_a_problem(recipe, monkeypatch):
 
 
 def test_a_scheduler_that_does_not_answer_is_a_problem(recipe, monkeypatch):
-    monkeypatch.setattr("pipeline.cluster.PROBE_S", 0.1)
+    monkeypatch.setattr("pipeline.runs.cluster.PROBE_S", 0.1)
     (finding,) = check_scheduler(load_recipe(str(recipe)), "tcp://127.0.0.1:9")
     assert (finding.level, "no dask scheduler answers" in finding.found) == ("problem", True)
     assert check_scheduler(load_recipe(str(recipe)), "threads") == []

@@ -8,10 +8,11 @@ import pytest
 from test_loose_images import camera, write_rig
 
 from data_cache.errors import FrameError
-from data_cache.rig import Frame
-from data_cache.sources import open_source, select
-from data_cache.sources import synthetic as synthetic_module
-from data_cache.sources.rig_folder import RigFolderSource
+from data_cache.frames.rig import Frame
+from data_cache.sources.registry import open_source
+from data_cache.sources.rig_folder.source import RigFolderSource
+from data_cache.sources.selectors import select
+from data_cache.sources.synthetic import source as synthetic_module
 
 TURNED = [[0, -1, 0, 10.0], [1, 0, 0, 20], [0, 0, 1, 0], [0, 0, 0, 1]]  # a quarter to the left
 

@@ -5,18 +5,19 @@ import pytest
 import torch
 from fakes import NAMES, STUDENT_SIZE, TEACHER_SIZE, FakeSource, tiny_teacher
 
-from data_cache.geometry import sparse_depth
-from data_cache.views import load_images, rig_views
-from stages import predict as predict_module
-from stages.bins import BinSpec
-from stages.evaluate import EvaluateSpec, evaluate
-from stages.metrics import depth_errors
-from stages.predict import predict_rig
-from stages.progress import Preempted
-from stages.protocols import FSM
-from stages.resize import resize_views
-from stages.results import EvaluationError, against_lidar
+from data_cache.frames.geometry import sparse_depth
+from data_cache.frames.views import load_images, rig_views
+from stages.compute.progress import Preempted
+from stages.compute.resize import resize_views
+from stages.evaluate import evaluate
+from stages.evaluation.metrics import depth_errors
+from stages.evaluation.protocols import FSM
+from stages.evaluation.results import EvaluationError, against_lidar
+from stages.evaluation.spec import EvaluateSpec
+from stages.inference import predict as predict_module
+from stages.inference.predict import predict_rig
 from stages.student.model import Student, StudentSpec
+from stages.targets.bins import BinSpec
 
 CPU = torch.device("cpu")
 SPEC = EvaluateSpec(latency=False, pictures=2)

@@ -17,18 +17,15 @@ from fakes import NAMES, STUDENT_SIZE, FakeSource, random_record, tiny_identity
 from test_cli import surround
 from test_student import opened, trained
 
-from data_cache.schema import Resolved, SplitFrames
-from data_cache.writer import CacheWriter
-from pipeline import export as command
-from pipeline import stage_one
-from stages import parity
-from stages.bins import BinSpec
-from stages.checkpoint import Lineage, save_student
-from stages.export import MEANINGS, ExportError, export_program, onnx_model, program_file
-from stages.latency import Timing
-from stages.parity import Contender, MeasuredRig, Parity, compare, require_parity
-from stages.quantize import quantized
-from stages.runtimes import (
+from data_cache.shards.identity import Resolved, SplitFrames
+from data_cache.shards.writer import CacheWriter
+from pipeline.runs import data
+from pipeline.runs import export as command
+from stages.deploy import parity
+from stages.deploy.export import MEANINGS, ExportError, export_program, onnx_model, program_file
+from stages.deploy.parity import Contender, MeasuredRig, Parity, compare, require_parity
+from stages.deploy.quantize import quantized
+from stages.deploy.runtimes import (
     DeployedRigs,
     batches,
     onnxruntime_runner,
@@ -36,7 +33,10 @@ from stages.runtimes import (
     openvino_runner,
     torch_runner,
 )
+from stages.evaluation.latency import Timing
+from stages.student.checkpoint import Lineage, save_student
 from stages.student.model import Student, StudentSpec
+from stages.targets.bins import BinSpec
 
 LINEAGE = Lineage("tiny", "CC-BY-NC-4.0", "c0ffee" * 10, "fake", (0.1, 80.0), 1234)
 OPERATORS = """
@@ -291,7 +291,7 @@ SOURCE = FakeSource(6, missing={"d/4": (1,)}, broken={"d/5": "image missing: x"}
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch, student, program, model) -> Path:
     """A run with the student and its recipe, whose source lies in memory and whose trace is made once for all tests."""
-    monkeypatch.setattr(stage_one, "open_source", lambda *_, **__: SOURCE)
+    monkeypatch.setattr(data, "open_source", lambda *_, **__: SOURCE)
     monkeypatch.setattr(command, "export_program", lambda *_: program)
     monkeypatch.setattr(command, "onnx_model", lambda _, told: command.with_metadata(model, told))
     save_student(tmp_path / "run/student/last.safetensors", student, LINEAGE)

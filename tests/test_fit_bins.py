@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_cache.errors import SettingError
-from stages.binning import AffineBinning, bend
-from stages.fit_bins import (
+from stages.caching.fit_bins import (
     IMAGE_POINTS,
     LEAST_IMAGE_POINTS,
     LEAST_SLOPE,
@@ -27,9 +26,10 @@ from stages.fit_bins import (
     sample_points,
     save_fitted,
 )
-from stages.look import look
-from stages.prepare import prepare_frame
-from stages.progress import Preempted
+from stages.caching.products import look
+from stages.caching.teacher_input import prepare_frame
+from stages.compute.progress import Preempted
+from stages.targets.binning import AffineBinning, bend
 
 PROB_SIZE = (8, 16)
 RANGE_M = (0.1, 80.0)

@@ -11,7 +11,8 @@ from hypothesis.extra import numpy as arrays
 from test_report import CAMERAS, PROVENANCE, REPORT, pictures
 
 from data_cache.errors import SourceError
-from pipeline.frames import (
+from pipeline.report.one_run import rewrite_html, write_report
+from pipeline.report.pictures_file import (
     GRID_WIDTH_PX,
     NEAREST_M,
     Grid,
@@ -21,8 +22,7 @@ from pipeline.frames import (
     shown_frame,
     write_frames,
 )
-from pipeline.report import rewrite_html, write_report
-from stages.results import Evaluation
+from stages.evaluation.results import Evaluation
 
 
 def decoded(grid: Grid) -> np.ndarray:

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from data_cache.geometry import cam_from_lidar, project, resized_intrinsics, sparse_depth, unproject, zbuffer
-from data_cache.rig import Camera, Sweep, View
+from data_cache.frames.geometry import cam_from_lidar, project, resized_intrinsics, sparse_depth, unproject, zbuffer
+from data_cache.frames.rig import Camera, Sweep, View
 
 K_PX = np.array([[100.0, 0.0, 32.0], [0.0, 50.0, 20.0], [0.0, 0.0, 1.0]])
 SIZE = (40, 64)

@@ -8,12 +8,12 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from test_cli import RECIPE, surround
 
 from data_cache.files import file_sha256
-from pipeline.config import parse_recipe
 from pipeline.errors import RecipeError
-from pipeline.hub import hub_weights, weights_sha256
-from pipeline.run import _portable
-from pipeline.stage_one import open_teacher
-from pipeline.weights import WeightsError
+from pipeline.recipe.config import parse_recipe
+from pipeline.runs.stage_one import open_teacher
+from pipeline.runs.teacher_cache import _portable
+from pipeline.weights.fetch import WeightsError
+from pipeline.weights.hub import hub_weights, weights_sha256
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 BASE = f"hub:depth-anything/Depth-Anything-V2-Base-hf@{COMMIT}"

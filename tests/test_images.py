@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from data_cache.errors import FrameError
-from data_cache.images import larger, load_rgb
-from stages.resize import resize_rgb
+from data_cache.frames.images import larger, load_rgb
+from stages.compute.resize import resize_rgb
 
 
 def encoded(array, kind):

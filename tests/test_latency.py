@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from stages import latency
+from stages.evaluation import latency
 
 
 def test_the_warm_up_is_not_timed_and_the_percentiles_are_by_hand(monkeypatch):

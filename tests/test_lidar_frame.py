@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from stages.binning import AffineBinning, FittedBinning, MetricBinning
-from stages.bins import BinSpec, closed_form_prob, expected_position, map_disparity, move_bins, positions
-from stages.lidar_frame import LidarFit, fit_to_lidar, lidar_frame, position_among, teacher_disparity
+from stages.targets.binning import AffineBinning, FittedBinning, MetricBinning
+from stages.targets.bins import BinSpec, closed_form_prob, expected_position, map_disparity, move_bins, positions
+from stages.targets.lidar_frame import LidarFit, fit_to_lidar, lidar_frame, position_among, teacher_disparity
 
 FINE = BinSpec(count=256, sigma=0.5)
 AFFINE = AffineBinning()

@@ -6,10 +6,10 @@ import pytest
 from PIL import Image
 
 from data_cache.errors import FrameError, SourceError
-from data_cache.sources import Source
-from data_cache.sources.loose_images import SINGLE, LooseImages, frame_of
-from data_cache.sources.rig_folder import RigFolderSource
-from data_cache.sources.rig_json import read_rig
+from data_cache.sources.base import Source
+from data_cache.sources.rig_folder.loose_images import SINGLE, LooseImages, frame_of
+from data_cache.sources.rig_folder.rig_json import read_rig
+from data_cache.sources.rig_folder.source import RigFolderSource
 
 SIZE = (48, 80)
 LENS = {"model": "plumb_bob", "coefficients": [-0.2, 0.05, 0.001, -0.0005]}

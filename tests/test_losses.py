@@ -6,8 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.bins import move_bins, student_frame
-from stages.losses import (
+from stages.losses.terms import (
     LossSpec,
     LossTerms,
     bin_kl,
@@ -19,6 +18,7 @@ from stages.losses import (
     token_distance,
     weighted_sum,
 )
+from stages.targets.bins import move_bins, student_frame
 
 ALL = torch.tensor([[True, True]])
 seeds = st.integers(0, 2**31 - 1)

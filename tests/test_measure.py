@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from fakes import NATIVE_SIZE, STUDENT_SIZE, FakeSource
 
-from data_cache.geometry import sparse_depth
-from data_cache.images import mask_at
-from stages.measure import ImagePixels, ProtocolScores, depth_at, image_pixels, resized, teacher_fitted_to
-from stages.protocols import FSM, SURROUNDDEPTH, VFDEPTH
+from data_cache.frames.geometry import sparse_depth
+from data_cache.frames.images import mask_at
+from stages.compute.resize import depth_at, resized
+from stages.evaluation.protocol_scores import ImagePixels, ProtocolScores, image_pixels, teacher_fitted_to
+from stages.evaluation.protocols import FSM, SURROUNDDEPTH, VFDEPTH
 
 RANGE_M = (0.1, 80.0)
 

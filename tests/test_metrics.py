@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from stages.metrics import (
+from stages.evaluation.metrics import (
     AffineFit,
     DepthErrors,
     abs_rel,

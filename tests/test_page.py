@@ -3,10 +3,10 @@ from dataclasses import replace
 from markupsafe import Markup
 from test_report import PROVENANCE, REPORT, Page
 
-from pipeline.page import Headline, Section, page, table_section
-from pipeline.report import html_report
-from pipeline.report_file import ReportFile
-from pipeline.tables import Table
+from pipeline.report.markdown import Table
+from pipeline.report.one_run import html_report
+from pipeline.report.page import Headline, Section, page, table_section
+from pipeline.report.results_file import ReportFile
 
 VIEWER = Section(
     "cloud", "Points", Markup("<canvas id=cloud></canvas>"), (".cloud { color: red }",), ("let cloud = 1;",)

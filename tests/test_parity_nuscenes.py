@@ -15,7 +15,7 @@ from importlib import resources
 import numpy as np
 import pytest
 
-from data_cache.geometry import cam_from_lidar, project
+from data_cache.frames.geometry import cam_from_lidar, project
 from data_cache.sources.nuscenes import CAMERAS, LIDAR, NuscenesSource
 
 MIN_DEPTH_M = 1.0

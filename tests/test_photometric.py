@@ -6,13 +6,13 @@ import torch
 from rings import K_PX, batch, place, smooth, surround, views, without
 
 from data_cache.dataset import CachedRigs, CachedViews, collate, single
-from data_cache.geometry import resized_intrinsics
-from data_cache.rig import Frame
-from data_cache.sources.synthetic import SyntheticSource
-from stages import photometric
-from stages.augment import mirror
-from stages.photometric import _boxes, match_exposure, photometric_error, photometric_loss, windows
-from stages.resize import resize_rgb
+from data_cache.frames.geometry import resized_intrinsics
+from data_cache.frames.rig import Frame
+from data_cache.sources.synthetic.source import SyntheticSource
+from stages.compute.resize import resize_rgb
+from stages.losses import photometric
+from stages.losses.photometric import _boxes, match_exposure, photometric_error, photometric_loss, windows
+from stages.training.augment import mirror
 
 
 def test_the_error_of_two_plain_images_by_hand():

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from data_cache.errors import FrameError
-from data_cache.sources import pickles
-from data_cache.sources.pickles import load_columns
+from data_cache.sources.parsing import pickles
+from data_cache.sources.parsing.pickles import load_columns
 
 pandas = pytest.importorskip("pandas")
 

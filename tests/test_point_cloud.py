@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_cache.errors import FrameError
-from data_cache.geometry import project
-from data_cache.views import RigViews
-from stages import point_cloud
-from stages.point_cloud import frame_cloud, fused_cloud, smooth_pixels, thinned
-from stages.predict import Prediction
+from data_cache.frames.geometry import project
+from data_cache.frames.views import RigViews
+from stages.inference import point_cloud
+from stages.inference.point_cloud import frame_cloud, fused_cloud, smooth_pixels, thinned
+from stages.inference.predict import Prediction
 
 RANGE_M = (0.1, 80.0)
 AHEAD = np.array([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])

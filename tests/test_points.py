@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from vehicle import pcd
 
 from data_cache.errors import FrameError
-from data_cache.sources import points as module
-from data_cache.sources.points import load_points
+from data_cache.sources.parsing import points as module
+from data_cache.sources.parsing.points import load_points
 
 POINTS = np.array([[1.5, -2.25, 0.5], [30.0, 4.0, -1.75], [np.nan, 0, 0]])
 HEAD = "VERSION .7\nFIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nCOUNT 1 1 1\n"

@@ -20,13 +20,13 @@ from test_zero_shot import LINEAGE, RECIPE
 
 from data_cache.errors import FrameError
 from data_cache.files import WriteError
-from pipeline import predict, stage_one
 from pipeline.api import load_student
-from stages.checkpoint import save_student
-from stages.colours import colour_depth, depth_scale
-from stages.measure import depth_at
-from stages.point_cloud import frame_cloud
-from stages.predictions import PNG_STEPS_PER_M, read_prediction
+from pipeline.runs import data, predict
+from stages.compute.resize import depth_at
+from stages.evaluation.predictions import PNG_STEPS_PER_M, read_prediction
+from stages.inference.colours import colour_depth, depth_scale
+from stages.inference.point_cloud import frame_cloud
+from stages.student.checkpoint import save_student
 
 SOURCE = FakeSource(4, name="near", missing={"d/2": (1,)}, broken={"d/3": "image missing: x"})
 KINDS = ("png16", "npy", "colour", "ply", "glb", "html")
@@ -35,7 +35,7 @@ KINDS = ("png16", "npy", "colour", "ply", "glb", "html")
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch) -> Path:
     """A run with a student and the recipe of its own data, which lie in memory; test frame 3 is damaged."""
-    monkeypatch.setattr(stage_one, "open_source", lambda kind, root, version="", **options: SOURCE)
+    monkeypatch.setattr(data, "open_source", lambda kind, root, version="", **options: SOURCE)
     save_student(tmp_path / "run/student/last.safetensors", student(), LINEAGE)
     text = RECIPE.format(source="near").replace('["d[1:]"]', '["d"]').replace('["d[:1]"]', '["d[3:]"]')
     (tmp_path / "run/recipe.toml").write_text(text)
@@ -116,7 +116,8 @@ def test_depth_maps_measure_like_the_student_that_made_them(folder):
     code, text = surround("eval", folder / "run/recipe.toml", *options, "--predictions", folder / "out/npy")
     assert code == 0, text
     measured = json.loads((folder / "run/eval/report.json").read_text())
-    from stages.evaluate import EvaluateSpec, evaluate
+    from stages.evaluate import evaluate
+    from stages.evaluation.spec import EvaluateSpec
 
     look = load_student(folder / "run/student/last.safetensors", precision="fp32")
     spec = EvaluateSpec(latency=False, teacher=False)

@@ -18,13 +18,11 @@ from test_cli import surround
 from test_evaluate import CPU, student
 from test_zero_shot import LINEAGE, RECIPE
 
-from data_cache.geometry import sparse_depth
-from pipeline import stage_one
-from stages import predict
-from stages.checkpoint import save_student
-from stages.evaluate import EvaluateSpec, evaluate
-from stages.measure import depth_at
-from stages.predictions import (
+from data_cache.frames.geometry import sparse_depth
+from pipeline.runs import data
+from stages.compute.resize import depth_at
+from stages.evaluate import evaluate
+from stages.evaluation.predictions import (
     PNG_FAR_M,
     PredictionError,
     open_predictions,
@@ -32,7 +30,10 @@ from stages.predictions import (
     read_prediction,
     save_prediction,
 )
-from stages.protocols import PROTOCOLS
+from stages.evaluation.protocols import PROTOCOLS
+from stages.evaluation.spec import EvaluateSpec
+from stages.inference import predict
+from stages.student.checkpoint import save_student
 
 SOURCE = FakeSource(3, missing={"d/1": (1,)})
 IDS = SOURCE.drives["d"]
@@ -209,7 +210,7 @@ def test_a_hole_where_nothing_is_measured_costs_nothing(folder):
 
 @pytest.fixture
 def recipe(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr(stage_one, "open_source", lambda *_, **__: FakeSource(4, name="home"))
+    monkeypatch.setattr(data, "open_source", lambda *_, **__: FakeSource(4, name="home"))
     (tmp_path / "home.toml").write_text(RECIPE.format(source="home").replace("[96, 160]", "[32, 64]"))
     return tmp_path / "home.toml"
 

@@ -4,7 +4,7 @@ import pytest
 from fakes import STUDENT_SIZE, TEACHER_SIZE, FakeSource
 
 from data_cache.errors import FrameError
-from stages.prepare import prepare_frame
+from stages.caching.teacher_input import prepare_frame
 
 
 def test_images_are_decoded_no_smaller_than_either_the_teacher_or_the_student_needs():

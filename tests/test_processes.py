@@ -17,9 +17,9 @@ from test_train_student import SPEC, STUDENT
 from test_training import training
 
 from data_cache.dataset import CachedRigs, collate, map_rigs
-from stages.losses import LossSpec
-from stages.parallel import joined
-from stages.training import mean_over_processes, term_values
+from stages.compute.parallel import joined
+from stages.losses.terms import LossSpec
+from stages.training.step import mean_over_processes, term_values
 
 LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python", "--"]
 SETTINGS = [
@@ -109,7 +109,7 @@ def as_job(folder: Path, arguments: list[object]) -> str:
 
 def by_torchrun(folder: Path, arguments: list[object]) -> str:
     """What two processes of torchrun print."""
-    command = [sys.executable, *LAUNCH, sys.executable, "-c", "from pipeline.cli import main; main()"]
+    command = [sys.executable, *LAUNCH, sys.executable, "-c", "from pipeline.cli.main import main; main()"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, *map(str, arguments)], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=240

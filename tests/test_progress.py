@@ -2,8 +2,8 @@ import re
 
 import pytest
 
-from stages import progress
-from stages.progress import QUIET, progress_bar
+from stages.compute import progress
+from stages.compute.progress import QUIET, progress_bar
 
 
 @pytest.fixture(autouse=True)

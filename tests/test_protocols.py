@@ -13,12 +13,14 @@ from PIL import Image
 from test_evaluate import CPU, student
 
 from data_cache.errors import FrameError
-from data_cache.geometry import sparse_depth
-from data_cache.rig import Frame, Rig
-from data_cache.sources import open_source, select
-from stages import predict
-from stages.evaluate import EvaluateSpec, evaluate
-from stages.protocols import FSM, PROTOCOLS, VFDEPTH, ProtocolError, measured_frames, require_full_count
+from data_cache.frames.geometry import sparse_depth
+from data_cache.frames.rig import Frame, Rig
+from data_cache.sources.registry import open_source
+from data_cache.sources.selectors import select
+from stages.evaluate import evaluate
+from stages.evaluation.protocols import FSM, PROTOCOLS, VFDEPTH, ProtocolError, measured_frames, require_full_count
+from stages.evaluation.spec import EvaluateSpec
+from stages.inference import predict
 
 
 def test_the_protocols_are_those_of_the_published_evaluations():

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.ranking import FrameErrors, place, ranking, shown_frames
+from stages.evaluation.ranking import FrameErrors, place, ranking, shown_frames
 
 ERRORS = {f"f{i}": FrameErrors(value, None) for i, value in enumerate((0.3, 0.1, 0.9, 0.5, 0.2, 0.7, 0.4, 0.6, 0.8))}
 """Worst to best: f2 f8 f5 f7 f3 f6 f0 f4 f1; the median is f3, the middle of the split f4."""

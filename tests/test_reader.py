@@ -9,9 +9,11 @@ from fakes import random_record
 from test_writer import FRAMES, IDENTITY, RESOLVED, fill, writer
 
 from data_cache.files import WriteError
-from data_cache.reader import CacheReader, cache_status, verify_files
-from data_cache.schema import FORMAT_VERSION, DamagedCacheError, IncompleteCacheError, StaleCacheError, receipt_name
-from data_cache.store import StoreError
+from data_cache.shards.errors import DamagedCacheError, IncompleteCacheError, StaleCacheError
+from data_cache.shards.identity import FORMAT_VERSION
+from data_cache.shards.reader import CacheReader, cache_status, verify_files
+from data_cache.shards.receipts import receipt_name
+from data_cache.storage.store import StoreError
 
 
 def damages_of(root):

@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 from fakes import tiny_identity
 
-from data_cache.schema import SplitFrames
-from pipeline.config import load_recipe
-from pipeline.run import frames_to_test
-from pipeline.stage_one import decided_identity, frames_to_learn, open_data
+from data_cache.shards.identity import SplitFrames
+from pipeline.recipe.config import load_recipe
+from pipeline.runs.data import frames_to_learn, frames_to_test, open_data
+from pipeline.runs.stage_one import decided_identity
 
 FRAMES = SplitFrames(("a", "b"), ())
 OPTIONS = {"limit_scenes": 1, "limit_frames": 2, "lidar": "both", "nearby_sweep_s": 0.1}

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 import pytest
 
-from pipeline.cli import main
-from stages.progress import QUIET
+from pipeline.cli.main import main
+from stages.compute.progress import QUIET
 
 REPOSITORY = Path(__file__).parent.parent
 PAGES = [

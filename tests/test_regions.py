@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from data_cache.rig import make_sweep
-from data_cache.sources import open_source
-from data_cache.sources.synthetic import ELEVATION_DEG
-from data_cache.views import RigViews, load_images, rig_views
-from stages.regions import regions, truth_at
-from stages.resize import resize_views
+from data_cache.frames.rig import make_sweep
+from data_cache.frames.views import RigViews, load_images, rig_views
+from data_cache.sources.registry import open_source
+from data_cache.sources.synthetic.source import ELEVATION_DEG
+from stages.compute.resize import resize_views
+from stages.evaluation.regions import regions, truth_at
 
 RANGE_M = (0.1, 80.0)
 

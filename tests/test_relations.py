@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from stages.relations import (
+from stages.targets.relations import (
     GRID,
     all_relations,
     mirror_relations,

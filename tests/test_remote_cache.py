@@ -15,19 +15,15 @@ from test_cli import RECIPE, surround
 from test_writer import FRAMES, IDENTITY, RESOLVED, contents, fill, writer
 
 from data_cache.dataset import CachedFrames, batches
-from data_cache.reader import CacheReader, cache_status, verify_files
-from data_cache.schema import (
-    CacheError,
-    DamagedCacheError,
-    IncompleteCacheError,
-    StaleCacheError,
-    array_table,
-    receipt_name,
-    record_arrays,
-    shard_name,
-)
-from data_cache.store import ObjectStore, StoreError, open_store
-from data_cache.writer import CacheWriter
+from data_cache.shards.errors import CacheError, DamagedCacheError, IncompleteCacheError, StaleCacheError
+from data_cache.shards.reader import CacheReader, cache_status, verify_files
+from data_cache.shards.receipts import receipt_name
+from data_cache.shards.records import record_arrays
+from data_cache.shards.schema import array_table, shard_name
+from data_cache.shards.writer import CacheWriter
+from data_cache.storage.locations import open_store
+from data_cache.storage.object_store import ObjectStore
+from data_cache.storage.store import StoreError
 
 CLOSED_PORT = "http://127.0.0.1:9"
 OBJECT = shard_name("image", array_table(IDENTITY)["image"], 1)
@@ -192,7 +188,9 @@ def test_planning_and_status_list_and_get_receipts_and_never_ask_for_a_shard_fil
 
 def test_a_process_that_read_a_cache_ends_without_a_word(url):
     fill(url)
-    script = f"import sys; sys.path[:0] = {sys.path!r}\nfrom data_cache.reader import CacheReader, verify_files\n"
+    script = (
+        f"import sys; sys.path[:0] = {sys.path!r}\nfrom data_cache.shards.reader import CacheReader, verify_files\n"
+    )
     script += f"CacheReader({url!r}).read('d/0'); assert len(list(verify_files({url!r}))) == 4"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -13,21 +13,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_cache.files import count_text
-from pipeline.cloud_view import viewer_script
-from pipeline.page import asset
-from pipeline.pictures import (
-    draw_points,
-    nearest_at,
-    panorama_order,
-    scale_ticks,
-)
-from pipeline.report import report_table, rewrite_html, write_report
-from pipeline.report_file import read_report_file, write_report_file
-from stages.colours import NO_DEPTH_RGB, colour_depth, depth_scale, error_colours
-from stages.metrics import DepthErrors
-from stages.point_cloud import PointCloud
-from stages.ranking import FrameErrors
-from stages.results import (
+from pipeline.report.drawing import draw_points, nearest_at, panorama_order, scale_ticks
+from pipeline.report.one_run import report_table, rewrite_html, write_report
+from pipeline.report.page import asset
+from pipeline.report.results_file import read_report_file, write_report_file
+from pipeline.viewers.cloud_page import viewer_script
+from stages.evaluation.metrics import DepthErrors
+from stages.evaluation.ranking import FrameErrors
+from stages.evaluation.results import (
     Consistency,
     EvaluateReport,
     Evaluation,
@@ -36,7 +29,9 @@ from stages.results import (
     StudentScores,
     TeacherScores,
 )
-from stages.scores import Scores
+from stages.evaluation.scores import Scores
+from stages.inference.colours import NO_DEPTH_RGB, colour_depth, depth_scale, error_colours
+from stages.inference.point_cloud import PointCloud
 
 HOSTILE = "<script>alert('x')</script> & \"a|b\""
 CAMERAS = ("front", "right & <i>aft</i>", "back", "left")

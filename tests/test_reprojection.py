@@ -3,8 +3,8 @@ import pytest
 import torch
 from rings import K_PX, generator, place, smooth
 
-from data_cache.geometry import project, unproject
-from stages.reprojection import Cameras, reproject, sample
+from data_cache.frames.geometry import project, unproject
+from stages.losses.reprojection import Cameras, reproject, sample
 
 
 def warp(

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from stages.resize import resize_rgb, resize_views
+from stages.compute.resize import resize_rgb, resize_views
 
 sides = st.integers(1, 30)
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.ablation import BASELINE, Outcome, ablation_table, table_rows
+from pipeline.ablation.table import Outcome, ablation_table, table_rows
+from pipeline.recipe.ablate import BASELINE
 
 REPOSITORY = Path(__file__).parent.parent
 RESULTS = sorted((REPOSITORY / "tests/benchmarks/results").glob("ablation_*.json"))

@@ -4,7 +4,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from data_cache.errors import FrameError
-from data_cache.rig import Camera, Rig, Sweep, View, make_sweep, pose_from_quaternion, require_rigid
+from data_cache.frames.rig import Camera, Rig, Sweep, View, make_sweep, pose_from_quaternion, require_rigid
 
 K_PX = np.array([[100.0, 0.0, 32.0], [0.0, 50.0, 20.0], [0.0, 0.0, 1.0]])
 component = st.floats(-1, 1)

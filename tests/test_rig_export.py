@@ -15,9 +15,11 @@ from test_sources_rig_folder import folder  # noqa: F401
 
 from data_cache.errors import SourceError
 from data_cache.files import WriteError
-from data_cache.sources import Source, open_source, select
-from data_cache.sources.rig_export import export_rig
-from data_cache.sources.rig_folder import RigFolderSource
+from data_cache.sources.base import Source
+from data_cache.sources.registry import open_source
+from data_cache.sources.rig_folder.export import export_rig
+from data_cache.sources.rig_folder.source import RigFolderSource
+from data_cache.sources.selectors import select
 
 
 def assert_equal(source: Source, frame_ids, root: Path) -> None:

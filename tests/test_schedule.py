@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from data_cache.errors import SettingError
-from stages.schedule import Draw, draws, learning_rate, sample_order, split
-from stages.train_spec import TrainStudentSpec
+from stages.training.schedule import Draw, draws, learning_rate, sample_order, split
+from stages.training.spec import TrainStudentSpec
 
 SPEC = TrainStudentSpec(steps=6, batch_rigs=8)
 

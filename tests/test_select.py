@@ -5,8 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_cache.errors import FrameError, SourceError
-from data_cache.rig import Frame, Rig
-from data_cache.sources import SOURCES, Source, first, open_source, select, shown
+from data_cache.frames.rig import Frame, Rig
+from data_cache.sources.base import Source
+from data_cache.sources.registry import SOURCES, open_source
+from data_cache.sources.selectors import first, select, shown
 
 
 @dataclass

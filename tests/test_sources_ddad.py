@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from data_cache.errors import FrameError, SourceError
-from data_cache.geometry import cam_from_lidar, project, sparse_depth
-from data_cache.sources import select
-from data_cache.sources.ddad import CAMERAS, DdadSource
+from data_cache.frames.geometry import cam_from_lidar, project, sparse_depth
+from data_cache.sources.ddad.source import CAMERAS, DdadSource
+from data_cache.sources.selectors import select
 
 SIZE = (60, 100)
 SCENE = "scene_0123abcd.json"

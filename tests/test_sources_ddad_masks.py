@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_cache.errors import FrameError, SourceError
-from data_cache.images import mask_at
-from data_cache.sources import open_source
-from data_cache.sources.ddad import CAMERAS, DdadSource
-from data_cache.sources.ddad_masks import DdadMasks, find_masks
-from data_cache.sources.pickles import NUMBERS_LIMIT, load_whole_numbers
+from data_cache.frames.images import mask_at
+from data_cache.sources.ddad.masks import DdadMasks, find_masks
+from data_cache.sources.ddad.source import CAMERAS, DdadSource
+from data_cache.sources.parsing.pickles import NUMBERS_LIMIT, load_whole_numbers
+from data_cache.sources.registry import open_source
 
 SIZE = (6, 8)
 

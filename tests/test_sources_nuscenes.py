@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from data_cache.errors import FrameError, SourceError
-from data_cache.geometry import cam_from_lidar, project, sparse_depth
+from data_cache.frames.geometry import cam_from_lidar, project, sparse_depth
 from data_cache.sources.nuscenes import CAMERAS, NuscenesSource
 
 SIZE = (90, 160)

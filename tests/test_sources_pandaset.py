@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from data_cache.errors import FrameError, SourceError
-from data_cache.geometry import cam_from_lidar, project, sparse_depth
-from data_cache.sources import LIDARS
+from data_cache.frames.geometry import cam_from_lidar, project, sparse_depth
+from data_cache.sources.base import LIDARS
 from data_cache.sources.pandaset import CAMERAS, PandasetSource
 
 pandas = pytest.importorskip("pandas")

@@ -8,9 +8,10 @@ from PIL import Image
 from vehicle import write_vehicle
 
 from data_cache.errors import FrameError, SourceError
-from data_cache.geometry import cam_from_lidar, project, sparse_depth
-from data_cache.sources import select, synthetic
-from data_cache.sources.rig_folder import RigFolderSource
+from data_cache.frames.geometry import cam_from_lidar, project, sparse_depth
+from data_cache.sources.rig_folder.source import RigFolderSource
+from data_cache.sources.selectors import select
+from data_cache.sources.synthetic import source as synthetic
 
 MOUNT = [[0, 0, 1, 1.5], [-1, 0, 0, 0], [0, -1, 0, 1], [0, 0, 0, 1]]  # looks along the vehicle's x, 1.5 m ahead of it
 RIG = {

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from data_cache.errors import FrameError
-from data_cache.geometry import sparse_depth
-from data_cache.rig import Frame, Sweep, View
-from data_cache.sources import synthetic
-from data_cache.sources.synthetic import SyntheticSource
+from data_cache.frames.geometry import sparse_depth
+from data_cache.frames.rig import Frame, Sweep, View
+from data_cache.sources.synthetic import source as synthetic
+from data_cache.sources.synthetic.source import SyntheticSource
 
 FRAME_ID = "drive-03/2"
 

@@ -15,19 +15,14 @@ from fakes import random_record
 from test_writer import FRAMES, IDENTITY, RESOLVED, contents, fill, writer
 
 from data_cache.files import DiskFullError, WriteError
-from data_cache.reader import CacheReader, verify_files
-from data_cache.schema import (
-    DamagedCacheError,
-    IncompleteCacheError,
-    array_table,
-    receipt_name,
-    record_arrays,
-    shard_name,
-    shard_of,
-)
-from data_cache.staging import stage_cache
-from data_cache.store import FolderStore
-from data_cache.writer import CacheWriter
+from data_cache.shards.errors import DamagedCacheError, IncompleteCacheError
+from data_cache.shards.reader import CacheReader, verify_files
+from data_cache.shards.receipts import receipt_name, shard_of
+from data_cache.shards.records import record_arrays
+from data_cache.shards.schema import array_table, shard_name
+from data_cache.shards.staging import stage_cache
+from data_cache.shards.writer import CacheWriter
+from data_cache.storage.folder_store import FolderStore
 
 COPY = IDENTITY.sha256[:16]
 FILES = {shard: [shard_name(name, spec, shard) for name, spec in array_table(IDENTITY).items()] for shard in range(3)}
@@ -137,8 +132,8 @@ def test_a_staging_killed_in_the_middle_of_a_shard_goes_on_with_that_shard(sourc
         sys.path[:0] = {sys.path!r}
         from pathlib import Path
         from data_cache import files
-        from data_cache.reader import CacheReader
-        from data_cache.staging import stage_cache
+        from data_cache.shards.reader import CacheReader
+        from data_cache.shards.staging import stage_cache
         calls, flush = 0, files.fsync
         def dying(path):
             global calls
@@ -168,9 +163,9 @@ def test_processes_that_stage_at_the_same_time_share_the_work(source, tmp_path):
         import sys
         sys.path[:0] = {sys.path!r}
         from pathlib import Path
-        from data_cache.reader import CacheReader
-        from data_cache.staging import stage_cache
-        from data_cache.store import FolderStore
+        from data_cache.shards.reader import CacheReader
+        from data_cache.shards.staging import stage_cache
+        from data_cache.storage.folder_store import FolderStore
         reader = CacheReader({str(tmp_path / "source")!r})
         read = FolderStore.read
         def noting(store, name):
@@ -205,7 +200,7 @@ def test_a_shard_that_another_process_holds_is_waited_for_and_one_that_a_dead_pr
         import sys
         sys.path[:0] = {sys.path!r}
         from pathlib import Path
-        from data_cache.store import FolderStore
+        from data_cache.storage.folder_store import FolderStore
         store = FolderStore(Path({str(tmp_path / COPY)!r}))
         with store.creating():
             print(store.take(1), flush=True)

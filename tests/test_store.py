@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 from conftest import Bucket
 
-from data_cache.store import CacheStore, Range, open_store
+from data_cache.storage.locations import open_store
+from data_cache.storage.store import CacheStore, Range
 
 
 class Elsewhere:

@@ -14,11 +14,11 @@ from test_cluster import free_port
 from test_writer import contents
 from tiny_teachers import save_tiny
 
-from data_cache.reader import CacheReader
-from pipeline.config import load_recipe
-from pipeline.folders import RunFolder
-from pipeline.run import run_fit_bins
-from stages.bins import BinSpec, decode, expected_position
+from data_cache.shards.reader import CacheReader
+from pipeline.recipe.config import load_recipe
+from pipeline.recipe.run_folder import RunFolder
+from pipeline.runs.fit_bins import run_fit_bins
+from stages.targets.bins import BinSpec, decode, expected_position
 
 FITTED = ("--set", "bins.strategy=fitted", "--set", "bins.fit_frames=2")
 
@@ -138,7 +138,7 @@ def test_workers_elsewhere_get_what_was_fitted(recipe, fitted, tmp_path):
 
 
 def test_a_killed_fit_goes_on_with_the_frames_that_are_missing(recipe, fitted, tmp_path, monkeypatch):
-    from data_cache.sources.synthetic import SyntheticSource
+    from data_cache.sources.synthetic.source import SyntheticSource
 
     honest, asked = SyntheticSource.frame, []
 
@@ -179,8 +179,8 @@ def test_zoedepth_bins_in_its_own_metres(recipe, tmp_path):
     identity = json.loads((tmp_path / "run/cache/cache.json").read_text())["identity"]
     assert identity["bin_definition"] == "metric log map: u = 1 at 0.5 m, 0 at 2 m"
     assert identity["teacher_preprocessing"].endswith("mean (0.5, 0.5, 0.5) and std (0.5, 0.5, 0.5)")
-    from pipeline.stage_one import open_stage_one
-    from stages.prepare import prepare_frame
+    from pipeline.runs.stage_one import open_stage_one
+    from stages.caching.teacher_input import prepare_frame
 
     stage = open_stage_one(load_recipe(str(path)))
     frame = prepare_frame(stage.source, "drive-00/0", (64, 96), (32, 64))

@@ -8,13 +8,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from data_cache.errors import SettingError
-from stages.bins import BinSpec
-from stages.relations import pool_tokens
 from stages.student.cross_view import RingAttention
 from stages.student.encoder import ENCODERS, STRIDES, build_encoder
 from stages.student.fold import folded
 from stages.student.head import MetricBinCenters, expected_depth_m
 from stages.student.model import Student, StudentSpec
+from stages.targets.bins import BinSpec
+from stages.targets.relations import pool_tokens
 
 SPEC = StudentSpec(
     pretrained=False,

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForDepthEstimation
 
 from data_cache.errors import SettingError
-from stages.teacher.base import Space, Teacher, TeacherOutput, to_disparity
+from stages.targets.space import Space, to_disparity
+from stages.teacher.base import Teacher, TeacherOutput
 from stages.teacher.transformers_depth import PREPROCESSING, TransformersTeacher
 
 PATCH = 14

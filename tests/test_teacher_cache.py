@@ -10,18 +10,23 @@ from test_writer import contents
 
 from data_cache.dataset import CachedFrames
 from data_cache.files import DiskFullError
-from data_cache.reader import CacheReader, cache_status
-from data_cache.schema import ENCODINGS, Resolved, SplitFrames, StaleCacheError, record_arrays, unpack_depth_m
-from data_cache.sources import select
-from data_cache.views import load_images, rig_views
-from data_cache.writer import CacheWriter
-from stages.binning import AffineBinning, resolve_binning
-from stages.bins import BinSpec, affine_invariant_map, closed_form_prob, decode
-from stages.progress import Preempted
-from stages.relations import GRID, ring_relations
-from stages.resize import resize_views
+from data_cache.frames.views import load_images, rig_views
+from data_cache.shards.encodings import ENCODINGS
+from data_cache.shards.errors import StaleCacheError
+from data_cache.shards.identity import Resolved, SplitFrames
+from data_cache.shards.reader import CacheReader, cache_status
+from data_cache.shards.records import record_arrays, unpack_depth_m
+from data_cache.shards.writer import CacheWriter
+from data_cache.sources.selectors import select
+from stages.caching.identity import cache_identity, recipe_identity
+from stages.caching.spec import TeacherCacheSpec
+from stages.compute.progress import Preempted
+from stages.compute.resize import resize_views
+from stages.targets.binning import AffineBinning, resolve_binning
+from stages.targets.bins import BinSpec, affine_invariant_map, closed_form_prob, decode
+from stages.targets.relations import GRID, ring_relations
 from stages.teacher.transformers_depth import TransformersTeacher
-from stages.teacher_cache import TeacherCacheReport, TeacherCacheSpec, cache_identity, recipe_identity, teacher_cache
+from stages.teacher_cache import TeacherCacheReport, teacher_cache
 
 SPEC = TeacherCacheSpec(input_size=TEACHER_SIZE, shard_frames=2, batch_images=4)
 BINS = BinSpec(prob_stride=4)
@@ -283,7 +288,7 @@ def test_claims_are_given_back_when_a_run_stops(tmp_path, teacher_folder):
 
 
 def test_a_disk_that_fills_up_stops_the_run_and_names_what_is_lacking(tmp_path, teacher_folder, monkeypatch):
-    from data_cache.store import FolderStore
+    from data_cache.storage.folder_store import FolderStore
 
     honest = FolderStore.write
 
@@ -303,7 +308,7 @@ def test_a_disk_that_fills_up_stops_the_run_and_names_what_is_lacking(tmp_path, 
 
 
 def test_a_covered_lens_is_noted(tmp_path, teacher_folder, monkeypatch):
-    from stages import bins
+    from stages.targets import bins
 
     honest = bins.affine_invariant_map
 

@@ -15,8 +15,9 @@ from tiny_teachers import save_tiny, save_tiny_marigold
 from transformers import AutoModelForDepthEstimation
 
 from data_cache.errors import SettingError
-from stages.bins import affine_invariant_map
-from stages.teacher.base import Space, Teacher, to_disparity
+from stages.targets.bins import affine_invariant_map
+from stages.targets.space import Space, to_disparity
+from stages.teacher.base import Teacher
 from stages.teacher.load import LoadedTeacher, teacher_class
 from stages.teacher.marigold import MarigoldTeacher
 from stages.teacher.transformers_depth import PREPROCESSING, depth_pro_depth_m, token_grid

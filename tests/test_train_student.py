@@ -8,21 +8,21 @@ import torch
 from fakes import FakeSource
 from test_teacher_cache import run as cache_run
 
-from data_cache.claims import Claims
 from data_cache.dataset import CachedFrames, collate
-from data_cache.reader import CacheReader
-from data_cache.schema import ENCODINGS
-from stages.binning import AffineBinning
-from stages.bins import BinSpec
-from stages.checkpoint import CheckpointError, load_student
-from stages.distill import Learner, loss_terms
-from stages.losses import LossSpec
-from stages.progress import Preempted
+from data_cache.shards.encodings import ENCODINGS
+from data_cache.shards.reader import CacheReader
+from data_cache.storage.claims import Claims
+from stages.compute.progress import Preempted
+from stages.losses.objective import Learner, loss_terms
+from stages.losses.terms import LossSpec
+from stages.student.checkpoint import CheckpointError, load_student
 from stages.student.model import Student, StudentSpec
-from stages.train_spec import TrainStudentSpec
+from stages.targets.binning import AffineBinning
+from stages.targets.bins import BinSpec
 from stages.train_student import train_student
-from stages.training import Training, TrainingError
-from stages.training_job import TrainingJob
+from stages.training.preflight import TrainingJob
+from stages.training.spec import TrainStudentSpec
+from stages.training.step import Training, TrainingError
 
 STUDENT = StudentSpec(
     encoder="resnet-10",
@@ -272,7 +272,7 @@ def test_nothing_but_quarantined_frames_is_an_error(tmp_path, teacher_folder):
 
 
 def test_a_loss_that_is_not_finite_stops_naming_term_and_frames(cache, tmp_path, monkeypatch):
-    monkeypatch.setattr("stages.losses.bin_kl", lambda *_: torch.tensor(math.nan, requires_grad=True))
+    monkeypatch.setattr("stages.losses.terms.bin_kl", lambda *_: torch.tensor(math.nan, requires_grad=True))
     with pytest.raises(TrainingError, match=r"step 1: loss is not finite: .*'kl': nan.*frames d/\d, d/\d"):
         train(cache, tmp_path)
     assert not (tmp_path / "last.safetensors").exists()

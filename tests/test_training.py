@@ -9,14 +9,14 @@ from torch import nn
 
 from data_cache.dataset import CachedRigs, collate, map_rigs
 from data_cache.errors import SettingError
-from stages import parallel
-from stages.binning import AffineBinning
-from stages.bins import BinSpec
-from stages.losses import LossSpec
-from stages.schedule import Draw
+from stages.compute import parallel
+from stages.losses.terms import LossSpec
 from stages.student.model import Student
-from stages.train_spec import TrainStudentSpec
-from stages.training import Setting, Training, TrainingError, augment, term_values
+from stages.targets.binning import AffineBinning
+from stages.targets.bins import BinSpec
+from stages.training.schedule import Draw
+from stages.training.spec import TrainStudentSpec
+from stages.training.step import Setting, Training, TrainingError, augment, term_values
 
 
 def rigs(count: int) -> CachedRigs:

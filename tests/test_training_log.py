@@ -8,10 +8,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_train_student import RANGE_M, STUDENT
 from test_training import rigs
 
-from stages.bins import BinSpec
-from stages.colours import NO_DEPTH_RGB, colour_depth, depth_scale
+from stages.inference.colours import NO_DEPTH_RGB, colour_depth, depth_scale
 from stages.student.model import Student
-from stages.training_log import TrainingLog, predicted_depth_m, training_picture
+from stages.targets.bins import BinSpec
+from stages.training.log import TrainingLog, predicted_depth_m, training_picture
 
 
 def test_the_picture_shows_cameras_lidar_and_depth_one_below_the_other():

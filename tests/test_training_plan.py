@@ -4,14 +4,14 @@ import pytest
 from test_train_student import CPU, RANGE_M, SPEC, STUDENT, stop_after, train
 from test_train_student import cache as cache
 
-from data_cache.reader import CacheReader
-from stages.bins import BinSpec
-from stages.checkpoint import CheckpointError
-from stages.losses import LossSpec
-from stages.progress import Preempted
+from data_cache.shards.reader import CacheReader
+from stages.compute.progress import Preempted
+from stages.losses.terms import LossSpec
+from stages.student.checkpoint import CheckpointError
 from stages.student.model import Student
-from stages.training_job import TrainingJob
-from stages.training_plan import plan_training
+from stages.targets.bins import BinSpec
+from stages.training.plan import plan_training
+from stages.training.preflight import TrainingJob
 
 
 def plan(cache, folder, spec=SPEC, selection=()):

@@ -6,7 +6,7 @@ from PIL import Image
 from vehicle import rays
 
 from data_cache.errors import FrameError
-from data_cache.undistort import Lens, distort, load_undistorted, pinhole_rows
+from data_cache.frames.undistort import Lens, distort, load_undistorted, pinhole_rows
 
 BARREL = ("plumb_bob", (-0.3, 0.1, 0.002, -0.001, 0.01))
 PINCUSHION = ("plumb_bob", (0.2, 0.05, 0.001, 0.002))

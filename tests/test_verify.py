@@ -5,12 +5,13 @@ import pytest
 from fakes import FakeSource, tiny_teacher
 from test_teacher_cache import BINS, run
 
-from data_cache.reader import CacheReader, cache_status
-from data_cache.schema import ENCODINGS, record_arrays, record_from_arrays
-from data_cache.writer import CacheWriter
-from stages import verify
-from stages.binning import AffineBinning
-from stages.verify import content_faults, recompute, stored_spec
+from data_cache.shards.encodings import ENCODINGS
+from data_cache.shards.reader import CacheReader, cache_status
+from data_cache.shards.records import record_arrays, record_from_arrays
+from data_cache.shards.writer import CacheWriter
+from stages.caching import verify
+from stages.caching.verify import content_faults, recompute, stored_spec
+from stages.targets.binning import AffineBinning
 
 FRAMES = 3
 

@@ -5,9 +5,9 @@ import pytest
 from fakes import NATIVE_SIZE, FakeSource
 
 from data_cache.errors import FrameError
-from data_cache.rig import Frame, Sweep
-from data_cache.views import RigViews, load_images, rig_views
-from stages.resize import resize_views
+from data_cache.frames.rig import Frame, Sweep
+from data_cache.frames.views import RigViews, load_images, rig_views
+from stages.compute.resize import resize_views
 
 SIZE = (24, 20)  # half the native height, a quarter of the width
 

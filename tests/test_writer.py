@@ -14,24 +14,14 @@ import zarr
 from fakes import random_record, tiny_identity
 
 from data_cache.files import DiskFullError, replace_atomically, write_atomically
-from data_cache.reader import CacheReader
-from data_cache.schema import (
-    DESCRIPTION,
-    ENCODINGS,
-    CacheError,
-    DamagedCacheError,
-    Resolved,
-    SplitFrames,
-    StaleCacheError,
-    array_table,
-    frame_bytes,
-    pack_depth,
-    receipt_name,
-    record_arrays,
-    shard_name,
-    unpack_depth_m,
-)
-from data_cache.writer import CacheWriter
+from data_cache.shards.encodings import ENCODINGS
+from data_cache.shards.errors import CacheError, DamagedCacheError, StaleCacheError
+from data_cache.shards.identity import DESCRIPTION, Resolved, SplitFrames
+from data_cache.shards.reader import CacheReader
+from data_cache.shards.receipts import receipt_name
+from data_cache.shards.records import pack_depth, record_arrays, unpack_depth_m
+from data_cache.shards.schema import array_table, frame_bytes, shard_name
+from data_cache.shards.writer import CacheWriter
 
 FRAMES = SplitFrames(tuple(f"d/{i}" for i in range(5)), ())
 RESOLVED = Resolved("fp32", 6, 2)

@@ -12,15 +12,16 @@ from test_cli import surround
 from test_evaluate import student
 
 from data_cache.errors import SourceError
-from data_cache.geometry import sparse_depth
-from data_cache.rig import Frame
-from data_cache.views import load_images, rig_views
-from pipeline import stage_one
-from stages.checkpoint import Lineage, save_student
-from stages.evaluate import EvaluateSpec, evaluate
-from stages.metrics import depth_errors
-from stages.predict import predict_rig
-from stages.resize import resize_views
+from data_cache.frames.geometry import sparse_depth
+from data_cache.frames.rig import Frame
+from data_cache.frames.views import load_images, rig_views
+from pipeline.runs import data
+from stages.compute.resize import resize_views
+from stages.evaluate import evaluate
+from stages.evaluation.metrics import depth_errors
+from stages.evaluation.spec import EvaluateSpec
+from stages.inference.predict import predict_rig
+from stages.student.checkpoint import Lineage, save_student
 from stages.student.fold import folded
 
 CPU = torch.device("cpu")
@@ -79,7 +80,7 @@ def folder(tmp_path: Path, monkeypatch) -> Path:
             raise SourceError(f"expected a data folder, found nothing at {root}")
         return SOURCES[kind]
 
-    monkeypatch.setattr(stage_one, "open_source", open_source)
+    monkeypatch.setattr(data, "open_source", open_source)
     save_student(tmp_path / "run/student/last.safetensors", student(), LINEAGE)
     for name, source in (("home", "home"), ("near", "near"), ("far", "ddad")):
         (tmp_path / f"{name}.toml").write_text(RECIPE.format(source=source))

@@ -8,7 +8,7 @@ import torch
 from fakes import save_tiny_teacher
 from transformers import AutoConfig, AutoModelForDepthEstimation
 
-from stages.quiet import quiet_transformers
+from stages.compute.quiet_transformers import quiet_transformers
 
 VIT: dict[str, Any] = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 4}
 DINO = {**VIT, "model_type": "dinov2", "mlp_ratio": 2, "image_size": 32, "patch_size": 8}

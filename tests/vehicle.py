@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_cache.rig import Camera
-from data_cache.sources import synthetic
-from data_cache.undistort import Lens, distort
+from data_cache.frames.rig import Camera
+from data_cache.frames.undistort import Lens, distort
+from data_cache.sources.synthetic import source as synthetic
 
 SIZE = (192, 320)
 LIDAR_LEAD_NS = 18_000_000

@@ -19,8 +19,10 @@ REPOSITORY = Path(__file__).parent.parent
 SERVE = "from warm import serve; serve()"  # a main module without a file, as spawned processes would import it again
 
 PRELOADED = (
-    "pipeline.run",
-    "pipeline.ablate",
+    "pipeline.runs.teacher_cache",
+    "pipeline.runs.train_student",
+    "pipeline.runs.evaluate",
+    "pipeline.ablation.ablate",
     "torch.utils.tensorboard",
     "transformers.models.depth_anything.modeling_depth_anything",
     "transformers.models.dinov2.modeling_dinov2",
@@ -82,7 +84,7 @@ def _server() -> "subprocess.Popen[str]":
 
 def serve() -> None:
     """Fork a command for each line of input, answer with its process id and write its exit code into a file."""
-    from pipeline.cli import main
+    from pipeline.cli.main import main
 
     for module in PRELOADED:
         import_module(module)

@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Float
 
 from data_cache.errors import FrameError, SourceError
-from data_cache.images import load_rgb
-from data_cache.rig import Camera, Frame, Rig, Sweep, View, make_sweep, pose_from_quaternion
-from data_cache.sources.metadata import below, fields_of, found_in, read_json, text
-from data_cache.sources.points import load_points
+from data_cache.frames.images import load_rgb
+from data_cache.frames.rig import Camera, Frame, Rig, Sweep, View, make_sweep, pose_from_quaternion
+from data_cache.sources.parsing.metadata import below, fields_of, found_in, read_json, text
+from data_cache.sources.parsing.points import load_points
 
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT")
 LIDAR = "LIDAR_TOP"
@@ -108,7 +108,7 @@ class NuscenesSource:
         return Frame(frame_id, views, load_sweep, world_from_ego=world_from_ego)
 
     def files(self, frame_id: str) -> Mapping[str, Path]:
-        """See `data_cache.sources.StoredSource`."""
+        """See `data_cache.sources.base.StoredSource`."""
         return {channel: self._root / datum.file for channel, datum in self._data[frame_id].items()}
 
     def _view(self, datum: _Datum) -> View:

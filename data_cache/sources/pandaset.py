@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from data_cache.errors import FrameError, SourceError
-from data_cache.images import load_rgb
-from data_cache.rig import Camera, Frame, Rig, Sweep, View, make_sweep, pose_from_quaternion
-from data_cache.sources import LIDARS, MECHANICAL
-from data_cache.sources.metadata import fields_of, found_in, read_json
-from data_cache.sources.pickles import load_columns
+from data_cache.frames.images import load_rgb
+from data_cache.frames.rig import Camera, Frame, Rig, Sweep, View, make_sweep, pose_from_quaternion
+from data_cache.sources.base import LIDARS, MECHANICAL
+from data_cache.sources.parsing.metadata import fields_of, found_in, read_json
+from data_cache.sources.parsing.pickles import load_columns
 
 CAMERAS = ("front_camera", "front_right_camera", "right_camera", "back_camera", "left_camera", "front_left_camera")
 IMAGE_SIZE = (1080, 1920)  # the metadata does not say it; every PandaSet camera has it
@@ -100,7 +100,7 @@ class PandasetSource:
         return Frame(frame_id, views, load_sweep, world_from_ego=world_from_ego)
 
     def files(self, frame_id: str) -> Mapping[str, Path]:
-        """See `data_cache.sources.StoredSource`."""
+        """See `data_cache.sources.base.StoredSource`."""
         drive, _, stem = frame_id.partition("/")
         sequence, index = self._sequences[drive], int(stem)
         files = {

@@ -1,1 +1,1 @@
-"""The student network."""
+"""The fast network: encoder, cross-view attention, metric bins, checkpoints. Read `model.py` first."""

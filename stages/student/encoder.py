@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from data_cache.errors import SettingError
-from stages.quiet import quiet_transformers
+from stages.compute.quiet_transformers import quiet_transformers
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from stages.bins import BinSpec
-from stages.relations import GRID, pool_tokens
 from stages.student.cross_view import RingAttention
 from stages.student.encoder import ENCODERS, STRIDES, build_encoder
 from stages.student.head import MetricBinCenters, expected_depth_m
+from stages.targets.bins import BinSpec
+from stages.targets.relations import GRID, pool_tokens
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)

@@ -1,1 +1,1 @@
-"""Teachers: what one is, and adapters."""
+"""Depth foundation models behind one protocol. Read `base.py` first: what every teacher offers."""

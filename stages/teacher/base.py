@@ -1,17 +1,12 @@
 """What a teacher is: images in, a relative or metric map and a feature grid out."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from stages.bins import LOG_CURVATURE
-
-Space = Literal["disparity", "depth", "log_depth", "affine_depth"]
-METRIC_SPACES = ("depth", "log_depth")
-"""Spaces whose predictions are metres or their logarithm; the others are known up to scale and shift."""
+from stages.targets.space import Space
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,17 +72,3 @@ class Teacher(Protocol):
     def __call__(self, images: UInt8[Tensor, "N H W 3"]) -> TeacherOutput:
         """Look at RGB images of `input_size`."""
         ...
-
-
-def to_disparity(prediction: Float[Tensor, "*shape"], space: Space) -> Float[Tensor, "*shape"]:
-    """A teacher's map as disparity, in 1/m for a metric space; the one place where a depth teacher is inverted."""
-    match space:
-        case "disparity":
-            return prediction
-        case "depth":
-            return 1 / prediction.clamp(min=1e-3)
-        case "log_depth":
-            return torch.exp(-prediction)
-        case "affine_depth":
-            # How far the farthest is compared with the nearest is left open: take what the log map of the bins takes.
-            return 1 / (prediction.clamp(0, 1) + 1 / LOG_CURVATURE)

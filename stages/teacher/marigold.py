@@ -9,9 +9,10 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from data_cache.errors import SettingError
-from stages.devices import dtype_of, synchronize
-from stages.quiet import quiet_transformers
-from stages.teacher.base import Space, TeacherOutput
+from stages.compute.devices import dtype_of, synchronize
+from stages.compute.quiet_transformers import quiet_transformers
+from stages.targets.space import Space
+from stages.teacher.base import TeacherOutput
 
 PIPELINE_INDEX = "model_index.json"
 """What a folder of diffusers has in place of config.json."""

@@ -10,10 +10,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from data_cache.errors import SettingError
-from stages.devices import dtype_of, synchronize
-from stages.quiet import quiet_transformers
+from stages.compute.devices import dtype_of, synchronize
+from stages.compute.quiet_transformers import quiet_transformers
+from stages.targets.space import Space
 from stages.teacher.attention import use_blocked_attention
-from stages.teacher.base import Space, TeacherOutput
+from stages.teacher.base import TeacherOutput
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

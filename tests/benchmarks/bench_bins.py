@@ -9,17 +9,18 @@ import pytest
 import torch
 from fakes import random_record, tiny_identity
 
-from data_cache.schema import Resolved, SplitFrames, StoredBins, map_arrays
-from data_cache.sources import open_source
-from data_cache.views import load_images
-from data_cache.writer import CacheWriter
-from pipeline.weights import fetch_weights
-from stages.bins import BinSpec, affine_invariant_map, closed_form_prob, decode, encode
-from stages.devices import resolve_precision
-from stages.latency import measure
-from stages.relations import GRID, pool_tokens, ring_relations
-from stages.resize import resize_rgb
-from stages.teacher.base import to_disparity
+from data_cache.frames.views import load_images
+from data_cache.shards.encodings import StoredBins, map_arrays
+from data_cache.shards.identity import Resolved, SplitFrames
+from data_cache.shards.writer import CacheWriter
+from data_cache.sources.registry import open_source
+from pipeline.weights.fetch import fetch_weights
+from stages.compute.devices import resolve_precision
+from stages.compute.resize import resize_rgb
+from stages.evaluation.latency import measure
+from stages.targets.bins import BinSpec, affine_invariant_map, closed_form_prob, decode, encode
+from stages.targets.relations import GRID, pool_tokens, ring_relations
+from stages.targets.space import to_disparity
 from stages.teacher.transformers_depth import TransformersTeacher
 
 pytestmark = pytest.mark.bench

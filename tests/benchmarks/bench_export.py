@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import load_recipe
-from pipeline.export import parity_table
-from stages.export import export_program, onnx_model
-from stages.parity import MeasuredRig, compare, graph_contenders, torch_contenders
-from stages.quantize import INT8_TARGETS, quantized
-from stages.runtimes import DeployedRigs, torch_runner
+from pipeline.recipe.config import load_recipe
+from pipeline.runs.export import parity_table
+from stages.deploy.export import export_program, onnx_model
+from stages.deploy.parity import MeasuredRig, compare, graph_contenders, torch_contenders
+from stages.deploy.quantize import INT8_TARGETS, quantized
+from stages.deploy.runtimes import DeployedRigs, torch_runner
 from stages.student.model import Student, StudentSpec
 
 pytestmark = pytest.mark.bench

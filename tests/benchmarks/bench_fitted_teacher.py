@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from data_cache.dataset import CachedFrames
-from data_cache.reader import CacheReader
-from data_cache.schema import map_arrays
-from pipeline.config import load_recipe
-from stages.binning import stored_binning
-from stages.bins import decode
-from stages.checkpoint import load_student
-from stages.consistency import overlap_consistency
-from stages.lidar_frame import fit_to_lidar, teacher_disparity
+from data_cache.shards.encodings import map_arrays
+from data_cache.shards.reader import CacheReader
+from pipeline.recipe.config import load_recipe
+from stages.evaluation.consistency import overlap_consistency
+from stages.student.checkpoint import load_student
+from stages.targets.binning import stored_binning
+from stages.targets.bins import decode
+from stages.targets.lidar_frame import fit_to_lidar, teacher_disparity
 
 pytestmark = pytest.mark.bench
 FRAMES = 24

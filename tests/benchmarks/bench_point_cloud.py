@@ -11,19 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from data_cache.geometry import project, unproject
-from data_cache.sources import open_source
-from data_cache.sources.synthetic import SyntheticSource
+from data_cache.frames.geometry import OCCLUSION_RATIO, project, unproject
+from data_cache.sources.registry import open_source
+from data_cache.sources.synthetic.source import SyntheticSource
 from pipeline.api import load_student
-from pipeline.cloud_view import cloud_page
-from pipeline.config import load_recipe
-from stages import point_cloud
-from stages.checkpoint import save_student
-from stages.cloud_files import glb_bytes, ply_bytes
-from stages.consistency import OCCLUSION_RATIO
-from stages.point_cloud import frame_cloud, smooth_pixels
-from stages.predictions import save_prediction
-from stages.regions import truth_at
+from pipeline.recipe.config import load_recipe
+from pipeline.viewers.cloud_page import cloud_page
+from stages.evaluation.predictions import save_prediction
+from stages.evaluation.regions import truth_at
+from stages.inference import point_cloud
+from stages.inference.cloud_files import glb_bytes, ply_bytes
+from stages.inference.point_cloud import frame_cloud, smooth_pixels
+from stages.student.checkpoint import save_student
 from stages.student.model import Student
 
 pytestmark = pytest.mark.bench

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from data_cache.images import larger
-from data_cache.rig import Frame
-from data_cache.sources import open_source
-from data_cache.views import load_images
-from pipeline.config import load_recipe
+from data_cache.frames.images import larger
+from data_cache.frames.rig import Frame
+from data_cache.frames.views import load_images
+from data_cache.sources.registry import open_source
+from pipeline.recipe.config import load_recipe
 
 pytestmark = pytest.mark.bench
 ROUNDS = 15

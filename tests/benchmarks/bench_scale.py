@@ -8,18 +8,20 @@ from pathlib import Path
 import pytest
 from fakes import tiny_identity
 
-from data_cache.schema import Receipt, Resolved, SplitFrames, StoredFile, array_table, receipt_name, shard_name
-from data_cache.writer import CacheWriter
+from data_cache.shards.identity import Resolved, SplitFrames
+from data_cache.shards.receipts import Receipt, StoredFile, receipt_name
+from data_cache.shards.schema import array_table, shard_name
+from data_cache.shards.writer import CacheWriter
 
 pytestmark = pytest.mark.bench
 FRAMES, SHARD_FRAMES, OPEN_SHARDS = 1_000_000, 64, 25
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from data_cache.reader import CacheReader, cache_status
-from data_cache.schema import Resolved, SplitFrames, load_description
-from data_cache.store import open_store
-from data_cache.writer import CacheWriter
+from data_cache.shards.reader import CacheReader, cache_status
+from data_cache.shards.schema import Resolved, SplitFrames, load_description
+from data_cache.storage.store import open_store
+from data_cache.shards.writer import CacheWriter
 root = {root!r}
 begin = time.perf_counter()
 {body}
@@ -38,7 +40,7 @@ BODIES = {
     "status": "assert not cache_status(root).complete",
     "open for reading": "CacheReader(root, complete=False)",
     "`surround cache status`": "sys.argv[1:] = ['cache', 'status', root]\n"
-    "from pipeline.cli import main\nmain(standalone_mode=False)",
+    "from pipeline.cli.main import main\nmain(standalone_mode=False)",
 }
 
 

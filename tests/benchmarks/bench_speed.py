@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from pipeline.config import load_recipe
-from pipeline.weights import fetch_weights
-from stages.devices import autocast, place, resolve_device, resolve_precision
-from stages.latency import measure
-from stages.losses import scale_invariant_log
+from pipeline.recipe.config import load_recipe
+from pipeline.weights.fetch import fetch_weights
+from stages.compute.devices import autocast, place, resolve_device, resolve_precision
+from stages.evaluation.latency import measure
+from stages.losses.terms import scale_invariant_log
 from stages.student.model import Student
 from stages.teacher.transformers_depth import TransformersTeacher
 

@@ -18,19 +18,20 @@ import pytest
 import torch
 from fakes import save_tiny_teacher
 
-from data_cache.geometry import sparse_depth
-from data_cache.images import larger
-from data_cache.rig import Frame, Rig
-from data_cache.schema import array_table, pack_depth, record_arrays
-from data_cache.views import load_images
-from data_cache.writer import encode_shard
-from pipeline.config import Recipe, load_recipe
-from pipeline.stage_one import StageOne, open_stage_one
-from stages.bins import affine_invariant_map
-from stages.look import frame_record, look
-from stages.prepare import prepare_frame
-from stages.relations import pool_tokens
-from stages.resize import resize_rgb
+from data_cache.frames.geometry import sparse_depth
+from data_cache.frames.images import larger
+from data_cache.frames.rig import Frame, Rig
+from data_cache.frames.views import load_images
+from data_cache.shards.records import pack_depth, record_arrays
+from data_cache.shards.schema import array_table
+from data_cache.shards.writer import encode_shard
+from pipeline.recipe.config import Recipe, load_recipe
+from pipeline.runs.stage_one import StageOne, open_stage_one
+from stages.caching.products import frame_record, look
+from stages.caching.teacher_input import prepare_frame
+from stages.compute.resize import resize_rgb
+from stages.targets.bins import affine_invariant_map
+from stages.targets.relations import pool_tokens
 
 pytestmark = pytest.mark.bench
 ROUNDS = 3

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from data_cache.views import RigViews
-from pipeline.config import load_recipe
-from pipeline.weights import fetch_weights
-from stages.devices import place, resolve_device, resolve_precision
-from stages.latency import measure
-from stages.predict import forward_rig
+from data_cache.frames.views import RigViews
+from pipeline.recipe.config import load_recipe
+from pipeline.weights.fetch import fetch_weights
+from stages.compute.devices import place, resolve_device, resolve_precision
+from stages.evaluation.latency import measure
+from stages.inference.predict import forward_rig
 from stages.student.encoder import ENCODERS
 from stages.student.fold import folded
 from stages.student.model import Student, StudentSpec

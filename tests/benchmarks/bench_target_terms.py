@@ -6,15 +6,16 @@ import pytest
 import torch
 from torch.nn.functional import avg_pool2d, pad
 
-from data_cache.views import load_images, rig_views
-from pipeline.config import load_recipe
-from pipeline.stage_one import open_data, open_teacher
-from stages.bins import affine_invariant_map
-from stages.completion import densify
-from stages.photometric import _sum_3x3
-from stages.regions import truth_at
-from stages.resize import resize_views
-from stages.teacher.base import to_disparity
+from data_cache.frames.views import load_images, rig_views
+from pipeline.recipe.config import load_recipe
+from pipeline.runs.data import open_data
+from pipeline.runs.stage_one import open_teacher
+from stages.compute.resize import resize_views
+from stages.evaluation.regions import truth_at
+from stages.losses.completion import densify
+from stages.losses.photometric import _sum_3x3
+from stages.targets.bins import affine_invariant_map
+from stages.targets.space import to_disparity
 
 pytestmark = pytest.mark.bench
 DRIVES = range(40, 48)

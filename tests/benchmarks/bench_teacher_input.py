@@ -8,15 +8,16 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from data_cache.geometry import sparse_depth
-from data_cache.images import larger
-from data_cache.rig import Frame
-from data_cache.views import load_images
-from pipeline.config import load_recipe
-from pipeline.stage_one import open_data, open_teacher
-from stages.bins import affine_invariant_map
-from stages.metrics import abs_rel, affine_depth_m, fit_affine_disparity
-from stages.resize import resize_rgb
+from data_cache.frames.geometry import sparse_depth
+from data_cache.frames.images import larger
+from data_cache.frames.rig import Frame
+from data_cache.frames.views import load_images
+from pipeline.recipe.config import load_recipe
+from pipeline.runs.data import open_data
+from pipeline.runs.stage_one import open_teacher
+from stages.compute.resize import resize_rgb
+from stages.evaluation.metrics import abs_rel, affine_depth_m, fit_affine_disparity
+from stages.targets.bins import affine_invariant_map
 
 pytestmark = pytest.mark.bench
 RANGE_M = (0.1, 80.0)

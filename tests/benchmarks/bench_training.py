@@ -16,15 +16,16 @@ from bench_stage_one import pandaset
 from torch.utils.flop_counter import FlopCounterMode
 
 from data_cache.dataset import CachedFrames, batches, collate
-from data_cache.reader import CacheReader
-from data_cache.schema import array_table, record_arrays
-from pipeline.config import Recipe
-from pipeline.stage_one import open_stage_one
-from stages.devices import dtype_of, resolve_device, resolve_precision, synchronize
+from data_cache.shards.reader import CacheReader
+from data_cache.shards.records import record_arrays
+from data_cache.shards.schema import array_table
+from pipeline.recipe.config import Recipe
+from pipeline.runs.stage_one import open_stage_one
+from stages.compute.devices import dtype_of, resolve_device, resolve_precision, synchronize
 from stages.student.model import Student
 from stages.train_student import train_student
-from stages.training import on_device
-from stages.training_job import TrainingJob, open_job
+from stages.training.preflight import TrainingJob, open_job
+from stages.training.step import on_device
 
 pytestmark = pytest.mark.bench
 FRAMES, ROUNDS, STEPS = 6, 3, 12

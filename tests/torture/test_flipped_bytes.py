@@ -5,9 +5,10 @@ import pytest
 from fakes import random_record, tiny_identity
 from test_reader import damages_of, shard_files
 
-from data_cache.reader import CacheReader
-from data_cache.schema import DamagedCacheError, Resolved, SplitFrames
-from data_cache.writer import CacheWriter
+from data_cache.shards.errors import DamagedCacheError
+from data_cache.shards.identity import Resolved, SplitFrames
+from data_cache.shards.reader import CacheReader
+from data_cache.shards.writer import CacheWriter
 
 FLIPS = 200
 

@@ -1,0 +1,195 @@
+"""Rays against a street: the light a camera gathers there, and the ranges a LiDAR measures."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from embreex.mesh_construction import TriangleMesh
+from embreex.rtcore_scene import EmbreeScene
+from jaxtyping import Float, UInt8
+
+from data_cache.frames.rig import Camera
+from data_cache.sources.synthetic.street import Street
+from data_cache.sources.synthetic.texture import appearance, noise
+
+_EXPOSURE = 0.62
+_SENSOR_NOISE = 0.008
+_OCCLUSION_M = 1.5
+_OFF_SURFACE_M = 0.02
+_SUN, _SKY, _STREET, _HAZE, _GLOW = np.array(
+    [[2.3, 2.1, 1.75], [0.62, 0.72, 0.9], [0.34, 0.31, 0.28], [0.75, 0.82, 0.9], [0.8, 0.7, 0.5]], np.float32
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Rendering:
+    """One image and the depth behind each of its pixel centres.
+
+    Attributes:
+        rgb: (H, W, 3) image.
+        depth_m: (H, W) float32 z in metres, 0 for sky.
+    """
+
+    rgb: UInt8[np.ndarray, "H W 3"]
+    depth_m: Float[np.ndarray, "H W"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Hits:
+    """What N rays met: `on` are the rays that met anything (M); the rest has one row for each of these."""
+
+    on: np.ndarray
+    face: np.ndarray
+    barycentric: np.ndarray
+    depth_m: np.ndarray
+    point_m: np.ndarray
+    normal: np.ndarray
+
+
+class Tracer:
+    """A street ready to be hit by rays."""
+
+    def __init__(self, street: Street) -> None:
+        corners = street.corners_m.astype(np.float32)
+        self._street = street
+        self._scene = EmbreeScene()
+        # The scene does not keep its mesh alive.
+        self._mesh = TriangleMesh(self._scene, corners.reshape(-1, 3), np.arange(3 * len(corners)).reshape(-1, 3))
+        self._normal = _unit(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]))
+        self._uv_m, self._colour, self._style, self._sun = (
+            column.astype(np.float32) for column in (street.uv_m, street.colour, street.style, street.sun)
+        )
+
+    def ranges_m(self, origin_m: Float[np.ndarray, " 3"], rays: Float[np.ndarray, "N 3"]) -> Float[np.ndarray, " N"]:
+        """Range along unit rays to the first surface; inf where there is none."""
+        origins = np.broadcast_to(origin_m, rays.shape).astype(np.float32)
+        hit = self._scene.run(origins, rays.astype(np.float32), output=True)
+        return np.where(hit["primID"] >= 0, hit["tfar"], np.inf).astype(np.float64)
+
+    def render(self, camera: Camera, world_from_cam: Float[np.ndarray, "4 4"], rng: np.random.Generator) -> Rendering:
+        """Image and depth of a pinhole camera; `rng` draws the sensor noise."""
+        size = camera.height_px, camera.width_px
+        K, pose = camera.K_px.astype(np.float32), world_from_cam.astype(np.float32)
+        v, u = np.indices(size, dtype=np.float32) + np.float32(0.5)
+        rays = np.stack([(u - K[0, 2]) / K[0, 0], (v - K[1, 2]) / K[1, 1], np.ones_like(u)], axis=-1).reshape(-1, 3)
+        rays = rays @ pose[:3, :3].T
+        hits = self._cast(pose[:3, 3], rays)
+        depth_m = np.zeros(len(rays), np.float32)
+        depth_m[hits.on] = hits.depth_m
+        light = self._light(rays, hits, self._openness(hits, depth_m.reshape(size)), 1 / float(K[0, 0]))
+        image = _soften(light.reshape(*size, 3)) * np.float32(_EXPOSURE)
+        # A filmic curve: deep shadows, soft highlights (Narkowicz's fit of the ACES tone mapping curve), then gamma 2.
+        image = np.sqrt(image * (2.51 * image + 0.03) / (image * (2.43 * image + 0.59) + 0.14))
+        image += np.float32(_SENSOR_NOISE) * rng.standard_normal(image.shape, dtype=np.float32)
+        return Rendering((np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8), depth_m.reshape(size))
+
+    def _cast(self, origin_m: np.ndarray, rays: np.ndarray) -> _Hits:
+        """First surfaces along rays with z = 1 in the camera, so that the ray parameter is the depth."""
+        hit = self._scene.run(np.broadcast_to(origin_m, rays.shape).copy(), rays, output=True)
+        on = np.flatnonzero(hit["primID"] >= 0)
+        face, depth_m = hit["primID"][on], hit["tfar"][on]
+        b, c = hit["u"][on], hit["v"][on]
+        normal = self._normal[face]
+        normal[_dot(normal, rays[on]) > 0] *= -1
+        point_m = origin_m + depth_m[:, None] * rays[on]
+        return _Hits(on, face, np.stack([1 - b - c, b, c], axis=-1), depth_m, point_m, normal)
+
+    def _openness(self, hits: _Hits, depth_m: Float[np.ndarray, "H W"]) -> np.ndarray:
+        """Ambient occlusion of each hit: 1 in the open, towards 0 in corners and under cars.
+
+        At half resolution each pixel probes one of 16 directions around its normal, laid out in 4 x 4 tiles; neighbours
+        at the same depth are then averaged.
+        """
+        row, column = np.divmod(hits.on, depth_m.shape[1])
+        probes = np.flatnonzero((row % 2 == 0) & (column % 2 == 0))
+        row, column = row // 2, column // 2
+        normal = hits.normal[probes]
+        # Normal + uniform direction on the sphere is cosine distributed about the normal.
+        towards = _unit(normal * np.float32(1.02) + _SPHERE[(row[probes] % 4) * 4 + column[probes] % 4])
+        start = hits.point_m[probes] + np.float32(_OFF_SURFACE_M) * normal
+        reach_m = self._scene.run(start, towards, query="DISTANCE")
+        depth_m = depth_m[::2, ::2]
+        free = np.ones_like(depth_m)
+        free[row[probes], column[probes]] = 1 - np.exp(-np.minimum(reach_m, 100) / np.float32(_OCCLUSION_M))
+        total, count = np.zeros_like(free), np.zeros_like(free)
+        for shift in np.ndindex(4, 4):
+            shift = shift[0] - 2, shift[1] - 2
+            alike = np.abs(np.roll(depth_m, shift, axis=(0, 1)) - depth_m) <= 0.06 * depth_m
+            total += alike * np.roll(free, shift, axis=(0, 1))
+            count += alike
+        mean: np.ndarray = (total / count)[row, column]
+        return mean
+
+    def _light(self, rays: np.ndarray, hits: _Hits, openness: np.ndarray, pixel_rad: float) -> np.ndarray:
+        """Linear RGB (N, 3) that comes back along rays."""
+        street, face, normal = self._street, hits.face, hits.normal
+        length = np.sqrt(_dot(rays, rays))
+        view = rays[hits.on] / length[hits.on, None]
+        distance_m, cosine = hits.depth_m * length[hits.on], -_dot(normal, view)
+        uv_m = np.einsum("nk,nkc->nc", hits.barycentric, self._uv_m[face])
+        footprint_m = distance_m * pixel_rad / np.sqrt(np.maximum(cosine, np.float32(0.05)))
+        albedo, mirror = appearance(
+            street.material[face], self._colour[face], self._style[face],
+            hits.point_m, uv_m, np.abs(normal[:, 2]) > 0.9, footprint_m,
+        )  # fmt: skip
+        sunny = normal @ self._sun
+        sunny[sunny > 0] *= self._sees_sun(hits.point_m[sunny > 0] + np.float32(_OFF_SURFACE_M) * normal[sunny > 0])
+        up = 0.5 + 0.5 * normal[:, 2:]
+        ambient = (up * _SKY + (1 - up) * _STREET) * openness[:, None]
+        radiance = albedo * (np.maximum(sunny, 0)[:, None] * _SUN + ambient)
+        shiny = np.flatnonzero(mirror > 0)
+        bounce = view[shiny] + 2 * cosine[shiny, None] * normal[shiny]
+        # Low reflections show the other side of the street, not traced, a dull grey.
+        above = np.clip((bounce[:, 2:] - 0.15) * 3, 0, 1)
+        seen = above * self._sky(bounce) + (1 - above) * np.float32(0.16)
+        fresnel = (mirror[shiny] * (0.06 + 0.94 * (1 - cosine[shiny]) ** 5))[:, None]
+        radiance[shiny] += fresnel * (seen - radiance[shiny])
+        haze = 1 - np.exp(-distance_m / np.float32(street.haze_m))[:, None]
+        light = np.empty_like(rays)
+        light[hits.on] = radiance + haze * (_HAZE - radiance)
+        off = np.ones(len(rays), bool)
+        off[hits.on] = False
+        light[off] = self._sky(rays[off] / length[off, None])
+        return light
+
+    def _sees_sun(self, points_m: np.ndarray) -> np.ndarray:
+        towards = np.broadcast_to(self._sun, points_m.shape).copy()
+        blocked: np.ndarray = self._scene.run(points_m, towards, query="OCCLUDED")
+        return blocked < 0
+
+    def _sky(self, rays: np.ndarray) -> np.ndarray:
+        """Blue, paler towards the horizon, with clouds on a plane overhead and a glow around the sun."""
+        up = np.maximum(rays[:, 2:], 0)
+        blue = np.array([0.25, 0.45, 0.95], np.float32) + np.array([0.65, 0.55, 0.15], np.float32) * (1 - up) ** 5
+        cloud = noise(rays[:, :2] / (up + 0.12) * np.float32(2.5), np.full(len(rays), 0.02, np.float32), smooth=True)
+        cover = np.clip((cloud + np.float32(2.4 * self._street.cloud - 1.4)) * 0.8, 0, 1)[:, None]
+        light: np.ndarray = blue + cover * (1.15 - blue) + np.maximum(rays @ self._sun, 0)[:, None] ** 24 * _GLOW
+        return light
+
+
+def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    dot: np.ndarray = np.einsum("nc,nc->n", a, b)
+    return dot
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    unit: np.ndarray = vectors / np.maximum(np.sqrt(_dot(vectors, vectors)), np.float32(1e-9))[:, None]
+    return unit
+
+
+def _fibonacci_sphere(count: int) -> np.ndarray:
+    """Evenly spread unit vectors (count, 3), shuffled so that neighbours differ."""
+    i = np.random.default_rng(5).permutation(count) + 0.5
+    z, turn = 1 - 2 * i / count, i * np.pi * (1 + 5**0.5)
+    flat = np.sqrt(1 - z * z)
+    return np.stack([flat * np.cos(turn), flat * np.sin(turn), z], axis=-1).astype(np.float32)
+
+
+_SPHERE = _fibonacci_sphere(16)
+
+
+def _soften(image: Float[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W 3"]:
+    """A lens blurs by a fraction of a pixel; without it every edge is a staircase."""
+    wide = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    rows = 0.7 * wide[1:-1] + 0.15 * (wide[:-2] + wide[2:])
+    soft: np.ndarray = 0.7 * rows[:, 1:-1] + 0.15 * (rows[:, :-2] + rows[:, 2:])
+    return soft

@@ -1,0 +1,261 @@
+"""One student of an ablation: its recipe, its folder, and how it is trained and measured."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+from data_cache.files import write_atomically, write_error
+from data_cache.frames.images import larger
+from data_cache.frames.rig import Frame, Rig
+from data_cache.shards.reader import CacheReader
+from data_cache.sources.base import Source
+from data_cache.storage.claims import Claims
+from pipeline.ablation.table import Outcome
+from pipeline.errors import RecipeError
+from pipeline.recipe.ablate import BASELINE, slug
+from pipeline.recipe.config import READING, DataSpec, Recipe, parse_recipe, recipe_toml
+from pipeline.recipe.run_folder import RunFolder, cache_location
+from pipeline.runs.data import chosen, open_data
+from pipeline.runs.evaluate import own_checkpoint
+from pipeline.runs.stage_one import decided_identity
+from pipeline.runs.train_student import train_recipe
+from stages.compute.devices import place, resolve_device, resolve_precision
+from stages.compute.parallel import joined
+from stages.compute.progress import Preempted
+from stages.evaluate import evaluate
+from stages.evaluation.protocols import PROTOCOLS, measured_frames
+from stages.evaluation.results import EvaluateReport, against_lidar
+from stages.losses.terms import LossTerms
+from stages.student.checkpoint import load_student
+from stages.training.preflight import require_tokens
+
+KEPT_FRAMES = 32
+"""Up to so many frames to measure on stay in memory between students; the synthetic ones take seconds to render."""
+
+
+_RESULT_FIELDS = {"row", "lidar_share", "seed", "metrics", "frames", "images", "provenance"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One student of the ablation.
+
+    Attributes:
+        row, lidar_share, seed: which one.
+        recipe: of that student alone.
+        cache_id: of the cache that it learns from.
+        folder: its run folder.
+    """
+
+    row: str
+    lidar_share: float
+    seed: int
+    recipe: Recipe
+    cache_id: str
+    folder: RunFolder
+
+    @property
+    def measured_on(self) -> tuple[str, ...]:
+        """Selectors of the frames that it is measured on."""
+        data = self.recipe.data
+        return data.test if self.recipe.ablate.measure == "test" else data.selection
+
+    @property
+    def result(self) -> Path:
+        """Where its measurement is kept; measured otherwise, it is another one."""
+        spec = self.recipe.eval
+        data = self.recipe.data
+        more = [value for value in (data.masks, data.unusual_reading) if value]
+        how = json.dumps([self.measured_on, spec.protocol, spec.flip, spec.device, spec.precision, *more])
+        return self.folder.root / f"measured-{hashlib.sha256(how.encode()).hexdigest()[:8]}.json"
+
+    def outcome(self) -> dict[str, Any] | None:
+        """Its measurement; None where there is none, or none that can be read."""
+        try:
+            content = json.loads(self.result.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        if not isinstance(content, dict) or not content.keys() >= _RESULT_FIELDS:
+            return None
+        metrics = content["metrics"]
+        whole = isinstance(metrics, dict) and all(isinstance(value, float | int | None) for value in metrics.values())
+        return content if whole else None
+
+
+def plan_cells(recipe: Recipe, folder: RunFolder) -> list[Cell]:
+    """Every student, all rows of the first seed first: a table cut short compares what can be compared."""
+    spec = recipe.ablate
+    readers: dict[str, CacheReader] = {}
+
+    def open_cache(own: Recipe) -> CacheReader:
+        decided, location = decided_identity(own), own.teacher_cache.location
+        key = json.dumps([location, decided], sort_keys=True)
+        if key not in readers:
+            readers[key] = CacheReader(location, expected=decided)
+        return readers[key]
+
+    return [
+        _cell(recipe, folder, row, overrides, share, seed, open_cache)
+        for seed in spec.seeds
+        for share in spec.lidar_shares
+        for row, overrides in spec.rows.items()
+    ]
+
+
+def _cell(
+    recipe: Recipe,
+    folder: RunFolder,
+    row: str,
+    overrides: Sequence[str],
+    lidar_share: float,
+    seed: int,
+    open_cache: Callable[[Recipe], CacheReader],
+) -> Cell:
+    off: dict[str, Any] = {field.name: 0.0 for field in fields(LossTerms) if field.name != "supervised"}
+    try:
+        bare = replace(
+            recipe,
+            losses=replace(recipe.losses, **off),
+            train_student=replace(recipe.train_student, seed=seed, lidar_share=lidar_share),
+            teacher_cache=replace(recipe.teacher_cache, location=cache_location(recipe, folder)),
+        )
+    except ValueError as error:
+        raise RecipeError(f"losses: every row starts from the supervised loss alone: {error}") from error
+    try:
+        own = parse_recipe(recipe_toml(bare), "recipe", overrides)
+    except RecipeError as error:
+        raise RecipeError(f"row {row!r}: {error}") from error
+    if row == BASELINE and overrides:
+        raise RecipeError(f"row {row!r}: it is what the others are compared with and takes no overrides")
+    # Another recipe has another folder, so that nothing is taken for the result of another student. What does not
+    # change the student is left out.
+    reader = open_cache(own)
+    require_tokens(reader, own.losses)
+    cache_id = reader.identity.sha256
+    decisive = asdict(own) | {"cache_id": cache_id}
+    for section, names in {
+        "data": ("root", "masks", "test", *READING),  # of what is read the cache's id tells
+        "teacher_cache": ("location", "device", "batch_images"),
+    }.items():
+        for name in names:
+            del decisive[section][name]
+    for name in ("name", "ablate", "eval", "cluster"):
+        del decisive[name]
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
+    name = f"{slug(row)}-lidar{lidar_share:g}-seed{seed}-{digest}"
+    return Cell(row, lidar_share, seed, own, cache_id, RunFolder(folder.ablate / name))
+
+
+def train_and_measure(cell: Cell, here: Mapping[str, object], should_stop: Callable[[], bool]) -> None:
+    """Train a student and measure it, if no other process does; what is done of either is not done again.
+
+    Args:
+        cell: which one.
+        here: provenance, kept with the result.
+        should_stop: asked between steps and frames.
+    """
+    try:
+        cell.folder.root.mkdir(parents=True, exist_ok=True)
+        claims = Claims(cell.folder.root / "claim.lock")
+    except OSError as error:
+        raise write_error(error, cell.folder.root) from error
+    if not claims.take(0) or cell.outcome() is not None:
+        return
+    if should_stop():
+        raise Preempted("stopped before it began")
+    with joined(cell.recipe.train_student.device) as device:
+        trained = train_recipe(cell.recipe, cell.folder, device, should_stop=should_stop)
+    report = _measure(cell, should_stop)
+    per_step = trained.seconds / trained.steps_done if trained.steps_done else None
+    minutes = per_step * cell.recipe.train_student.steps / 60 if per_step is not None else None
+    outcome = Outcome(cell.row, cell.lidar_share, cell.seed, report_metrics(report) | {"minutes": minutes})
+    provenance = {**here, "cache_id": cell.cache_id}
+    content = {**asdict(outcome), "frames": report.frames, "images": report.images, "provenance": provenance}
+    write_atomically(cell.result, json.dumps(content, indent=1) + "\n")
+
+
+def _measure(cell: Cell, should_stop: Callable[[], bool]) -> EvaluateReport:
+    recipe = cell.recipe
+    checkpoint = own_checkpoint(recipe, cell.folder)
+    student = load_student(checkpoint, expected=recipe.student, expected_bins=recipe.bins).student
+    device = resolve_device(recipe.eval.device)
+    place(student, device)
+    source = _opened(recipe.data)
+    return evaluate(
+        source,
+        measured_frames(PROTOCOLS[recipe.eval.protocol], source, chosen(recipe.data, source, cell.measured_on)),
+        recipe.data.named(cell.measured_on),
+        student,
+        None,
+        replace(recipe.eval, latency=False, pictures=0),
+        device=device,
+        precision=resolve_precision(recipe.eval.precision, device),
+        decode_size=larger(recipe.teacher_cache.input_size, recipe.student.input_size),
+        should_stop=should_stop,
+    ).report
+
+
+def report_metrics(report: EvaluateReport) -> dict[str, float | None]:
+    """The numbers of an ablation: against dense truth where the source knows it, else against LiDAR.
+
+    Raises:
+        EvaluationError: if there is neither.
+    """
+    dense = report.dense_truth or {}
+    main = dense["all"].mean if dense else against_lidar(report).metric.mean
+    return {
+        "abs_rel": main.abs_rel,
+        "rmse": main.rmse,
+        "d1": main.d1,
+        **{name: dense[name].mean.abs_rel for name in ("edges", "above_lidar", "at_lidar") if name in dense},
+        "overlap": report.consistency.overlap_abs_rel,
+        "lidar_protocol": report.student.metric.mean.abs_rel if report.student is not None else None,
+    }
+
+
+@lru_cache(maxsize=1)
+def _opened(data: DataSpec) -> Source:
+    """The source of all students, opened once per process."""
+    return _KeptFrames(open_data(data))
+
+
+class _KeptFrames:
+    """A source whose frames, once read, stay in memory."""
+
+    def __init__(self, source: Source):
+        self._source = source
+        self._frames: dict[str, Frame] = {}
+
+    @property
+    def name(self) -> str:
+        return self._source.name
+
+    @property
+    def rig(self) -> Rig:
+        return self._source.rig
+
+    @property
+    def drives(self) -> Mapping[str, tuple[str, ...]]:
+        return self._source.drives
+
+    @property
+    def splits(self) -> Mapping[str, tuple[str, ...]]:
+        return self._source.splits
+
+    def frame(self, frame_id: str) -> Frame:
+        if frame_id not in self._frames and len(self._frames) < KEPT_FRAMES:
+            self._frames[frame_id] = _remembering(self._source.frame(frame_id))
+        return self._frames.get(frame_id) or self._source.frame(frame_id)
+
+
+def _remembering(frame: Frame) -> Frame:
+    return replace(
+        frame,
+        views=tuple(replace(view, load_image=cache(view.load_image)) if view else None for view in frame.views),
+        load_sweep=cache(frame.load_sweep) if frame.load_sweep else None,
+        load_truth_m=tuple(cache(load) for load in frame.load_truth_m) if frame.load_truth_m else None,
+    )

@@ -1,0 +1,104 @@
+"""The table of an ablation: mean and spread over seeds, gain over the supervised student."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline.recipe.ablate import BASELINE
+from pipeline.report.markdown import Table, markdown_table
+
+Metrics = Mapping[str, float | None]
+HIGHER_IS_BETTER = ("d1",)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One student, trained and measured.
+
+    Attributes:
+        row, lidar_share, seed: which one.
+        metrics: by name; None where the source cannot tell.
+    """
+
+    row: str
+    lidar_share: float
+    seed: int
+    metrics: Metrics
+
+
+def table_rows(outcomes: Sequence[Outcome]) -> list[dict[str, object]]:
+    """One entry per row and density: mean and spread of each metric over seeds, and the gain over supervised.
+
+    `<metric>_mean` and `<metric>_std` (sample standard deviation, None of one seed). `<metric>_gain_pct` is the mean
+    over seeds of 100 (supervised - row) / supervised, each against the supervised student of the same density and seed,
+    with its standard deviation over seeds in `<metric>_gain_std`; positive is better for every metric. `gain_pct` and
+    `gain_std` are those of abs_rel.
+    """
+    rows = []
+    baseline = {(o.lidar_share, o.seed): o.metrics for o in outcomes if o.row == BASELINE}
+    for row, share in dict.fromkeys((o.row, o.lidar_share) for o in outcomes):
+        found = [o for o in outcomes if (o.row, o.lidar_share) == (row, share)]
+        entry: dict[str, object] = {"name": row, "lidar_share": share, "seeds": [o.seed for o in found]}
+        for metric in found[0].metrics:
+            values = [value for o in found if (value := o.metrics.get(metric)) is not None]
+            if not values:
+                continue
+            entry |= _spread(metric, values)
+            gains = [
+                gain for o in found if (gain := _gain_pct(metric, o.metrics, baseline.get((share, o.seed)))) is not None
+            ]
+            if gains and row != BASELINE:
+                mean, deviation = statistics.fmean(gains), statistics.stdev(gains) if len(gains) > 1 else None
+                entry |= {f"{metric}_gain_pct": mean, f"{metric}_gain_std": deviation}
+        entry |= {"gain_pct": entry.get("abs_rel_gain_pct"), "gain_std": entry.get("abs_rel_gain_std")}
+        rows.append(entry)
+    return rows
+
+
+def _spread(metric: str, values: Sequence[float]) -> dict[str, object]:
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return {f"{metric}_mean": statistics.fmean(values), f"{metric}_std": deviation}
+
+
+def _gain_pct(metric: str, ours: Metrics, theirs: Metrics | None) -> float | None:
+    value, base = ours.get(metric), (theirs or {}).get(metric)
+    if value is None or not base:
+        return None
+    return 100 * (value - base if metric in HIGHER_IS_BETTER else base - value) / base
+
+
+COLUMNS: Mapping[str, str] = {
+    "abs_rel": "AbsRel",
+    "rmse": "RMSE m",
+    "d1": "d1",
+    "edges": "edges",
+    "above_lidar": "above LiDAR",
+    "at_lidar": "at LiDAR",
+    "overlap": "overlap",
+    "minutes": "min",
+}
+"""Metrics of the printed table, with their headings; AbsRel where nothing else is said."""
+
+
+def ablation_table(rows: Sequence[Mapping[str, object]]) -> str:
+    """The table for people: mean and spread over seeds, and gains in brackets."""
+    shown = {metric: title for metric, title in COLUMNS.items() if any(f"{metric}_mean" in row for row in rows)}
+    cells = []
+    for row in rows:
+        seeds, share = row["seeds"], row["lidar_share"]
+        assert isinstance(seeds, list)
+        cells.append((str(row["name"]), f"{share:.0%}", str(len(seeds)), *(_cell(row, metric) for metric in shown)))
+    return markdown_table(Table("Ablation", "", ("row", "LiDAR", "seeds", *shown.values()), tuple(cells)))
+
+
+def _cell(row: Mapping[str, object], metric: str) -> str:
+    mean, deviation, gain, spread = (row.get(f"{metric}_{what}") for what in ("mean", "std", "gain_pct", "gain_std"))
+    if not isinstance(mean, float):
+        return "-"
+    places = {"rmse": 2, "minutes": 1}.get(metric, 4)
+    text = f"{mean:.{places}f}"
+    if isinstance(deviation, float) and metric != "minutes":
+        text += f" ±{deviation:.{places}f}"
+    if not isinstance(gain, float) or metric == "minutes":
+        return text
+    return text + (f" ({gain:+.1f} ±{spread:.1f} %)" if isinstance(spread, float) else f" ({gain:+.1f} %)")

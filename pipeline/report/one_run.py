@@ -1,0 +1,179 @@
+"""The report of stage three: the same numbers as JSON for machines, Markdown for terminals and HTML for people."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from markupsafe import Markup
+
+from data_cache.files import count_text, write_atomically
+from pipeline.recipe.run_folder import RunFolder
+from pipeline.report.baseline import Supervised, supervised_baseline
+from pipeline.report.markdown import markdown_page, markdown_table
+from pipeline.report.page import Headline, Section, page, table_section
+from pipeline.report.pictures_file import ShownFrame, read_frames, shown_frame, write_frames
+from pipeline.report.results_file import NAME, ReportFile, read_report_file, write_report_file
+from pipeline.report.strips import frame_section, report_strip
+from pipeline.report.tables import (
+    NO_LIDAR,
+    NO_VALUE,
+    better,
+    details,
+    number,
+    provenance_table,
+    quarantined_table,
+    results,
+    subject,
+    summary,
+)
+from pipeline.viewers.cloud_page import cloud_section, viewer_script
+from stages.evaluation.results import EvaluateReport, Evaluation
+from stages.inference.point_cloud import PointCloud
+
+HTML, CLOUD = "report.html", "cloud.html"
+
+
+def report_table(report: EvaluateReport) -> str:
+    """The table of results in Markdown, aligned for a terminal; without LiDAR, what can be told without."""
+    table = markdown_table(results(report))
+    return table if report.student is not None else f"{NO_LIDAR}\n\n{table}"
+
+
+def write_report(
+    folder: Path, evaluation: Evaluation, provenance: Mapping[str, object], cloud: tuple[str, PointCloud] | None = None
+) -> Path:
+    """Write report.json, pictures.json, cloud.html, report.md and report.html, each in one step.
+
+    A number that is not finite becomes null in JSON and a dash in tables: JSON knows no NaN, and hours of measuring
+    are not thrown away for one.
+
+    Args:
+        folder: RUN/eval; created if it is missing.
+        evaluation: what was measured, with its pictures.
+        provenance: where the numbers come from; values are texts, numbers, or mappings and lists of them.
+        cloud: points of a frame, and its name, to turn in the page.
+
+    Returns:
+        The path of report.html.
+    """
+    if cloud is not None:
+        label = f"The ring of frame {cloud[0]} as the student sees it"
+        write_atomically(folder / CLOUD, cloud_section(cloud[1].points_m, cloud[1].rgb, label, with_script=False))
+    else:
+        (folder / CLOUD).unlink(missing_ok=True)
+    write_report_file(folder, evaluation.report, provenance)
+    write_frames(folder, [shown_frame(pictures) for pictures in evaluation.pictures])
+    write_atomically(folder / "report.md", markdown_report(evaluation.report, provenance))
+    return rewrite_html(folder)
+
+
+def rewrite_html(folder: Path, out: Path | None = None) -> Path:
+    """Make report.html from what stage three has left: report.json, pictures.json, cloud.html, the run's ablation.
+
+    Args:
+        folder: RUN/eval.
+        out: another file to write.
+
+    Returns:
+        The path of what was written.
+
+    Raises:
+        SourceError: if there is no report, or a file is damaged.
+    """
+    file = read_report_file(folder / NAME)
+    baseline = supervised_baseline(RunFolder(folder.parent), file.report)
+    path = out or folder / HTML
+    write_atomically(path, html_report(file, read_frames(folder), baseline, _cloud_sections(folder)))
+    return path
+
+
+def _cloud_sections(folder: Path) -> list[Section]:
+    if not (folder / CLOUD).is_file():
+        return []
+    body = Markup((folder / CLOUD).read_text(encoding="utf-8"))
+    return [Section("point-cloud", "Point cloud", body, scripts=(viewer_script(),))]
+
+
+def markdown_report(report: EvaluateReport, provenance: Mapping[str, object]) -> str:
+    """All tables of the report in Markdown."""
+    tables = [
+        results(report),
+        *details(report),
+        quarantined_table(report.quarantined),
+        provenance_table(provenance),
+    ]
+    return markdown_page(f"Depth of {subject(report)}", summary(report), tables)
+
+
+def html_report(
+    file: ReportFile, frames: Sequence[ShownFrame], baseline: Supervised | None, more: Sequence[Section] = ()
+) -> str:
+    """The report as one page that loads nothing: styles, scripts and pictures are inside.
+
+    Args:
+        file: what was measured.
+        frames: to show, worst first.
+        baseline: of the same run, for the headline.
+        more: sections that come after the frames.
+    """
+    report = file.report
+    tables = {"results": results(report), **{_anchor(table.title): table for table in details(report)}}
+    pictures = []
+    if frames:
+        strips = [report_strip(frame) for frame in frames]
+        pictures.append(frame_section("frames", "Frames, worst first", strips, report.range_m))
+    sections = [
+        *(table_section(table, name) for name, table in tables.items()),
+        *pictures,
+        *more,
+        table_section(quarantined_table(report.quarantined), "quarantined"),
+        table_section(provenance_table(file.provenance), "provenance"),
+    ]
+    return page(f"Depth of {subject(report)}", summary(report), headlines(report, baseline), sections)
+
+
+def headlines(report: EvaluateReport, baseline: Supervised | None) -> list[Headline]:
+    """What is read first."""
+    latency, found = report.latency, []
+    if report.student is not None:
+        errors = report.student.metric.mean
+        found += [
+            Headline("AbsRel", number(errors.abs_rel), "metric, lower is better"),
+            Headline("RMSE", f"{number(errors.rmse, 2)} m", "metric, lower is better"),
+            Headline("d1", number(errors.d1), "within 25 %, higher is better"),
+            _supervised(errors.abs_rel, baseline),
+            _teacher(report),
+        ]
+    if report.disagreement is not None:
+        unlike = number(report.disagreement.mean.abs_rel)
+        found.append(Headline("Disagreement", unlike, "AbsRel between student and teacher, after scale and shift"))
+    found.append(Headline("Overlap", number(report.consistency.overlap_abs_rel), "difference of adjacent cameras"))
+    if latency is not None:
+        detail = f"per rig of {count_text(latency.images_per_rig, 'image')}, {latency.precision} on {latency.device}"
+        found.append(Headline("Latency", f"{latency.student_ms_per_rig:.1f} ms", detail))
+        if latency.speedup is not None:
+            seen = [f"{size[0]} x {size[1]}" if size else NO_VALUE for size in (latency.input, latency.teacher_input)]
+            detail = f"as fast as the teacher; it sees {seen[0]}, the teacher {seen[1]}"
+            found.append(Headline("Speed-up", f"{latency.speedup:.1f} times", detail))
+    return found
+
+
+def _supervised(abs_rel: float, baseline: Supervised | None) -> Headline:
+    if baseline is None:
+        how = "not measured; surround ablate trains it, surround report RUN OTHER compares with it"
+        return Headline("Supervised", NO_VALUE, how)
+    spread = f" ±{baseline.deviation:.3f}" if baseline.deviation is not None else ""
+    how = f"{count_text(baseline.steps, 'step')}, {count_text(baseline.seeds, 'seed')}"
+    detail = f"AbsRel when LiDAR alone teaches, {how}; this student is {better(abs_rel, baseline.abs_rel)}"
+    return Headline("Supervised", f"{number(baseline.abs_rel)}{spread}", detail)
+
+
+def _teacher(report: EvaluateReport) -> Headline:
+    if report.teacher is None or report.student is None:
+        return Headline("Teacher", NO_VALUE, "not measured: set eval.teacher = true")
+    theirs, ours = report.teacher.affine_invariant.mean.abs_rel, report.student.affine_invariant.mean.abs_rel
+    detail = f"AbsRel after scale and shift to LiDAR; the student so aligned: {number(ours)}"
+    return Headline("Teacher", number(theirs), detail)
+
+
+def _anchor(title: str) -> str:
+    return title.lower().replace(" ", "-")

@@ -1,0 +1,203 @@
+"""The pictures of a report: strips of camera, LiDAR, teacher, student and error, with metres at every pixel."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from data_cache.files import count_text
+from pipeline.report.drawing import Tick, scale_ticks, webp_uri
+from pipeline.report.page import Section, asset, render
+from pipeline.report.pictures_file import LOG_STEP, NEAREST_M, Grid, ShownFrame, ShownView
+from pipeline.report.tables import number
+from stages.inference.colours import NO_DEPTH_RGB, colour_depth, depth_scale, error_colours
+
+COLOUR_COUNT = 256
+ERROR_LIMIT = 0.5
+"""Relative errors beyond this have the colour of this."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One picture of a view that is drawn from depth.
+
+    Attributes:
+        label: on the picture.
+        kind: depth, of a grid; error, of a grid against another one.
+        of, against: names of grids.
+        note: what it is, in more words.
+        absent: in place of a picture, why there is none.
+    """
+
+    label: str
+    kind: str = ""
+    of: str = ""
+    against: str = ""
+    note: str = ""
+    absent: str = ""
+
+
+@dataclass(frozen=True)
+class ViewStrip:
+    """All pictures of a camera in a frame; without an image, of a missing one."""
+
+    camera: str
+    image: str | None
+    aspect: str
+    layers: tuple[Layer, ...]
+    grids: Mapping[str, Grid]
+
+
+@dataclass(frozen=True)
+class FrameStrip:
+    """All pictures of a frame, its views from left to right.
+
+    Attributes:
+        frame_id: which.
+        place: what is special about it.
+        note: what holds for all of its pictures; empty for nothing.
+        views: all of the rig.
+    """
+
+    frame_id: str
+    place: str
+    note: str
+    views: tuple[ViewStrip, ...]
+
+    @property
+    def grids(self) -> list[dict[str, object]]:
+        """Depth of each view, by name, as JSON."""
+        return [{name: asdict(grid) for name, grid in view.grids.items()} for view in self.views]
+
+
+def frame_section(name: str, title: str, frames: Sequence[FrameStrip], range_m: tuple[float, float]) -> Section:
+    """Frames in order, under legends in metres and in percent."""
+    scale = depth_scale(range_m)
+    depths_m = np.geomspace(scale.near_m, scale.far_m, COLOUR_COUNT)[None]
+    depth_rgb, error_rgb = colour_depth(depths_m, scale)[0], error_colours(COLOUR_COUNT)
+    ticks = scale_ticks(scale, range_m)
+    limit = f"{ERROR_LIMIT:.0%}".replace("%", " %")
+    bars = [
+        {
+            "text": "Depth in metres, one logarithmic scale for every picture. Grey: none.",
+            "uri": webp_uri(depth_rgb[None], lossless=True),
+            "alt": f"Colour bar from yellow, {ticks[0].label} m, to dark blue, {ticks[-1].label} m",
+            "ticks": ticks,
+        },
+        {
+            "text": "Error: how much nearer or farther. Dark: right.",
+            "uri": webp_uri(error_rgb[None], lossless=True),
+            "alt": f"Colour bar from orange, {limit} too near, over dark, right, to light blue, {limit} too far",
+            "ticks": _error_ticks(),
+        },
+    ]
+    colours = {
+        "depth": depth_rgb.tolist(),
+        "error": error_rgb.tolist(),
+        "none": NO_DEPTH_RGB,
+        "near_m": scale.near_m,
+        "far_m": scale.far_m,
+        "error_limit": ERROR_LIMIT,
+        "nearest_m": NEAREST_M,
+        "log_step": LOG_STEP,
+    }
+    body = render("frames.html.j2", name=name, bars=bars, colours=colours, frames=frames)
+    return Section(name, title, body, (asset("frames.css"),), (asset("frames.js"),))
+
+
+def report_strip(frame: ShownFrame) -> FrameStrip:
+    """A frame of one report."""
+    fitted = {view.teacher_on_lidar for view in frame.views if view.teacher is not None}
+    fits = {
+        frozenset({True}): "to LiDAR",
+        frozenset({False}): "to the student, there being no LiDAR",
+        frozenset({True, False}): "to LiDAR where there is any, else to the student",
+    }
+    note = f"Teacher: fitted per image, by scale and shift of disparity, {fits[frozenset(fitted)]}." if fitted else ""
+    lidar = any(view.lidar is not None for view in frame.views)
+    views = tuple(_report_view(view, lidar=lidar) for view in frame.views)
+    return FrameStrip(frame.frame_id, _place(frame), note, views)
+
+
+def compared_strip(names: tuple[str, str], frames: tuple[ShownFrame, ShownFrame]) -> FrameStrip:
+    """A frame that two reports show; image, LiDAR and teacher are those of the first."""
+    place = "; ".join(f"{name}: {_place(frame)}" for name, frame in zip(names, frames, strict=True))
+    second = {view.camera: view for view in frames[1].views}
+    views = tuple(_compared_view(names, view, second[view.camera]) for view in frames[0].views if view.camera in second)
+    return FrameStrip(frames[0].frame_id, place, "", views)
+
+
+def _report_view(view: ShownView, *, lidar: bool) -> ViewStrip:
+    """All pictures of a view; `lidar` says whether any view of the frame has some."""
+    grids = _grids(view, {"student": view.student})
+    layers = [_lidar(grids)] if lidar else []
+    if "teacher" in grids:
+        fit = "LiDAR" if view.teacher_on_lidar else "the student"
+        layers.append(Layer("Teacher", "depth", "teacher", note=f"fitted to {fit}"))
+    layers += [Layer("Student", "depth", "student", note="metric"), _error("Error", "student", grids)]
+    return _strip(view, grids, layers)
+
+
+def _compared_view(names: tuple[str, str], view: ShownView, other: ShownView) -> ViewStrip:
+    grids = _grids(view, {"first": view.student, "second": other.student})
+    layers = [_lidar(grids), *([Layer("Teacher", "depth", "teacher")] if "teacher" in grids else [])]
+    if len(grids.keys() & {"first", "second"}) == 2:
+        keys = dict(zip(("first", "second"), names, strict=True))
+        layers += [Layer(name, "depth", key) for key, name in keys.items()]
+        layers += [_error(f"Error, {name}", key, grids) for key, name in keys.items() if "lidar" in grids]
+        layers.append(Layer(f"{names[1]} against {names[0]}", "error", "second", "first"))
+    return _strip(view, grids, layers)
+
+
+def _grids(view: ShownView, students: Mapping[str, Grid | None]) -> dict[str, Grid]:
+    grids = {"lidar": view.lidar, "teacher": view.teacher, **students}
+    return {name: grid for name, grid in grids.items() if grid is not None}
+
+
+def _strip(view: ShownView, grids: Mapping[str, Grid], layers: Sequence[Layer]) -> ViewStrip:
+    sizes = [grid for name, grid in grids.items() if name != "lidar"]
+    aspect = f"{sizes[0].width} / {sizes[0].height}" if sizes else "16 / 9"
+    return ViewStrip(view.camera, view.image, aspect, tuple(layers), grids)
+
+
+def _lidar(grids: Mapping[str, Grid]) -> Layer:
+    return (
+        Layer("LiDAR", "depth", "lidar", note="points enlarged")
+        if "lidar" in grids
+        else Layer("LiDAR", absent="no LiDAR")
+    )
+
+
+def _error(label: str, of: str, grids: Mapping[str, Grid]) -> Layer:
+    if "lidar" in grids:
+        return Layer(label, "error", of, "lidar", note="against LiDAR, at the nearest return")
+    if "teacher" in grids:
+        return Layer("Against teacher", "error", of, "teacher", note="there is no LiDAR")
+    return Layer(label, absent="nothing to compare with")
+
+
+def _place(frame: ShownFrame) -> str:
+    known = []
+    if frame.abs_rel is not None:
+        known.append(f"AbsRel {number(frame.abs_rel)}")
+    elif frame.disagreement is not None:
+        known.append(f"disagreement with the teacher {number(frame.disagreement)}")
+    if not frame.rank:
+        return ", ".join(["not ranked", *known])
+    middle = (frame.ranked + 1) // 2
+    names = {middle: "median", frame.ranked: "best", 1: "worst"}
+    of = f"of {count_text(frame.ranked, 'frame')}"
+    place = f"{names[frame.rank]} {of}" if frame.rank in names else f"number {frame.rank} {of}, counted from the worst"
+    return ", ".join([place, *known])
+
+
+def _error_ticks() -> tuple[Tick, ...]:
+    ends = f"{ERROR_LIMIT * 100:.0f} %"
+    half = f"{ERROR_LIMIT * 50:.0f} %"
+    return (
+        Tick(0.0, f"≤ -{ends}"),
+        Tick(0.25, f"-{half}"),
+        Tick(0.5, "0"),
+        Tick(0.75, f"+{half}"),
+        Tick(1.0, f"≥ +{ends}"),
+    )

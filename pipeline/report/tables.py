@@ -1,0 +1,239 @@
+"""The numbers of a report as tables of texts, whatever they are shown in."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from data_cache.files import count_text
+from pipeline.report.markdown import Table
+from stages.evaluation.metrics import DepthErrors
+from stages.evaluation.protocols import PROTOCOLS
+from stages.evaluation.regions import EDGE_RADIUS_PX
+from stages.evaluation.results import EvaluateReport, Latency, StudentScores
+from stages.evaluation.scores import Scores
+
+ERRORS = {
+    "abs_rel": "AbsRel",
+    "sq_rel": "SqRel",
+    "rmse": "RMSE",
+    "rmse_log": "RMSElog",
+    "d1": "d1",
+    "d2": "d2",
+    "d3": "d3",
+}
+"""Errors in the order of every table, with their headings."""
+ERROR_COLUMNS = (*ERRORS.values(), "images", "pixels")
+COLUMN_GUIDE = "SqRel and RMSE in metres. AbsRel to RMSElog: lower is better; d1 to d3: higher is better."
+DISAGREEMENT_NOTE = (
+    "how far the teacher, aligned to the student per image by least squares in disparity, is from it at every pixel of"
+    " its input size; that needs no LiDAR and tells how alike they are, not who is right."
+)
+NO_LIDAR = "No frame has a LiDAR point in range: nothing is measured in metres."
+NO_VALUE = "-"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number as tables show it; a dash for none and for what is not finite."""
+    return NO_VALUE if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def better(value: float, base: float, *, higher: bool = False) -> str:
+    """By how much a value is better or worse than another one, in words; a dash where that cannot be told.
+
+    Args:
+        value, base: what is judged, and by what.
+        higher: whether higher is better.
+    """
+    if not base or not math.isfinite(value) or not math.isfinite(base):
+        return NO_VALUE
+    change = 100 * (value - base) / abs(base)
+    gain = change if higher else -change
+    if f"{abs(gain):.1f}" == "0.0":
+        return "the same"
+    return f"{abs(gain):.1f} % {'better' if gain > 0 else 'worse'}"
+
+
+def subject(report: EvaluateReport) -> str:
+    """What was measured."""
+    return f"{report.dataset}, split {report.split}"
+
+
+def summary(report: EvaluateReport) -> str:
+    """How it was measured, and on how much."""
+    near_m, far_m = report.range_m
+    flip = ", with flip averaging" if report.flip else ""
+    how = f"Protocol {report.protocol}{flip}, {near_m:g} to {far_m:g} m: {count_text(report.frames, 'frame')}"
+    if report.student is None:
+        return f"{how}. {NO_LIDAR}"
+    pixels = count_text(report.valid_pixels, "valid pixel")
+    return f"{how}, {count_text(report.images, 'image')}, {pixels}.{_masks(report)}"
+
+
+def _masks(report: EvaluateReport) -> str:
+    """What the report says about self-occlusion masks; nothing under a protocol that has none."""
+    wish = PROTOCOLS[report.protocol].masks
+    if wish == "ignored":
+        return ""
+    if report.masked_images == report.images:
+        return " Self-occlusion masks on all images."
+    used = f"on {report.masked_images:,} of them" if report.masked_images else "on none of them"
+    expected = ", although the protocol expects them on all" if wish == "expected" else ""
+    return f" Self-occlusion masks {used}{expected}."
+
+
+def results(report: EvaluateReport) -> Table:
+    """Student and teacher under each alignment; without LiDAR, what can be told without it, in two numbers."""
+    student = report.student
+    if student is None:
+        return _without_lidar(report)
+    scores = {
+        "student metric": student.metric,
+        "student median-scaled": student.median_scaled,
+        "student affine-invariant": student.affine_invariant,
+    }
+    if report.teacher is not None:
+        scores["teacher affine-invariant"] = report.teacher.affine_invariant
+    absent = "" if report.teacher is not None else " The teacher was not measured."
+    note = f"Mean of the cameras. {COLUMN_GUIDE}{absent}"
+    return error_table("Results", note, "estimate", {name: entry.mean for name, entry in scores.items()})
+
+
+def _without_lidar(report: EvaluateReport) -> Table:
+    rows = []
+    if report.disagreement is not None:
+        rows.append(("disagreement of student and teacher", number(report.disagreement.mean.abs_rel)))
+    rows.append(("difference of adjacent cameras", number(report.consistency.overlap_abs_rel)))
+    return Table("Results", NO_LIDAR, ("mean of cameras, or of their pairs", "AbsRel"), tuple(rows))
+
+
+def details(report: EvaluateReport) -> list[Table]:
+    """Everything behind the results."""
+    consistency = report.consistency
+    pairs = [*consistency.pairs.items(), ("mean of pairs", consistency.overlap_abs_rel)]
+    return [
+        *(_against_lidar(report.student) if report.student is not None else ()),
+        *([_teacher(report)] if report.teacher is not None or report.disagreement is not None else ()),
+        *([_dense(report.dense_truth)] if report.dense_truth else ()),
+        Table(
+            "Overlap consistency",
+            "Student: relative difference of depth where two adjacent cameras see the same surface; lower is better.",
+            ("pair", "AbsRel"),
+            tuple((name, number(value)) for name, value in pairs) if consistency.pairs else (),
+            empty="No adjacent cameras see the same surface.",
+        ),
+        _latency(report.latency),
+    ]
+
+
+def _against_lidar(student: StudentScores) -> list[Table]:
+    metric = student.metric
+    cameras = {**metric.per_camera, "mean of cameras": metric.mean}
+    bands = {f"{band} m": errors for band, errors in metric.by_distance_m.items()}
+    return [
+        error_table("Per camera", "Student, metric.", "camera", cameras),
+        error_table("By distance", "Student, metric, by true distance in metres.", "distance", bands),
+    ]
+
+
+def _teacher(report: EvaluateReport) -> Table:
+    """AbsRel of both where they can be compared, by camera and by distance, and how far apart they are."""
+    student, teacher, unlike = report.student, report.teacher, report.disagreement
+    columns = {
+        "student": student.metric if student is not None else None,
+        "student, aligned": student.affine_invariant if student is not None else None,
+        "teacher, aligned": teacher.affine_invariant if teacher is not None else None,
+        "disagreement": unlike,
+    }
+    there = {name: scores for name, scores in columns.items() if scores is not None}
+    cameras = dict.fromkeys(camera for scores in there.values() for camera in scores.per_camera)
+    rows = [(camera, *(_abs_rel(scores.per_camera.get(camera)) for scores in there.values())) for camera in cameras]
+    rows.append(("mean of cameras", *(_abs_rel(scores.mean) for scores in there.values())))
+    bands = student.metric.by_distance_m if student is not None else {}
+    for band in bands:
+        # The disagreement is by distance as the student sees it, which is another thing.
+        found = (None if name == "disagreement" else scores.by_distance_m.get(band) for name, scores in there.items())
+        rows.append((f"{band} m", *map(_abs_rel, found)))
+    aligned = " Aligned: per image by least squares in disparity, to LiDAR." if student is not None else ""
+    note = f"AbsRel.{aligned}{f' Disagreement: {DISAGREEMENT_NOTE}' if unlike is not None else ''}"
+    return Table("Student and teacher", note, ("camera or distance", *there), tuple(rows))
+
+
+def _abs_rel(errors: DepthErrors | None) -> str:
+    return number(errors.abs_rel if errors is not None else None)
+
+
+def _dense(scores: Mapping[str, Scores]) -> Table:
+    names = {
+        "all": "all pixels",
+        "edges": f"within {EDGE_RADIUS_PX} px of a depth edge",
+        "above_lidar": "above the LiDAR's highest beam",
+        "at_lidar": "at LiDAR returns",
+    }
+    errors = {names[name]: entry.mean for name, entry in scores.items()}
+    note = "Student, metric, at its input size, where the source knows all."
+    return error_table("Dense truth", note, "where", errors)
+
+
+def _latency(latency: Latency | None) -> Table:
+    header = ("model", "ms per rig (p50)", "ms per rig (p95)", "rigs per second", "input (h x w)")
+    if latency is None:
+        return Table("Latency", "", header, (), empty="Not measured.")
+    rows = [
+        _latency_row("student", latency.student_ms_per_rig, latency.student_p95_ms_per_rig, latency.input),
+    ]
+    note = f"One rig of {count_text(latency.images_per_rig, 'image')}, {latency.precision} on {latency.device}."
+    if latency.teacher_ms_per_rig is not None:
+        rows.append(
+            _latency_row("teacher", latency.teacher_ms_per_rig, latency.teacher_p95_ms_per_rig, latency.teacher_input)
+        )
+        note += f" The student is {number(latency.speedup, 1)} times as fast as the teacher."
+    return Table("Latency", note, header, tuple(rows))
+
+
+def _latency_row(name: str, p50_ms: float, p95_ms: float | None, size: tuple[int, int] | None) -> tuple[str, ...]:
+    pixels = f"{size[0]} x {size[1]}" if size is not None else NO_VALUE
+    return (name, number(p50_ms, 1), number(p95_ms, 1), f"{1e3 / p50_ms:.3g}", pixels)
+
+
+def quarantined_table(quarantined: Mapping[str, str]) -> Table:
+    """Frames that could not be read, with the reason."""
+    return Table(
+        "Quarantined frames",
+        "Frames that could not be read; they are in none of the numbers." if quarantined else "",
+        ("frame", "reason"),
+        tuple(quarantined.items()),
+        numeric=False,
+    )
+
+
+def provenance_table(provenance: Mapping[str, object]) -> Table:
+    """Where the numbers come from."""
+    rows = tuple((str(name), plain_text(value)) for name, value in provenance.items())
+    return Table("Provenance", "", ("what", "value"), rows, numeric=False, empty="Not recorded.")
+
+
+def error_table(title: str, note: str, first: str, errors: Mapping[str, DepthErrors]) -> Table:
+    """One row of errors per entry, `first` being the heading over their names."""
+    rows = tuple((name, *error_cells(entry)) for name, entry in errors.items())
+    return Table(title, note, (first, *ERROR_COLUMNS), rows, bars=_bars([entry.abs_rel for entry in errors.values()]))
+
+
+def _bars(values: Sequence[float]) -> tuple[float, ...]:
+    """Shares of the largest of some errors."""
+    known = [value if math.isfinite(value) else 0.0 for value in values]
+    return tuple(value / (max(known) or 1.0) for value in known)
+
+
+def error_cells(errors: DepthErrors) -> tuple[str, ...]:
+    """Under ERROR_COLUMNS."""
+    return (*(number(getattr(errors, name)) for name in ERRORS), f"{errors.images:,}", f"{errors.pixels:,}")
+
+
+def plain_text(value: object) -> str:
+    """A value of a provenance in one line."""
+    if value is None:
+        return NO_VALUE
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {plain_text(entry)}" for name, entry in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(plain_text, value))
+    return str(value)

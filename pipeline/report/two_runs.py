@@ -1,0 +1,168 @@
+"""Two reports beside each other as a page."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from data_cache.files import write_atomically
+from pipeline.report.baseline import is_supervised
+from pipeline.report.compare import measured_how, read_comparable, results_of, run_names
+from pipeline.report.markdown import Table
+from pipeline.report.page import Headline, Section, page, table_section
+from pipeline.report.pictures_file import read_frames
+from pipeline.report.results_file import ReportFile
+from pipeline.report.strips import compared_strip, frame_section
+from pipeline.report.tables import better, number, plain_text
+from stages.evaluation.metrics import DepthErrors
+from stages.evaluation.results import EvaluateReport
+
+COMPARED = {"abs_rel": "AbsRel", "rmse": "RMSE m", "d1": "d1"}
+HIGHER_IS_BETTER = {"d1"}
+T = TypeVar("T")
+
+
+def write_comparison(first: Path, second: Path, out: Path | None = None) -> Path:
+    """Write a page that compares two runs: numbers, differences, and the frames that both show.
+
+    Args:
+        first, second: run folders, or report.json files.
+        out: where to; compare-SECOND.html beside the report of the first otherwise.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        SourceError: if there is no report, or a file is damaged.
+        RecipeError: if the reports differ in anything that their numbers depend on.
+    """
+    files = read_comparable([first, second])
+    path = out or files[0].path.parent / f"compare-{files[1].name}.html"
+    write_atomically(path, html_comparison(files[0], files[1]))
+    return path
+
+
+def html_comparison(first: ReportFile, second: ReportFile) -> str:
+    """The page of `write_comparison`."""
+    short = run_names([first, second])
+    names, labels = (short[0], short[1]), _labels(first, second, short)
+    reports = (first.report, second.report)
+    sections = [table_section(results_of([first, second], labels), "results")]
+    sections += [table_section(table, name) for name, table in _differences(names, reports).items()]
+    sections += _frames(names, (first, second))
+    sections.append(table_section(_provenance(names, (first, second)), "provenance"))
+    title = f"{labels[1]} against {labels[0]}"
+    summary = f"{measured_how(first.report)} Differences are those of {title}."
+    return page(title, summary, _headlines(names, *reports), sections)
+
+
+def _labels(first: ReportFile, second: ReportFile, names: Sequence[str]) -> list[str]:
+    """Names that say which of two runs LiDAR alone has taught."""
+    return [
+        f"{name} (supervised)" if is_supervised(file.path.parent / "recipe.toml") else name
+        for name, file in zip(names, (first, second), strict=True)
+    ]
+
+
+def _headlines(names: tuple[str, str], first: EvaluateReport, second: EvaluateReport) -> list[Headline]:
+    """The numbers of the second, and how they differ from the first."""
+
+    def headline(label: str, before: float, after: float, change: str, digits: int = 3) -> Headline:
+        return Headline(label, number(after, digits), f"{change}; {names[0]}: {number(before, digits)}")
+
+    found = []
+    if first.student is not None and second.student is not None:
+        for name, label in COMPARED.items():
+            a, b = getattr(first.student.metric.mean, name), getattr(second.student.metric.mean, name)
+            found.append(headline(label, a, b, better(b, a, higher=name in HIGHER_IS_BETTER)))
+    if first.disagreement is not None and second.disagreement is not None:
+        a, b = first.disagreement.mean.abs_rel, second.disagreement.mean.abs_rel
+        found.append(headline("Disagreement with the teacher", a, b, _more(b, a)))
+    before, after = first.consistency.overlap_abs_rel, second.consistency.overlap_abs_rel
+    if before is not None and after is not None:
+        found.append(headline("Overlap", before, after, better(after, before)))
+    if first.latency is not None and second.latency is not None:
+        a, b = first.latency.student_ms_per_rig, second.latency.student_ms_per_rig
+        found.append(headline("Latency, ms per rig", a, b, better(b, a), digits=1))
+    return found
+
+
+def _more(value: float, base: float) -> str:
+    """A difference that is neither good nor bad."""
+    return better(value, base).replace("better", "less").replace("worse", "more")
+
+
+def _differences(names: tuple[str, str], reports: tuple[EvaluateReport, EvaluateReport]) -> dict[str, Table]:
+    tables = {}
+    students = [report.student for report in reports]
+    if students[0] is not None and students[1] is not None:
+        before, after = students[0].metric, students[1].metric
+        cameras = _joined(before.per_camera, after.per_camera) | {"mean of cameras": (before.mean, after.mean)}
+        tables["per-camera"] = _difference("Per camera", "Student, metric.", "camera", names, cameras)
+        bands = {f"{name} m": both for name, both in _joined(before.by_distance_m, after.by_distance_m).items()}
+        note = "Student, metric, by true distance in metres."
+        tables["by-distance"] = _difference("By distance", note, "distance", names, bands)
+    truths = [report.dense_truth for report in reports]
+    if truths[0] and truths[1]:
+        regions = {name.replace("_", " "): (a.mean, b.mean) for name, (a, b) in _joined(truths[0], truths[1]).items()}
+        note = "Student, metric, at its input size, where the source knows all."
+        tables["dense-truth"] = _difference("Dense truth", note, "where", names, regions)
+    unlike = [report.disagreement for report in reports]
+    if unlike[0] is not None and unlike[1] is not None:
+        cameras = _joined(unlike[0].per_camera, unlike[1].per_camera)
+        apart = {camera: (a.abs_rel, b.abs_rel) for camera, (a, b) in cameras.items()}
+        note = "AbsRel between the teacher, after scale and shift, and each student; neither is the truth."
+        tables["disagreement"] = _pairs("Disagreement with the teacher", note, "camera", names, apart, _more)
+    pairs = _joined(reports[0].consistency.pairs, reports[1].consistency.pairs)
+    tables["overlap"] = _pairs("Overlap consistency", "AbsRel between adjacent cameras.", "pair", names, pairs, better)
+    return tables
+
+
+def _pairs(
+    title: str,
+    note: str,
+    first: str,
+    names: tuple[str, str],
+    values: Mapping[str, tuple[float, float]],
+    change: Callable[[float, float], str],
+) -> Table:
+    """One number of both, and the difference."""
+    rows = tuple((name, number(a), number(b), change(b, a)) for name, (a, b) in values.items())
+    return Table(title, note, (first, *names, "difference"), rows)
+
+
+def _joined(first: Mapping[str, T], second: Mapping[str, T]) -> dict[str, tuple[T, T]]:
+    return {name: (value, second[name]) for name, value in first.items() if name in second}
+
+
+def _difference(
+    title: str, note: str, first: str, names: tuple[str, str], errors: Mapping[str, tuple[DepthErrors, DepthErrors]]
+) -> Table:
+    """Errors of both and the difference, metric by metric."""
+    header = [first]
+    for label in COMPARED.values():
+        header += [f"{label}, {names[0]}", names[1], "difference"]
+    rows = []
+    for row, (before, after) in errors.items():
+        cells = [row]
+        for name in COMPARED:
+            a, b = getattr(before, name), getattr(after, name)
+            cells += [number(a), number(b), better(b, a, higher=name in HIGHER_IS_BETTER)]
+        rows.append(tuple(cells))
+    return Table(title, note, tuple(header), tuple(rows))
+
+
+def _frames(names: tuple[str, str], files: tuple[ReportFile, ReportFile]) -> list[Section]:
+    first, second = (read_frames(file.path.parent) for file in files)
+    theirs = {frame.frame_id: frame for frame in second}
+    both = [compared_strip(names, (frame, theirs[frame.frame_id])) for frame in first if frame.frame_id in theirs]
+    return [frame_section("frames", "Frames that both show", both, files[0].report.range_m)] if both else []
+
+
+def _provenance(names: tuple[str, str], files: tuple[ReportFile, ReportFile]) -> Table:
+    """Where both come from; what differs is said to."""
+    first, second = (file.provenance for file in files)
+    rows = []
+    for key in dict.fromkeys([*first, *second]):
+        texts = [plain_text(found.get(key)) for found in (first, second)]
+        rows.append((key, *texts, "the same" if texts[0] == texts[1] else "differs"))
+    return Table("Provenance", "", ("what", *names, "both"), tuple(rows), numeric=False, empty="Not recorded.")

@@ -1,0 +1,152 @@
+"""Stage three of a recipe: measures the student of a run folder and writes its report."""
+
+import hashlib
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from data_cache.errors import FrameError
+from data_cache.files import file_sha256, write_atomically
+from data_cache.frames.images import larger
+from data_cache.sources.base import Source
+from pipeline.api import SurroundStudent
+from pipeline.errors import RecipeError
+from pipeline.recipe.config import Recipe, recipe_toml
+from pipeline.recipe.preemption import preemption
+from pipeline.recipe.provenance import surroundings
+from pipeline.recipe.run_folder import RunFolder
+from pipeline.report.one_run import write_report
+from pipeline.runs.data import frames_to_test, learnt_from, open_data, refuse_leak
+from pipeline.runs.stage_one import open_teacher
+from stages.compute.devices import place, resolve_device, resolve_precision
+from stages.evaluate import evaluate
+from stages.evaluation.predictions import open_predictions
+from stages.evaluation.protocols import ZERO_SHOT
+from stages.evaluation.results import EvaluateReport, Evaluation
+from stages.inference.point_cloud import PointCloud, frame_cloud
+from stages.student.checkpoint import LoadedStudent, load_student
+from stages.student.fold import folded
+
+
+@dataclass(frozen=True)
+class EvaluateRun:
+    """What stage three measured and where the report is."""
+
+    report: EvaluateReport
+    html: Path
+
+
+def run_evaluate(
+    recipe: Recipe, folder: RunFolder, *, checkpoint: Path | None = None, predictions: Path | None = None
+) -> EvaluateRun:
+    """Stage three: measure the student on the test split and write RUN/eval.
+
+    Args:
+        recipe, folder: of the run.
+        checkpoint: of another student than the run's own.
+        predictions: a folder of depth maps that are measured in place of a student; neither student nor teacher is
+            loaded then.
+    """
+    if predictions is not None:
+        if recipe.eval.flip:
+            raise RecipeError("eval.flip: depth maps of a folder cannot be averaged with flipped ones; leave it out")
+        return _evaluate_predictions(recipe, folder, predictions)
+    if recipe.eval.protocol == ZERO_SHOT.name:
+        raise RecipeError(f"protocol: {ZERO_SHOT.name} is for other data sets; see `surround zero-shot --help`")
+    checkpoint = checkpoint or own_checkpoint(recipe, folder)
+    loaded = load_student(checkpoint, expected=recipe.student, expected_bins=recipe.bins)
+    source = open_data(recipe.data)
+    frame_ids = frames_to_test(recipe, source)
+    refuse_leak(learnt_from(recipe, folder, source), frame_ids)
+    _keep_eval_recipe(recipe, folder)
+    device = resolve_device(recipe.eval.device)
+    precision = resolve_precision(recipe.eval.precision, device)
+    student = folded(loaded.student)
+    place(student, device)
+    teacher = open_teacher(recipe) if recipe.eval.teacher else None
+    with preemption() as should_stop:
+        evaluation = evaluate(
+            source,
+            frame_ids,
+            recipe.data.named(recipe.data.test),
+            student,
+            teacher,
+            recipe.eval,
+            device=device,
+            precision=precision,
+            decode_size=larger(recipe.teacher_cache.input_size, recipe.student.input_size),
+            save_to=folder.predictions,
+            should_stop=should_stop,
+        )
+    seen_by = SurroundStudent(student, loaded.lineage, device, precision)
+    html = write_report(
+        folder.eval,
+        evaluation,
+        _recipe_provenance(recipe) | student_provenance(loaded, checkpoint),
+        _cloud(source, evaluation, seen_by),
+    )
+    return EvaluateRun(evaluation.report, html)
+
+
+def _cloud(source: Source, evaluation: Evaluation, student: SurroundStudent) -> tuple[str, PointCloud] | None:
+    """The first frame that the report shows, as points; None where nobody knows how the cameras sit on the vehicle."""
+    if not evaluation.pictures:
+        return None
+    frame = source.frame(evaluation.pictures[0].frame_id)
+    with suppress(FrameError):
+        range_m, stride = student.lineage.depth_range_m, student.network.bins.prob_stride
+        return frame.id, frame_cloud(frame, student.look(frame), range_m, stride)
+    return None
+
+
+def _evaluate_predictions(recipe: Recipe, folder: RunFolder, predictions: Path) -> EvaluateRun:
+    source = open_data(recipe.data)
+    frame_ids = frames_to_test(recipe, source)
+    opened = open_predictions(predictions, source, frame_ids, recipe.student.input_size)
+    _keep_eval_recipe(recipe, folder)
+    with preemption() as should_stop:
+        evaluation = evaluate(
+            source,
+            frame_ids,
+            recipe.data.named(recipe.data.test),
+            opened,
+            None,
+            recipe.eval,
+            device=torch.device("cpu"),
+            precision="fp32",
+            decode_size=recipe.student.input_size,
+            should_stop=should_stop,
+        )
+    provenance = _recipe_provenance(recipe) | {"predictions": str(predictions), **surroundings()}
+    return EvaluateRun(evaluation.report, write_report(folder.eval, evaluation, provenance))
+
+
+def _keep_eval_recipe(recipe: Recipe, folder: RunFolder) -> None:
+    # What is measured here; written first, so that a folder that cannot be written is known before the hours are spent.
+    write_atomically(folder.eval / "recipe.toml", recipe_toml(recipe))
+
+
+def own_checkpoint(recipe: Recipe, folder: RunFolder) -> Path:
+    """The student of a run that counts: the best on the selection split, where the recipe names one, else the last."""
+    best = recipe.data.selection and recipe.train_student.keep_best
+    return folder.student / ("best.safetensors" if best else "last.safetensors")
+
+
+def _recipe_provenance(recipe: Recipe) -> dict[str, object]:
+    return {"recipe": recipe.name, "recipe_sha256": hashlib.sha256(recipe_toml(recipe).encode()).hexdigest()}
+
+
+def student_provenance(loaded: LoadedStudent, checkpoint: Path) -> dict[str, object]:
+    """Where the numbers of a student come from: itself, this program, this machine, this moment."""
+    lineage = loaded.lineage
+    return {
+        "cache_id": lineage.cache_id,
+        "checkpoint": checkpoint.name,
+        "checkpoint_sha256": file_sha256(checkpoint),
+        "steps": lineage.steps,
+        "teacher": lineage.teacher,
+        "teacher_licence": lineage.teacher_licence,
+        **surroundings(),
+    }

@@ -1,0 +1,256 @@
+"""`surround export`: a checkpoint in, files for a vehicle and a table of what they cost out."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from data_cache.errors import FrameError
+from data_cache.files import file_sha256, replace_atomically
+from data_cache.frames import images
+from data_cache.frames.rig import Rig
+from data_cache.shards.reader import CacheReader
+from data_cache.sources.base import Source
+from data_cache.sources.selectors import spread
+from pipeline.errors import RecipeError
+from pipeline.recipe.config import Recipe, load_recipe
+from pipeline.recipe.provenance import surroundings
+from pipeline.recipe.run_folder import RunFolder, find_cache
+from pipeline.report.markdown import Table, markdown_table
+from pipeline.runs.data import chosen, learnt_from, open_data, refuse_leak
+from pipeline.weights.catalog import KNOWN
+from stages.compute.progress import progress_bar
+from stages.deploy.export import ExportError, export_program, onnx_model, program_file, require_extra, with_metadata
+from stages.deploy.parity import (
+    MeasuredRig,
+    Parity,
+    compare,
+    graph_contenders,
+    measured_rig,
+    require_parity,
+    torch_contenders,
+)
+from stages.deploy.quantize import quantized
+from stages.deploy.runtimes import DeployedRigs, batches, deployed_rig, torch_runner
+from stages.evaluation.protocols import SURROUNDDEPTH
+from stages.student.checkpoint import LoadedStudent, load_student
+from stages.student.encoder import ENCODERS
+from stages.student.model import IMAGE_MEAN, IMAGE_STD
+
+FORMAT = "surround-export/1"
+SUFFIX = ".onnx"
+CALIBRATION_FRAMES = 32
+ROUNDS = 10
+
+
+@dataclass(frozen=True)
+class ExportRun:
+    """What was exported and how it compares.
+
+    Attributes:
+        files: what was written, the ONNX file first.
+        dataset, split, frames: what was compared on.
+        truth: what abs_rel is measured against.
+        batch: rigs at a time, None where the graph takes any number.
+        threads: that every runtime had.
+        parity: one entry per way to run it.
+        quarantined: frames that could not be read, and why.
+        surroundings: versions, machine and date.
+    """
+
+    files: tuple[str, ...]
+    dataset: str
+    split: str
+    frames: int
+    truth: str
+    batch: int | None
+    threads: int
+    parity: tuple[Parity, ...]
+    quarantined: dict[str, str]
+    surroundings: dict[str, object]
+
+
+def run_export(
+    checkpoint: Path,
+    out: Path,
+    *,
+    on: str | None = None,
+    overrides: Sequence[str] = (),
+    batch: int | None = 1,
+    int8: str | None = None,
+    cache: str | None = None,
+    frames: int = 8,
+    pt2: bool = False,
+) -> ExportRun:
+    """Export a student, compare it with itself in PyTorch on test frames, and write the files if it is still the same.
+
+    Args:
+        checkpoint: file of a student.
+        out: ONNX file; others get its name with another suffix. All are replaced in one step each, or not written.
+        on: RECIPE or RECIPE=DATA with the test frames and the cameras of the rig; None for the run's own recipe.
+        overrides: of that recipe.
+        batch: rigs at a time; None leaves it open.
+        int8: a target of stages/deploy/quantize.py for a second file, quantised; None for none.
+        cache: run or cache folder, address or recipe on whose frames it is calibrated; None for the checkpoint's run.
+        frames: test frames to compare on, spread over the split.
+        pt2: also write the program of torch.export.
+
+    Raises:
+        CheckpointError: if there is no usable student.
+        RecipeError, SourceError, CacheError: if recipe, data or cache cannot be used, or test frames were learnt from.
+        SettingError: if the packages for it are not installed.
+        ExportError: if no frame can be read, or what came out is not the student.
+        WriteError: if a file cannot be written.
+    """
+    if out.suffix != SUFFIX:
+        raise RecipeError(f"--out: expected a file name that ends in {SUFFIX}, got {out}")
+    require_extra()
+    loaded = load_student(checkpoint)
+    size = loaded.student.spec.input_size
+    folder = RunFolder.of_checkpoint(checkpoint)
+    recipe = _recipe(on, folder, overrides)
+    source = open_data(recipe.data)
+    test_ids = chosen(recipe.data, source, recipe.data.test)
+    if source.name == loaded.lineage.dataset:
+        refuse_leak(learnt_from(recipe, folder, source), test_ids)
+    calibration = []
+    if int8:  # looked at before anything that takes time
+        calibration = _calibration_rigs(find_cache(cache or str(folder.root)), source.rig, size, test_ids)
+    quarantined: dict[str, str] = {}
+    rigs = list(_readable(source, spread(test_ids, frames), size, quarantined))
+    if not rigs:
+        raise ExportError(f"no test frame to compare on: {next(iter(quarantined.values()))}")
+
+    with progress_bar(2 + bool(int8) + pt2, 0, "export", "part") as bar:
+        bar.set_postfix_str("graph")
+        told = _metadata(loaded, checkpoint, source.rig, batch)
+        program = export_program(loaded.student, source.rig.view_count, batch)
+        graph = onnx_model(program, told | {"precision": "fp32"})
+        files = {out: graph}
+        contenders = [*torch_contenders(loaded.student, checkpoint.stat().st_size), *graph_contenders(graph, "fp32")]
+        bar.update()
+        if int8:
+            bar.set_postfix_str("int8")
+            small = quantized(graph, batches(calibration, batch or 1), int8)
+            small = with_metadata(small, told | {"precision": "int8", "int8_target": int8})
+            files[out.with_suffix(".int8" + SUFFIX)] = small
+            contenders += graph_contenders(small, "int8")
+            bar.update()
+        if pt2:
+            files[out.with_suffix(".pt2")] = program_file(program, told | {"precision": "fp32"})
+            bar.update()
+        bar.set_postfix_str("comparing and timing")
+        parity = compare(
+            torch_runner(loaded.student, "fp32"),
+            contenders,
+            rigs,
+            batch=batch or 1,
+            range_m=SURROUNDDEPTH.range_of(source.name),
+            rounds=ROUNDS,
+        )
+        bar.update()
+    require_parity(parity)
+    for path, data in files.items():
+        replace_atomically(path, partial(Path.write_bytes, data=data))
+    return ExportRun(
+        tuple(map(str, files)),
+        source.name,
+        recipe.data.named(recipe.data.test),
+        len(rigs),
+        "dense truth" if rigs[0].dense else "LiDAR",
+        batch,
+        torch.get_num_threads(),
+        parity,
+        quarantined,
+        surroundings(),
+    )
+
+
+def parity_table(parity: Sequence[Parity], truth: str) -> str:
+    """One row per way to run the student, for a terminal; differences are those to PyTorch in fp32."""
+    header = ("runtime", "precision", "ms per rig", "p95", "largest diff.", "mean diff.", f"AbsRel ({truth})", "MB")
+    rows = tuple(
+        (
+            one.runtime,
+            one.precision,
+            f"{one.ms_per_rig.p50_ms:.1f}",
+            f"{one.ms_per_rig.p95_ms:.1f}",
+            f"{one.max_relative:.1e}",
+            f"{one.mean_relative:.1e}",
+            "-" if one.abs_rel is None else f"{one.abs_rel:.4f}",
+            f"{one.file_bytes / 1e6:.1f}",
+        )
+        for one in parity
+    )
+    return markdown_table(Table("", "", header, rows))
+
+
+def _recipe(on: str | None, folder: RunFolder, overrides: Sequence[str]) -> Recipe:
+    if on is None and not folder.recipe.is_file():
+        raise RecipeError(f"--on: the checkpoint lies in no run ({folder.recipe} is missing); name a recipe")
+    name, _, data = (on or str(folder.recipe)).partition("=")
+    return load_recipe(name, overrides, Path(data) if data else None)
+
+
+def _calibration_rigs(location: str, rig: Rig, size: tuple[int, int], test_ids: tuple[str, ...]) -> list[DeployedRigs]:
+    reader = CacheReader(location)
+    identity = reader.identity
+    if identity.image_size != size or len(identity.camera_names) != rig.view_count:
+        raise ExportError(
+            f"{reader.store.location}: expected images of {list(size)} from {rig.view_count} cameras, found"
+            f" {list(identity.image_size)} from {len(identity.camera_names)}; name this student's cache with --cache"
+        )
+    refuse_leak(reader.frames, test_ids)
+    usable = reader.usable(reader.frames.train)
+    if not usable:
+        raise ExportError(f"{reader.store.location}: all frames are quarantined; there is nothing to calibrate on")
+    rigs = []
+    for frame_id in spread(usable, CALIBRATION_FRAMES):
+        cameras = reader.read_cameras(frame_id)
+        rigs.append(deployed_rig(reader.read_image(frame_id), cameras.intrinsics, cameras.view_valid))
+    return rigs
+
+
+def _readable(
+    source: Source, frame_ids: Sequence[str], size: tuple[int, int], quarantined: dict[str, str]
+) -> Iterator[MeasuredRig]:
+    with progress_bar(len(frame_ids), 0, "export", "frame") as bar:
+        for frame_id in frame_ids:
+            try:
+                yield measured_rig(source.frame(frame_id), size)
+            except FrameError as error:
+                quarantined[frame_id] = str(error)
+            bar.update()
+
+
+def _metadata(loaded: LoadedStudent, checkpoint: Path, rig: Rig, batch: int | None) -> dict[str, object]:
+    """What the file says of itself; docs/EXPORT.md lists the names."""
+    spec, lineage = loaded.student.spec, loaded.lineage
+    started_from = ENCODERS[spec.encoder].weights if spec.pretrained else None
+    licences = [str(metadata.metadata("surround-distill")["License-Expression"])]
+    licences += [KNOWN[started_from].licence] if started_from in KNOWN else []
+    return {
+        "format": FORMAT,
+        "input_size": spec.input_size,
+        "cameras": rig.camera_names,
+        "batch": batch or "dynamic",
+        "resize": images.DEFINITION,
+        "mean": IMAGE_MEAN,
+        "std": IMAGE_STD,
+        "focal_px": spec.focal_px,
+        "range_m": (spec.near_m, spec.far_m),
+        "trained_range_m": lineage.depth_range_m,
+        "bins": loaded.student.bins.count,
+        "teacher": lineage.teacher,
+        "teacher_licence": lineage.teacher_licence,
+        "student": asdict(spec),
+        "student_licence": " AND ".join(licences),
+        "dataset": lineage.dataset,
+        "cache_id": lineage.cache_id,
+        "steps": lineage.steps,
+        "checkpoint_sha256": file_sha256(checkpoint),
+        "versions": {name: metadata.version(name) for name in ("surround-distill", "torch", "onnx", "onnxscript")},
+    }

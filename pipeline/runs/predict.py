@@ -1,0 +1,274 @@
+"""A student's depth in files: maps, pictures, point clouds. No click here."""
+
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from data_cache.errors import FrameError, SourceError
+from data_cache.files import file_sha256, replace_atomically, write_atomically
+from data_cache.frames.rig import Frame
+from data_cache.sources.base import Source, StoredSource
+from data_cache.sources.rig_folder.loose_images import LooseImages
+from pipeline.api import SurroundStudent, load_student
+from pipeline.errors import RecipeError
+from pipeline.recipe.config import load_recipe
+from pipeline.recipe.preemption import preemption
+from pipeline.recipe.run_folder import RunFolder
+from pipeline.runs.data import chosen, open_data
+from pipeline.viewers.cloud_page import cloud_page
+from pipeline.viewers.recording import Recording, require_rerun
+from stages.compute.progress import Preempted, progress_bar
+from stages.evaluation.predictions import SUFFIXES, frame_file, prediction_file, save_prediction
+from stages.inference.cloud_files import glb_bytes, ply_bytes
+from stages.inference.colours import colour_depth, depth_scale
+from stages.inference.point_cloud import PointCloud, frame_cloud
+from stages.inference.predict import Prediction
+from stages.student.checkpoint import CheckpointError
+
+IMAGE_KINDS = {**SUFFIXES, "colour": ".png"}
+"""What is written for each image, below OUT/KIND/CAMERA, by its suffix."""
+CLOUD_KINDS = {"ply": ".ply", "glb": ".glb", "html": ".html"}
+"""What is written for each frame, below OUT/KIND."""
+RECORDING = "rrd"
+RECORDING_FILE = "drive.rrd"
+DESCRIPTION = "predict.json"
+
+
+@dataclass(frozen=True)
+class PredictRun:
+    """What was written, what was there already, and why frames were left out, by id.
+
+    `points` is how many the last cloud has, None where none was made.
+    """
+
+    out: Path
+    written: int
+    already_done: int
+    left_out: dict[str, str]
+    points: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Target:
+    """Frames to look at; `described` tells them from those of another data set with the same ids."""
+
+    source: Source
+    frame_ids: tuple[str, ...]
+    described: Mapping[str, object]
+    device: str = "auto"
+    precision: str = "auto"
+
+
+def run_predict(
+    checkpoint: Path,
+    out: Path,
+    kinds: Sequence[str],
+    *,
+    on: str = "",
+    overrides: Sequence[str] = (),
+    images: Sequence[Path] = (),
+    rig: Path | None = None,
+    frames: Sequence[int] = (),
+) -> PredictRun:
+    """Write what a student says of frames to files; what is there is not written again.
+
+    Args:
+        checkpoint: file of a student.
+        out: folder to write to; it belongs to one student and one data set.
+        kinds: of IMAGE_KINDS, CLOUD_KINDS and RECORDING.
+        on: RECIPE or RECIPE=DATA, whose test frames are looked at; empty for the recipe of the student's own run.
+        overrides: section.key=value for that recipe.
+        images, rig: look at these instead, see `LooseImages`.
+        frames: numbers of the frames, from 0; none for all.
+
+    Raises:
+        CheckpointError: if there is no usable student.
+        RecipeError: if there is nothing to look at, or `out` holds what another student or data set gave.
+        SourceError: if the data is not there, or none of the frames can be used.
+        SettingError: if rerun-sdk is missing for a recording.
+        WriteError: if the folder cannot be written.
+        Preempted: if a signal asks to stop, between two frames.
+    """
+    if not checkpoint.is_file():
+        raise CheckpointError(f"no checkpoint at {checkpoint}; it is RUN/student/last.safetensors of a training")
+    if RECORDING in kinds:
+        require_rerun()
+    target = _of_images(images, rig) if rig is not None else _of_recipe(checkpoint, on, overrides)
+    frame_ids = _numbered(target.frame_ids, frames)
+    student = load_student(checkpoint, target.device, target.precision)
+    description = _claim(
+        out, {"checkpoint_sha256": file_sha256(checkpoint), "precision": student.precision, **target.described}
+    )
+    job = _Job(out, student, target.source, frame_ids, tuple(kind for kind in kinds if kind != RECORDING))
+    recorded = {**description, "recording": list(frame_ids)}
+    file = out / RECORDING_FILE
+    if RECORDING not in kinds or (file.is_file() and description.get("recording") == list(frame_ids)):
+        return job.run()
+    done: list[PredictRun] = []
+
+    def record(partial: Path) -> None:
+        with Recording(partial) as recording:
+            done.append(job.run(recording))
+
+    replace_atomically(file, record)
+    write_atomically(out / DESCRIPTION, _json(recorded))
+    return done[0]
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """Frames, the student that looks at them, and the kinds of files that are wanted."""
+
+    out: Path
+    student: SurroundStudent
+    source: Source
+    frame_ids: tuple[str, ...]
+    kinds: tuple[str, ...]
+
+    def run(self, recording: Recording | None = None) -> PredictRun:
+        written = already_done = 0
+        left_out: dict[str, str] = {}
+        points = None
+        with (
+            preemption() as should_stop,
+            progress_bar(len(self.frame_ids), 0, "predict", "frame") as bar,
+        ):
+            for frame_id in self.frame_ids:
+                if should_stop():
+                    raise Preempted("stopped between two frames; files that are there are finished")
+                try:
+                    frame = self.source.frame(frame_id)
+                    missing = [kind for kind in self.kinds if not self._is_done(kind, frame)]
+                    if missing or recording is not None:
+                        cloud = self._write(frame, missing, recording)
+                        points = len(cloud.points_m) if cloud is not None else points
+                        written += 1
+                    else:
+                        already_done += 1
+                except FrameError as error:
+                    left_out[frame_id] = str(error)
+                bar.update()
+        if not written and not already_done:
+            first = next(iter(left_out.values()))
+            raise SourceError(first if len(left_out) == 1 else f"none of {len(left_out)} frames can be used: {first}")
+        return PredictRun(self.out, written, already_done, left_out, points)
+
+    def _write(self, frame: Frame, missing: Sequence[str], recording: Recording | None) -> PointCloud | None:
+        prediction = self.student.look(frame)
+        for kind in (kind for kind in missing if kind in SUFFIXES):
+            maps = [depth_m for depth_m in prediction.at_image_size(frame) if depth_m is not None]
+            for path, depth_m in zip(self._files(kind, frame), maps, strict=True):
+                save_prediction(path, depth_m)
+        if "colour" in missing:
+            for path, picture in zip(self._files("colour", frame), self._pictures(frame, prediction), strict=True):
+                _save(path, picture)
+        cloud_kinds = [kind for kind in missing if kind in CLOUD_KINDS]
+        if recording is None and not cloud_kinds:
+            return None
+        # After the rest, for a frame may have depth and no cloud.
+        stride = self.student.network.bins.prob_stride
+        cloud = frame_cloud(frame, prediction, self.student.lineage.depth_range_m, stride)
+        for kind in cloud_kinds:
+            (path,) = self._files(kind, frame)
+            _save(path, _cloud_file(kind, cloud, frame.id))
+        if recording is not None:
+            recording.add(frame, prediction, cloud)
+        return cloud
+
+    def _pictures(self, frame: Frame, prediction: Prediction) -> Iterator[bytes]:
+        scale = depth_scale(self.student.lineage.depth_range_m)
+        for view, depth_m in zip(frame.views, prediction.depth_m, strict=True):
+            if view is not None:
+                with io.BytesIO() as file:
+                    Image.fromarray(colour_depth(depth_m, scale)).save(file, "PNG")
+                    yield file.getvalue()
+
+    def _is_done(self, kind: str, frame: Frame) -> bool:
+        """Whether the files are there, none older than what it was made from: loose images are often overwritten."""
+        files = self._files(kind, frame)
+        if not all(path.is_file() for path in files):
+            return False
+        sources = self.source.files(frame.id).values() if isinstance(self.source, StoredSource) else ()
+        newest_s = max((path.stat().st_mtime for path in sources if path.is_file()), default=0.0)
+        return all(path.stat().st_mtime >= newest_s for path in files)
+
+    def _files(self, kind: str, frame: Frame) -> list[Path]:
+        """What there is of a frame when a kind is done."""
+        if kind in CLOUD_KINDS:
+            return [frame_file(self.out / kind, frame.id, CLOUD_KINDS[kind])]
+        return [
+            prediction_file(self.out / kind, view.camera.name, frame.id, IMAGE_KINDS[kind])
+            for view in frame.views
+            if view is not None
+        ]
+
+
+def _save(path: Path, data: bytes) -> None:
+    replace_atomically(path, lambda partial: partial.write_bytes(data))
+
+
+def _cloud_file(kind: str, cloud: PointCloud, frame_id: str) -> bytes:
+    if kind == "html":
+        return cloud_page(cloud.points_m, cloud.rgb, frame_id).encode()
+    return ply_bytes(cloud) if kind == "ply" else glb_bytes(cloud)
+
+
+def _of_recipe(checkpoint: Path, on: str, overrides: Sequence[str]) -> _Target:
+    name, _, data = on.partition("=")
+    if not name:
+        own = RunFolder.of_checkpoint(checkpoint).recipe
+        if not own.is_file():
+            raise RecipeError(
+                f"{checkpoint} lies in no run, so there is no recipe of its own: pass --on RECIPE[=DATA], or images and"
+                " --rig rig.json"
+            )
+        name = str(own)
+    recipe = load_recipe(name, overrides, Path(data) if data else None)
+    source = open_data(recipe.data)
+    described = {key: getattr(recipe.data, key) for key in ("source", "root", "version", "masks")}
+    return _Target(
+        source, chosen(recipe.data, source, recipe.data.test), described, recipe.eval.device, recipe.eval.precision
+    )
+
+
+def _of_images(images: Sequence[Path], rig: Path) -> _Target:
+    source = LooseImages(images, rig)
+    described = {"images": [str(path.resolve()) for path in images], "rig_sha256": file_sha256(rig)}
+    return _Target(source, source.drives[source.name], described)
+
+
+def _numbered(frame_ids: tuple[str, ...], numbers: Sequence[int]) -> tuple[str, ...]:
+    wrong = [number for number in numbers if not 0 <= number < len(frame_ids)]
+    if wrong:
+        raise RecipeError(f"frame {wrong[0]}: expected a number from 0 to {len(frame_ids) - 1}; see --set data.test")
+    return tuple(frame_ids[number] for number in dict.fromkeys(numbers)) if numbers else frame_ids
+
+
+def _claim(out: Path, wanted: dict[str, object]) -> dict[str, Any]:
+    """The description of a folder, written if there is none."""
+    path = out / DESCRIPTION
+    wanted = json.loads(_json(wanted))
+    if not path.is_file():
+        write_atomically(path, _json(wanted))
+        return wanted
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        differing = [key for key in {**wanted, **found} if key != "recording" and found.get(key) != wanted.get(key)]
+    except (OSError, TypeError, ValueError, AttributeError) as error:
+        raise RecipeError(f"{path} cannot be read ({error}); name another folder") from error
+    if differing:
+        key = differing[0]
+        raise RecipeError(
+            f"{out} holds predictions of another student or data set ({key} was {found.get(key)!r}, is"
+            f" {wanted.get(key)!r}); name another folder"
+        )
+    return found
+
+
+def _json(table: dict[str, Any]) -> str:
+    return json.dumps(table, indent=1) + "\n"

@@ -1,0 +1,180 @@
+"""Stage one of a recipe, opened in one process: its source, its teacher and the cache that it fills."""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from data_cache.errors import SourceError
+from data_cache.shards.identity import CacheIdentity, Resolved, SplitFrames
+from data_cache.shards.writer import CacheWriter
+from data_cache.sources.base import Source
+from data_cache.sources.selectors import shown
+from pipeline.errors import RecipeError
+from pipeline.recipe.config import Recipe
+from pipeline.recipe.run_folder import RunFolder
+from pipeline.runs.data import chosen, frames_to_learn, open_data, refuse_leak
+from pipeline.weights.catalog import UNKNOWN_LICENCE
+from pipeline.weights.fetch import KNOWN, WeightFolder, fetch_weights, find_weights
+from pipeline.weights.hub import MODELS, PREFIX, cached_hub_weights, hub_weights, weights_sha256
+from stages.caching.fit_bins import load_fitted, require_made_with
+from stages.caching.identity import cache_identity, recipe_identity
+from stages.compute.devices import resolve_device, resolve_precision
+from stages.targets.binning import AffineBinning, Binning, resolve_binning
+from stages.teacher.load import LoadedTeacher, teacher_class
+from stages.teacher_cache import BATCH_IMAGES, TeacherCacheReport, teacher_cache, teacher_lanes
+
+
+@dataclass(frozen=True, eq=False)
+class StageOne:
+    """Everything that writing a shard takes.
+
+    Attributes:
+        frames: of the splits that the cache holds.
+        batch_images: images per forward pass, resolved.
+        lanes: batches side by side, see `stages.teacher_cache.teacher_lanes`.
+        binning: where the teacher's bins lie.
+        knots: what was fitted for it, None where nothing is.
+    """
+
+    recipe: Recipe
+    source: Source
+    frames: SplitFrames
+    teacher: LoadedTeacher
+    batch_images: int
+    lanes: int
+    binning: Binning
+    knots: tuple[float, ...] | None
+
+    @cached_property
+    def identity(self) -> CacheIdentity:
+        """Of the cache that this recipe fills."""
+        decided = decided_identity(self.recipe)
+        return cache_identity(decided, self.source, self.frames, self.teacher, self.knots)
+
+    def writer(self, location: str) -> CacheWriter:
+        """The cache at a path or URL, created or taken up; see `CacheWriter`."""
+        threads = 1 if self.lanes > 1 else torch.get_num_threads()
+        resolved = Resolved(self.teacher.precision, self.batch_images, threads, self.teacher.attention)
+        return CacheWriter(location, self.identity, resolved, self.frames)
+
+    def write(
+        self,
+        writer: CacheWriter,
+        shards: Sequence[int],
+        *,
+        retry_quarantined: bool,
+        on_frame: Callable[[], object] = lambda: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> TeacherCacheReport:
+        """Write shards; see `stages.teacher_cache.teacher_cache`."""
+        return teacher_cache(
+            self.source,
+            self.teacher,
+            writer,
+            self.recipe.bins,
+            self.binning,
+            shards,
+            batch_images=self.batch_images,
+            lanes=self.lanes,
+            retry_quarantined=retry_quarantined,
+            on_frame=on_frame,
+            should_stop=should_stop,
+        )
+
+
+def open_stage_one(recipe: Recipe, knots: tuple[float, ...] | None = None) -> StageOne:
+    """Open the data set and load the teacher.
+
+    Args:
+        recipe: of the run.
+        knots: what fit-bins has fitted for it; not looked at where its strategy needs none.
+
+    Raises:
+        SourceError, SettingError, RecipeError: if one of them is not to be had, or training and test frames overlap.
+    """
+    source = open_data(recipe.data)
+    frames = frames_to_learn(recipe.data, source)
+    with suppress(SourceError):  # the test split may live on another machine; eval looks again
+        refuse_leak(frames, chosen(recipe.data, source, recipe.data.test))
+    teacher = open_teacher(recipe)
+    batch_images = recipe.teacher_cache.batch_images or BATCH_IMAGES[teacher.device.type]
+    knots = knots if recipe.bins.strategy == "fitted" else None
+    binning = resolve_binning(recipe.bins, teacher.space, knots)
+    return StageOne(recipe, source, frames, teacher, batch_images, teacher_lanes(teacher.device), binning, knots)
+
+
+def open_run_stage_one(recipe: Recipe, folder: RunFolder) -> StageOne:
+    """`open_stage_one` with what fit-bins has left in the run folder, where the recipe's strategy needs it."""
+    if recipe.bins.strategy != "fitted":
+        return open_stage_one(recipe)
+    fitted = load_fitted(folder.bins)
+    stage = open_stage_one(recipe, fitted.knots)
+    require_made_with(folder.bins, fitted, fit_settings(stage))
+    return stage
+
+
+def decided_identity(recipe: Recipe) -> dict[str, object]:
+    """Fields of the cache identity that the recipe decides."""
+    data = recipe.data
+    train, selection = (tuple(map(shown, selectors)) for selectors in (data.train, data.selection))
+    made = recipe_identity(data.source, train, selection, recipe.teacher_cache, recipe.bins, recipe.student.input_size)
+    return made | data.reading
+
+
+def fit_settings(stage: StageOne) -> dict[str, object]:
+    """What a fitted map depends on besides the frames' content; recorded beside it and compared before use."""
+    recipe, identity = stage.recipe, stage.identity
+    names = (
+        *("source", "train", "image_size", "image_definition", "prob_size", "teacher_name"),
+        *("teacher_weights_sha256", "teacher_preprocessing", "teacher_input_size"),
+    )
+    return {
+        **{name: getattr(identity, name) for name in names},
+        "closed_form": AffineBinning().definition,
+        "depth_range_m": recipe.data.depth_range_m,
+        "fit_frames": recipe.bins.fit_frames,
+        **({"metadata_sha256": identity.metadata_sha256} if identity.metadata_sha256 else {}),
+        **recipe.data.unusual_reading,  # a map that was fitted before there were any remains what it is
+    }
+
+
+def open_teacher(recipe: Recipe) -> LoadedTeacher:
+    """The teacher of a recipe, on its device."""
+    spec = recipe.teacher_cache
+    weights = _weights(spec.weights)
+    device = resolve_device(spec.device)
+    return teacher_class(weights.path)(
+        weights.path,
+        name=Path(spec.weights).name,
+        licence=weights.licence,
+        weights_sha256=weights.sha256,
+        input_size=spec.input_size,
+        device=device,
+        precision=resolve_precision(spec.precision, device),
+    )
+
+
+def find_teacher_weights(name: str) -> WeightFolder | None:
+    """The weights of a recipe if they are on this machine; nothing is downloaded. Raises RecipeError."""
+    if name in KNOWN:
+        return find_weights(name)
+    return cached_hub_weights(name) if name.startswith(PREFIX) else _weights(name)
+
+
+def _weights(name: str) -> WeightFolder:
+    """Known weights by name, some of the model hub, else a folder of the user's."""
+    if name in KNOWN:
+        return fetch_weights(name)
+    if name.startswith(PREFIX):
+        return hub_weights(name)
+    folder = Path(name)
+    if not any((folder / file).is_file() for file in MODELS):
+        raise RecipeError(
+            f"weights {name!r}: neither one of {', '.join(KNOWN)}, nor {PREFIX}owner/name@<40-digit commit>,"
+            f" nor a folder with {' or '.join(MODELS)}"
+        )
+    return WeightFolder(folder, weights_sha256(folder), UNKNOWN_LICENCE, "folder in the recipe")

@@ -1,0 +1,103 @@
+"""Stage two of a recipe: trains the student of a run folder."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from data_cache.shards.reader import CacheReader
+from data_cache.shards.staging import stage_cache
+from pipeline.errors import RecipeError
+from pipeline.recipe.config import Recipe, keep_recipe
+from pipeline.recipe.preemption import preemption
+from pipeline.recipe.run_folder import RunFolder, cache_location
+from pipeline.runs.stage_one import decided_identity
+from pipeline.weights.fetch import fetch_weights
+from stages.compute.parallel import joined, leads
+from stages.compute.progress import Preempted, progress_bar
+from stages.student.encoder import ENCODERS
+from stages.student.model import Student
+from stages.train_student import TrainStudentReport, train_student
+from stages.training.plan import TrainingPlan, plan_training
+from stages.training.preflight import TrainingJob
+from stages.training.spec import TrainStudentSpec
+
+
+def run_train_student(recipe: Recipe, folder: RunFolder, *, fresh: bool = False) -> TrainStudentReport:
+    """Stage two: train RUN/student from RUN/cache, continuing what is there unless `fresh`."""
+    # A signal ends those that still wait for the others at once: nothing has begun.
+    with joined(recipe.train_student.device) as device, preemption() as should_stop:
+        return train_recipe(recipe, folder, device, fresh=fresh, should_stop=should_stop)
+
+
+def train_recipe(
+    recipe: Recipe, folder: RunFolder, device: torch.device, *, fresh: bool = False, should_stop: Callable[[], bool]
+) -> TrainStudentReport:
+    """`run_train_student` for a caller that minds signals and devices itself."""
+    stage_to = _stage_to(recipe.train_student)
+    return train_student(
+        _training_job(recipe, folder, device, fresh=fresh),
+        staged=lambda reader: _staged(reader, stage_to, should_stop),
+        on_accepted=lambda: keep_recipe(recipe, folder.recipe),
+        should_stop=should_stop,
+    )
+
+
+def run_plan_training(recipe: Recipe, folder: RunFolder, *, fresh: bool = False) -> TrainingPlan:
+    """What stage two would do and cost; writes nothing."""
+    _stage_to(recipe.train_student)
+    with joined(recipe.train_student.device) as device:
+        return plan_training(_training_job(recipe, folder, device, fresh=fresh))
+
+
+def _training_job(recipe: Recipe, folder: RunFolder, device: torch.device, *, fresh: bool) -> TrainingJob:
+    reader = CacheReader(cache_location(recipe, folder), expected=decided_identity(recipe))
+    return TrainingJob(
+        reader,
+        _new_student(recipe),
+        reader.frames.train,
+        reader.frames.selection,
+        folder.student,
+        recipe.train_student,
+        recipe.losses,
+        recipe.data.depth_range_m,
+        device,
+        fresh,
+    )
+
+
+def _stage_to(spec: TrainStudentSpec) -> Path | None:
+    """The folder on a disk of this machine that the recipe names, its variables filled in."""
+    if not spec.stage_to:
+        return None
+    folder = Path(os.path.expandvars(spec.stage_to)).expanduser()
+    if "$" in str(folder):
+        raise RecipeError(f"train_student.stage_to: {spec.stage_to!r} names a variable that is not set here; set it")
+    return folder
+
+
+def _staged(reader: CacheReader, folder: Path | None, should_stop: Callable[[], bool]) -> CacheReader:
+    """A copy there of what is learnt from."""
+    if folder is None:
+        return reader
+    with progress_bar(1, 0, "stage", "B", quiet=not leads(), unit_scale=True) as bar:
+
+        def show(done: int, total: int) -> None:
+            if should_stop():
+                raise Preempted("stopped while the cache was copied; what is copied stays")
+            bar.total = total
+            bar.update(done - bar.n)
+
+        return stage_cache(reader, reader.frames.ordered, folder, on_bytes=show)
+
+
+def _new_student(recipe: Recipe) -> Student:
+    # The random parts of the student come from the recipe's seed, whatever ran in this process before.
+    torch.manual_seed(recipe.train_student.seed)
+    return Student(recipe.student, recipe.bins, _encoder_weights(recipe))
+
+
+def _encoder_weights(recipe: Recipe) -> Path | None:
+    name = ENCODERS[recipe.student.encoder].weights
+    return fetch_weights(name).path if recipe.student.pretrained and name else None

@@ -1,0 +1,94 @@
+"""What the teacher says about images, reduced to the small products that the cache keeps."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from data_cache.errors import FrameError, SettingError
+from data_cache.shards.encodings import ENCODINGS
+from data_cache.shards.identity import CacheIdentity
+from data_cache.shards.records import FrameRecord
+from data_cache.shards.schema import bin_table
+from stages.caching.teacher_input import PreparedFrame
+from stages.targets import bins, relations
+from stages.targets.binning import Binning
+from stages.targets.bins import BinSpec
+from stages.targets.space import to_disparity
+from stages.teacher.base import Teacher
+
+CONSTANT_NOTE = "looks constant to the teacher"
+
+
+@dataclass(frozen=True, eq=False)
+class SeenView:
+    """What the teacher said about one view.
+
+    Attributes:
+        u: position among the bins in [0, 1], larger is nearer, see stages/targets/binning.py.
+        tokens: pooled features of unit length.
+        finite: whether everything it said was finite.
+        constant: whether it saw no order at all, as with a covered lens.
+    """
+
+    u: Float[Tensor, "h w"]
+    tokens: Float[Tensor, "P C"]
+    finite: bool
+    constant: bool
+
+
+def look(
+    teacher: Teacher, images: Sequence[UInt8[np.ndarray, "H W 3"]], prob_size: tuple[int, int], binning: Binning
+) -> list[SeenView]:
+    """Run the teacher over a batch of images of its input size.
+
+    Raises:
+        SettingError: if the batch does not fit into the GPU's memory.
+    """
+    try:
+        output = teacher(torch.from_numpy(np.stack(images)))
+    except torch.OutOfMemoryError as error:
+        raise SettingError(
+            f"the GPU has no memory for {len(images)} images of {list(teacher.input_size)} at once;"
+            " set teacher_cache.batch_images lower"
+        ) from error
+    disparity = to_disparity(output.prediction, teacher.space)
+    u = binning(disparity, prob_size).cpu()
+    tokens = relations.pool_tokens(output.features).cpu()
+    finite = torch.isfinite(disparity).flatten(1).all(1).cpu() & torch.isfinite(tokens).flatten(1).all(1)
+    constant = (u == u[:, :1, :1]).flatten(1).all(1)
+    return [
+        SeenView(u[i], tokens[i], *flags)
+        for i, flags in enumerate(zip(finite.tolist(), constant.tolist(), strict=True))
+    ]
+
+
+def frame_record(frame: PreparedFrame, seen: Sequence[SeenView], identity: CacheIdentity, spec: BinSpec) -> FrameRecord:
+    """Join a frame with what the teacher said about the views that it has; the others hold zeros.
+
+    Raises:
+        FrameError: if the teacher said something that is not finite.
+    """
+    if not all(view.finite for view in seen):
+        raise FrameError(f"teacher {identity.teacher_name} gave values that are not finite")
+    there = np.flatnonzero(frame.view_valid)
+    said = bins.encode(torch.stack([view.u for view in seen]), spec)
+    stored = {name: np.zeros(array.shape, array.dtype) for name, array in bin_table(identity).items()}
+    for name, array in stored.items():
+        array[there] = getattr(said, name).numpy()
+    # Tokens of a missing view are zeros, and so are its relations: a gap is not bridged.
+    tokens = torch.zeros(identity.view_count, *seen[0].tokens.shape)
+    tokens[there] = torch.stack([view.tokens for view in seen])
+    return FrameRecord(
+        image=frame.image,
+        lidar_depth=frame.lidar_depth,
+        bins=ENCODINGS[identity.encoding](**stored),
+        relation=relations.ring_relations(tokens).numpy().astype(np.float16),
+        view_valid=frame.view_valid,
+        intrinsics=frame.intrinsics,
+        world_from_cam=frame.world_from_cam,
+        tokens=tokens.numpy().astype(np.float16) if identity.token_channels else None,
+    )

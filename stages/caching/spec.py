@@ -1,0 +1,39 @@
+"""How stage one runs: the section `teacher_cache` of a recipe."""
+
+from dataclasses import dataclass
+
+from stages.compute.devices import require_known
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherCacheSpec:
+    """How stage one runs.
+
+    Attributes:
+        weights: a name that `surround weights` knows, a folder with a depth model of transformers or a Marigold
+            pipeline of diffusers, or one on the model hub, pinned: "hub:owner/name@<40-digit commit>".
+        input_size: (H, W) that the teacher sees, multiples of its patch.
+        precision, device: auto, or as named in stages/compute/devices.py.
+        batch_images: images per forward pass, over views and frames; 0 takes what suits the device.
+        shard_frames: frames per shard, the unit of work.
+        tokens: also keep the teacher's pooled features, which two baselines learn from; about 0.25 MB a frame.
+        location: where the cache lies, a folder or s3://bucket/prefix, gs://bucket/prefix; empty for RUN/cache.
+    """
+
+    weights: str = "depth-anything-v2-small"
+    input_size: tuple[int, int]
+    precision: str = "auto"
+    device: str = "auto"
+    batch_images: int = 0
+    shard_frames: int = 32
+    tokens: bool = False
+    location: str = ""
+
+    def __post_init__(self) -> None:
+        require_known(self.device, self.precision)
+        if min(self.input_size) < 14:
+            raise ValueError(f"input_size: expected sides of at least 14 px, got {list(self.input_size)}")
+        if self.batch_images < 0:
+            raise ValueError(f"batch_images: expected 1 or more, or 0 to choose, got {self.batch_images}")
+        if self.shard_frames < 1:
+            raise ValueError(f"shard_frames: expected at least 1, got {self.shard_frames}")

@@ -1,0 +1,195 @@
+"""Is what was exported still the student? Its depth on real frames, what a change costs, and how long it takes."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from jaxtyping import Float32
+
+from data_cache.frames.rig import Frame
+from data_cache.frames.views import load_images, rig_views
+from stages.compute.devices import place, resolve_precision
+from stages.compute.resize import resize_views
+from stages.deploy.export import ExportError
+from stages.deploy.runtimes import (
+    CPU,
+    DeployedRigs,
+    Runner,
+    batches,
+    deployed_rig,
+    onnxruntime_runner,
+    openvino_precisions,
+    openvino_runner,
+    torch_runner,
+)
+from stages.evaluation.latency import Timing, measure_in_turns
+from stages.evaluation.regions import truth_at
+from stages.evaluation.scores import ScoreTable
+from stages.student.fold import folded
+from stages.student.model import Student
+
+GRAPH_RUNTIMES = ("onnxruntime", "OpenVINO")
+FP32_LIMIT = 1e-4
+"""Largest relative difference to PyTorch that a graph in fp32 may have at any pixel; 3e-6 was the largest one seen."""
+INT8_LIMIT = 0.03
+"""Mean relative difference to PyTorch that an int8 graph may have; 0.006 was the largest one seen."""
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredRig:
+    """One frame to compare on.
+
+    Attributes:
+        inputs: the rig as a deployed student takes it, a batch of one.
+        truth_m: metres, 0 = none: dense truth where the source knows it, else LiDAR returns.
+        dense: which of them.
+    """
+
+    inputs: DeployedRigs
+    truth_m: Float32[np.ndarray, "V H W"]
+    dense: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Contender:
+    """One way to run the student: by which runtime, in which precision, from a file of how many bytes."""
+
+    runtime: str
+    precision: str
+    run: Runner
+    file_bytes: int
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How a contender compares with the student in PyTorch, fp32.
+
+    Attributes:
+        runtime, precision, file_bytes: of the contender.
+        ms_per_rig: wall time of a rig.
+        max_relative, mean_relative: |depth - reference| / reference over all pixels of the cameras that are there.
+        abs_rel: of its metres against truth at the student's input size: a mean per image, per camera, of the cameras;
+            None where no frame has truth.
+    """
+
+    runtime: str
+    precision: str
+    file_bytes: int
+    ms_per_rig: Timing
+    max_relative: float
+    mean_relative: float
+    abs_rel: float | None
+
+
+def measured_rig(frame: Frame, size: tuple[int, int]) -> MeasuredRig:
+    """Read a frame at the (H, W) `size` of the student's input; raises FrameError."""
+    sweep = frame.load_sweep() if frame.load_sweep is not None else None
+    rig = rig_views(frame, resize_views(load_images(frame, size), size), sweep, size)
+    truth_m = rig.lidar_depth_m
+    if frame.load_truth_m is not None:
+        truth_m = np.zeros_like(truth_m)
+        for i, load in enumerate(frame.load_truth_m):
+            if rig.view_valid[i]:
+                truth_m[i] = truth_at(load(), size)
+    return MeasuredRig(deployed_rig(rig.image, rig.intrinsics, rig.view_valid), truth_m, frame.load_truth_m is not None)
+
+
+def compare(
+    reference: Runner,
+    contenders: Sequence[Contender],
+    rigs: Sequence[MeasuredRig],
+    *,
+    batch: int,
+    range_m: tuple[float, float],
+    rounds: int,
+) -> tuple[Parity, ...]:
+    """Run every contender over the same frames, then time all of them in turns.
+
+    Args:
+        reference: the student in PyTorch, fp32.
+        contenders: what is compared with it.
+        rigs: at least one.
+        batch: rigs at a time.
+        range_m: nearest and farthest truth that counts, both left out; depth is clipped to it.
+        rounds: of timing.
+    """
+    inputs = list(batches([entry.inputs for entry in rigs], batch))
+    there = np.concatenate([entry.inputs.focal_px > 0 for entry in rigs])
+    expected_m = _depths_m(reference, inputs, len(rigs))[there]
+    timings = measure_in_turns([partial(one.run, inputs[0]) for one in contenders], CPU, rounds=rounds)
+    found = []
+    for one, timing in zip(contenders, timings, strict=True):
+        depth_m = _depths_m(one.run, inputs, len(rigs))
+        relative = np.abs(depth_m[there] - expected_m) / expected_m
+        found.append(
+            Parity(
+                one.runtime,
+                one.precision,
+                one.file_bytes,
+                Timing(timing.p50_ms / batch, timing.p95_ms / batch),
+                float(relative.max()),
+                float(relative.mean()),
+                _abs_rel(depth_m, rigs, range_m),
+            )
+        )
+    return tuple(found)
+
+
+def torch_contenders(student: Student, file_bytes: int) -> Iterator[Contender]:
+    """A student in PyTorch as `surround eval` runs it: folded, in fp32 and in what is fast on this CPU."""
+    ready = folded(student)
+    place(ready, CPU)
+    for precision in dict.fromkeys(("fp32", resolve_precision("auto", CPU))):
+        yield Contender("PyTorch", precision, torch_runner(ready, precision), file_bytes)
+
+
+def graph_contenders(model: bytes, precision: str) -> Iterator[Contender]:
+    """An ONNX file of this precision in every runtime, and in every precision in which that computes the rest of it."""
+    onnxruntime, openvino = GRAPH_RUNTIMES
+    yield Contender(onnxruntime, precision, onnxruntime_runner(model), len(model))
+    for computed in openvino_precisions():
+        title = precision if computed == "fp32" else computed if precision == "fp32" else f"{precision} and {computed}"
+        yield Contender(openvino, title, openvino_runner(model, computed), len(model))
+
+
+def require_parity(found: Sequence[Parity]) -> None:
+    """Check the graphs among what was compared; what a runtime itself rounds to 16 bits is only told of.
+
+    Raises:
+        ExportError: if one in fp32 or int8 is too far from PyTorch, or says something that is no number.
+    """
+    for one in found:
+        if one.runtime not in GRAPH_RUNTIMES:
+            continue
+        where = f"{one.precision} graph in {one.runtime}"
+        if not np.isfinite(one.max_relative):
+            raise ExportError(f"{where}: depth is not finite; nothing was written")
+        if one.precision == "fp32" and one.max_relative > FP32_LIMIT:
+            raise ExportError(
+                f"{where}: expected depths within a relative difference of {FP32_LIMIT:.0e} of PyTorch's, found"
+                f" {one.max_relative:.1e} at most, {one.mean_relative:.1e} on average; nothing was written. Try the"
+                " versions of torch, onnx and onnxruntime in constraints.txt"
+            )
+        if one.precision == "int8" and one.mean_relative > INT8_LIMIT:
+            raise ExportError(
+                f"{where}: expected depths within a mean relative difference of {INT8_LIMIT} of PyTorch's, found"
+                f" {one.mean_relative:.3f}; nothing was written. Calibrate on a cache of frames like those of the"
+                " vehicle, or export without --int8"
+            )
+
+
+def _depths_m(run: Runner, inputs: Sequence[DeployedRigs], count: int) -> Float32[np.ndarray, "N V H W"]:
+    return np.concatenate([run(batch) for batch in inputs])[:count]
+
+
+def _abs_rel(
+    depth_m: Float32[np.ndarray, "N V H W"], rigs: Sequence[MeasuredRig], range_m: tuple[float, float]
+) -> float | None:
+    table = ScoreTable(range_m)
+    for found_m, entry in zip(depth_m, rigs, strict=True):
+        for i, truth_m in enumerate(entry.truth_m):
+            valid = (truth_m > range_m[0]) & (truth_m < range_m[1])
+            if valid.any():
+                table.add(str(i), [found_m[i][valid].clip(*range_m)], [truth_m[valid]])
+    return table.scores().mean.abs_rel if table.images else None

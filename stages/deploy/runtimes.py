@@ -1,0 +1,104 @@
+"""What runs a deployed student: PyTorch, onnxruntime, OpenVINO, all on the CPU and on as many threads as torch."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, UInt8
+
+from stages.compute.devices import autocast
+from stages.deploy.export import FOCAL, IMAGE
+from stages.student.model import Student
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, eq=False)
+class DeployedRigs:
+    """Inputs of a deployed student; see `stages.deploy.export.MEANINGS`."""
+
+    image: UInt8[np.ndarray, "B V 3 H W"]
+    focal_px: Float32[np.ndarray, "B V"]
+
+
+Runner = Callable[[DeployedRigs], Float32[np.ndarray, "B V H W"]]
+
+
+def deployed_rig(
+    image: UInt8[np.ndarray, "V H W 3"], intrinsics: Float32[np.ndarray, "V 3 3"], view_valid: Bool[np.ndarray, " V"]
+) -> DeployedRigs:
+    """One rig at the student's input size, as frames and caches hold it, as a deployed student takes it."""
+    focal_px = np.where(view_valid, intrinsics[:, 0, 0], 0).astype(np.float32)
+    return DeployedRigs(np.ascontiguousarray(image.transpose(0, 3, 1, 2))[None], focal_px[None])
+
+
+def batches(rigs: Sequence[DeployedRigs], batch: int) -> Iterator[DeployedRigs]:
+    """All rigs, so many at a time; the last batch is filled up from the beginning."""
+    for first in range(0, len(rigs), batch):
+        group = [rigs[(first + i) % len(rigs)] for i in range(batch)]
+        yield DeployedRigs(
+            np.concatenate([rig.image for rig in group]), np.concatenate([rig.focal_px for rig in group])
+        )
+
+
+def feeds(rigs: DeployedRigs) -> dict[str, object]:
+    """The inputs by the names that they have in the graph."""
+    return {IMAGE: rigs.image, FOCAL: rigs.focal_px}
+
+
+def torch_runner(student: Student, precision: str) -> Runner:
+    """The student itself, as `surround eval` runs it; missing cameras get depth 0."""
+
+    def run(rigs: DeployedRigs) -> Float32[np.ndarray, "B V H W"]:
+        image, focal_px = torch.from_numpy(rigs.image), torch.from_numpy(rigs.focal_px)
+        valid = focal_px > 0
+        with torch.inference_mode(), autocast(CPU, precision):
+            out = student(image.float().div_(255), torch.where(valid, focal_px, 1.0), valid)
+        depth_m: np.ndarray = torch.where(valid[..., None, None], out.depth_m.float(), 0.0).numpy()
+        return depth_m
+
+    return run
+
+
+def onnxruntime_runner(model: bytes) -> Runner:
+    """An ONNX file in onnxruntime's own CPU kernels."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    def run(rigs: DeployedRigs) -> Float32[np.ndarray, "B V H W"]:
+        depth_m: np.ndarray = session.run(None, feeds(rigs))[0]
+        return depth_m
+
+    return run
+
+
+def openvino_runner(model: bytes, precision: str) -> Runner:
+    """An ONNX file in OpenVINO, what is not int8 in it computed in `precision` (fp32 or bf16)."""
+    import openvino
+
+    core = openvino.Core()
+    settings = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    compiled = core.compile_model(core.read_model(model), "CPU", settings)
+
+    def run(rigs: DeployedRigs) -> Float32[np.ndarray, "B V H W"]:
+        depth_m: np.ndarray = compiled(feeds(rigs))[0]
+        return depth_m
+
+    return run
+
+
+def openvino_precisions() -> tuple[str, ...]:
+    """What OpenVINO computes in on this CPU; where bf16 is there, it takes that unless it is told otherwise."""
+    import openvino
+
+    capable = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return ("fp32", "bf16") if capable else ("fp32",)

@@ -1,0 +1,75 @@
+"""Wall time of one rig through student and teacher, in one harness."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from data_cache.frames.views import RigViews
+from stages.compute.devices import synchronize
+from stages.evaluation.results import Latency
+from stages.inference.predict import forward_rig
+from stages.student.model import Student
+from stages.teacher.base import Teacher
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one call: median and 95th percentile."""
+
+    p50_ms: float
+    p95_ms: float
+
+
+def measure(call: Callable[[], object], device: torch.device, *, warmup: int, repeats: int) -> Timing:
+    """Time `call` after warm-up, synchronised before and after each repeat."""
+    milliseconds = []
+    for i in range(warmup + repeats):
+        synchronize(device)
+        begin = time.perf_counter()
+        call()
+        synchronize(device)
+        if i >= warmup:
+            milliseconds.append(1e3 * (time.perf_counter() - begin))
+    return _timing(milliseconds)
+
+
+def measure_in_turns(calls: Sequence[Callable[[], object]], device: torch.device, *, rounds: int) -> tuple[Timing, ...]:
+    """Time several calls that take turns, after a round of warm-up: a noisy moment hits all of them alike."""
+    milliseconds: list[list[float]] = [[] for _ in calls]
+    for i in range(1 + rounds):
+        for values, call in zip(milliseconds, calls, strict=True):
+            once = measure(call, device, warmup=0, repeats=1)
+            if i > 0:
+                values.append(once.p50_ms)
+    return tuple(_timing(values) for values in milliseconds)
+
+
+def _timing(milliseconds: Sequence[float]) -> Timing:
+    p50, p95 = np.percentile(milliseconds, [50, 95])
+    return Timing(float(p50), float(p95))
+
+
+def rig_latency(
+    student: Student, rig: RigViews, teacher: Teacher | None, device: torch.device, precision: str
+) -> Latency:
+    """Time a student on a rig, and a teacher on as many images of noise."""
+    student_time = measure(lambda: forward_rig(student, rig, device, precision), device, warmup=3, repeats=20)
+    teacher_time = None
+    if teacher is not None:
+        images = torch.zeros(len(rig.image), *teacher.input_size, 3, dtype=torch.uint8).random_(0, 256)
+        teacher_time = measure(lambda: teacher(images), device, warmup=1, repeats=5)
+    return Latency(
+        student_ms_per_rig=student_time.p50_ms,
+        student_p95_ms_per_rig=student_time.p95_ms,
+        teacher_ms_per_rig=teacher_time.p50_ms if teacher_time else None,
+        teacher_p95_ms_per_rig=teacher_time.p95_ms if teacher_time else None,
+        speedup=teacher_time.p50_ms / student_time.p50_ms if teacher_time else None,
+        precision=precision,
+        device=str(device),
+        input=student.spec.input_size,
+        teacher_input=teacher.input_size if teacher is not None else None,
+        images_per_rig=len(rig.image),
+    )

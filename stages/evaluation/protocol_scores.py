@@ -1,0 +1,157 @@
+"""What a protocol makes of predictions: which pixels count, how they are aligned, what is pooled."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from data_cache.frames.geometry import sparse_depth
+from data_cache.frames.images import mask_at
+from data_cache.frames.rig import Sweep, View
+from stages.compute.resize import depth_at, resized
+from stages.evaluation import metrics
+from stages.evaluation.protocols import Protocol
+from stages.evaluation.results import StudentScores, TeacherScores
+from stages.evaluation.scores import ScoreTable
+
+
+@dataclass(frozen=True, eq=False)
+class ImagePixels:
+    """What counts of one image.
+
+    Attributes:
+        camera: its name.
+        truth_m: LiDAR depths in range, outside the self-occlusion mask.
+        predicted_m: what is measured says there, not clipped.
+        disparity: what the teacher says there, in its own unit; None where it was not asked.
+        masked: a self-occlusion mask was looked at.
+    """
+
+    camera: str
+    truth_m: Float[np.ndarray, " N"]
+    predicted_m: Float[np.ndarray, " N"]
+    disparity: Float[np.ndarray, " N"] | None
+    masked: bool
+
+
+def image_pixels(
+    view: View,
+    sweep: Sweep,
+    predicted_m: Float[np.ndarray, "_ _"],
+    disparity: Float[np.ndarray, "_ _"] | None,
+    protocol: Protocol,
+    range_m: tuple[float, float],
+    network_size: tuple[int, int],
+) -> ImagePixels | None:
+    """Compare an image with the sweep, at the resolution of the protocol; None where no pixel counts.
+
+    Args:
+        view, sweep: of one frame.
+        predicted_m: depth of the view at any size, 0 = none.
+        disparity: of the teacher at any size.
+        protocol: of the report.
+        range_m: of the protocol for this data set.
+        network_size: (H, W) of what is measured.
+
+    Raises:
+        FrameError: if the self-occlusion mask cannot be read.
+    """
+    native = (view.camera.height_px, view.camera.width_px)
+    size = native if protocol.resolution == "native" else network_size
+    truth_m = sparse_depth(view, sweep, size)
+    valid = (truth_m > range_m[0]) & (truth_m < range_m[1])
+    load_mask = view.load_unoccluded if protocol.masks != "ignored" else None
+    if load_mask is not None:
+        valid &= mask_at(load_mask(), size)
+    if not valid.any():
+        return None
+    there = resized(disparity, size)[valid] if disparity is not None else None
+    predicted = depth_at(predicted_m, size)[valid]
+    return ImagePixels(view.camera.name, truth_m[valid], predicted, there, load_mask is not None)
+
+
+def teacher_fitted_to(
+    student_m: Float[np.ndarray, "H W"], disparity: Float[np.ndarray, "_ _"], range_m: tuple[float, float]
+) -> Float[np.ndarray, "H W"]:
+    """The teacher's depth in the student's metres: scale and shift of disparity by least squares over the whole image.
+
+    Args:
+        student_m: 0 = none; clipped to the range.
+        disparity: of the teacher at any size.
+        range_m: of the protocol.
+
+    Returns:
+        Depth in metres within the range, 0 where the student says nothing.
+    """
+    there = student_m > 0
+    fitted_m = np.zeros_like(student_m)
+    if there.any():
+        values = resized(disparity, (student_m.shape[0], student_m.shape[1]))[there]
+        fit = metrics.fit_affine_disparity(disparity=values, truth_m=student_m[there].clip(*range_m))
+        fitted_m[there] = metrics.affine_depth_m(values, fit, range_m)
+    return fitted_m
+
+
+class ProtocolScores:
+    """Errors of a split under a protocol. Frames come one by one and are pooled as the protocol says."""
+
+    def __init__(self, protocol: Protocol, range_m: tuple[float, float]):
+        self._protocol = protocol
+        self._range_m = range_m
+        self._metric, self._median, self._affine, self._teacher = (ScoreTable(range_m) for _ in range(4))
+        self._pool: list[Sequence[ImagePixels]] = []
+        self.masked_images = 0
+
+    def add(self, images: Sequence[ImagePixels]) -> None:
+        """Add the images of one frame; one without any takes its place in a pool, too."""
+        self._pool.append(images)
+        self.masked_images += sum(image.masked for image in images)
+        if len(self._pool) == self._protocol.pool_frames:
+            self._flush()
+
+    def student(self) -> StudentScores | None:
+        """Scores of what is measured so far; None without any image."""
+        self._flush()
+        if not self._metric.images:
+            return None
+        return StudentScores(self._metric.scores(), self._median.scores(), self._affine.scores())
+
+    def teacher(self) -> TeacherScores | None:
+        """Scores of the teacher so far; None where it was not asked."""
+        self._flush()
+        return TeacherScores(self._teacher.scores()) if self._teacher.images else None
+
+    def _flush(self) -> None:
+        cameras: dict[str, list[ImagePixels]] = defaultdict(list)
+        for frame in self._pool:
+            for image in frame:
+                cameras[image.camera].append(image)
+        self._pool = []
+        rig_scale = self._scale([image for images in cameras.values() for image in images]) if cameras else 1.0
+        for camera, images in cameras.items():
+            truth_m = [image.truth_m for image in images]
+            scale = rig_scale if self._protocol.median == "rig" else self._scale(images)
+            self._metric.add(camera, [image.predicted_m.clip(*self._range_m) for image in images], truth_m)
+            scaled = [(self._unscaled(image) * scale).clip(*self._range_m) for image in images]
+            self._median.add(camera, scaled, truth_m)
+            self._affine.add(
+                camera, [self._fitted(1 / image.predicted_m.clip(*self._range_m), image) for image in images], truth_m
+            )
+            fitted = [self._fitted(image.disparity, image) for image in images if image.disparity is not None]
+            if fitted:
+                self._teacher.add(camera, fitted, truth_m)
+
+    def _unscaled(self, image: ImagePixels) -> Float[np.ndarray, " N"]:
+        return image.predicted_m.clip(*self._range_m) if self._protocol.clip_first else image.predicted_m
+
+    def _scale(self, images: Sequence[ImagePixels]) -> float:
+        return metrics.median_scale(
+            predicted_m=np.concatenate([self._unscaled(image) for image in images]),
+            truth_m=np.concatenate([image.truth_m for image in images]),
+        )
+
+    def _fitted(self, disparity: Float[np.ndarray, " N"], image: ImagePixels) -> Float[np.ndarray, " N"]:
+        fit = metrics.fit_affine_disparity(disparity=disparity, truth_m=image.truth_m)
+        return metrics.affine_depth_m(disparity, fit, self._range_m)

@@ -1,0 +1,1 @@
+"""A student at work: depth of a rig, and point clouds and colours made of it. Read `predict.py` first."""

@@ -1,0 +1,119 @@
+"""What a step of stage two learns from: the student's forward pass and every loss term that has a weight."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from data_cache.dataset import CachedRigs
+from stages.compute.devices import autocast
+from stages.losses import terms
+from stages.losses.agreement import agreement_loss
+from stages.losses.completion import densify
+from stages.losses.photometric import photometric_loss
+from stages.losses.terms import LossSpec, LossTerms
+from stages.student.model import Student, StudentOutput
+from stages.targets.binning import Binning
+from stages.targets.bins import decode, expected_position, move_bins, student_frame
+from stages.targets.lidar_frame import fit_to_lidar, lidar_frame, teacher_disparity
+from stages.targets.relations import all_relations, neighbours_valid, pairs_valid, ring_relations
+
+
+class Learner(nn.Module):
+    """The student, and the map from its tokens to the teacher's that feature distillation learns and throws away."""
+
+    def __init__(self, student: Student, token_channels: int = 0):
+        """`token_channels` of the teacher, 0 without feature distillation."""
+        super().__init__()
+        self.student = student
+        self.adapter = nn.Linear(student.token_channels, token_channels) if token_channels else None
+
+
+def loss_terms(
+    learner: Learner,
+    binning: Binning,
+    rigs: CachedRigs,
+    image: Float[Tensor, "B V 3 H W"],
+    spec: LossSpec,
+    depth_range_m: tuple[float, float],
+    precision: str,
+) -> LossTerms:
+    """Forward pass and every term whose weight is not zero.
+
+    Args:
+        learner: the student, and its adapter where the feature term has a weight.
+        binning: how the teacher's bins of the cache were cut.
+        rigs: what the cache says.
+        image: RGB in [0, 1], augmented, on the device of learner and rigs.
+        spec: weights.
+        depth_range_m: LiDAR depths outside teach nothing.
+        precision: of the student's forward pass; the losses are fp32.
+    """
+    student = learner.student
+    view_valid, lidar_depth_m = rigs.view_valid, rigs.lidar_depth_m
+    in_range = (lidar_depth_m > depth_range_m[0]) & (lidar_depth_m < depth_range_m[1])
+    lidar_depth_m = torch.where(in_range, lidar_depth_m, 0.0)
+    with autocast(image.device, precision):
+        out = student(image, rigs.focal_px, view_valid)
+
+    def term(weight: float, value: Callable[[], Float[Tensor, ""]]) -> Float[Tensor, ""] | None:
+        return value() if weight else None
+
+    teacher_prob = target = torch.empty(0)
+    if spec.kl or spec.cross or spec.logit or spec.output or spec.completion:
+        teacher_prob = decode(rigs.bins, student.bins)
+    if spec.kl or spec.cross:
+        target = _framed(teacher_prob, binning, out, lidar_depth_m, spec.frame)
+
+    def output() -> Float[Tensor, ""]:
+        fit = fit_to_lidar(teacher_prob, lidar_depth_m, binning)
+        disparity = teacher_disparity(teacher_prob, lidar_depth_m, binning)
+        teacher_depth_m = fit.depth_m(disparity).clamp(*depth_range_m)
+        return terms.output_level(out.depth_m, teacher_depth_m, fit.fitted)
+
+    def feature() -> Float[Tensor, ""]:
+        assert learner.adapter is not None
+        return terms.token_distance(rigs.tokens, learner.adapter(out.tokens), view_valid)
+
+    def completion() -> Float[Tensor, ""]:
+        guide = expected_position(teacher_prob).flatten(0, 1)
+        dense_m = densify(lidar_depth_m.flatten(0, 1), guide, spec.completion_radius_px).view_as(lidar_depth_m)
+        return terms.scale_invariant_log(out.depth_m, dense_m)
+
+    return LossTerms(
+        supervised=term(spec.supervised, lambda: terms.scale_invariant_log(out.depth_m, lidar_depth_m)),
+        kl=term(spec.kl, lambda: terms.bin_kl(target, out.logit, view_valid)),
+        cross=term(spec.cross, lambda: terms.cross_interaction(target, out.centers_m, lidar_depth_m)),
+        relation=term(
+            spec.relation,
+            lambda: terms.relation_kl(rigs.relation, ring_relations(out.tokens), neighbours_valid(view_valid)),
+        ),
+        output=term(spec.output, output),
+        logit=term(spec.logit, lambda: terms.softened_kl(teacher_prob, out.logit, view_valid)),
+        feature=term(spec.feature, feature),
+        all_relation=term(
+            spec.all_relation,
+            lambda: terms.relation_kl(all_relations(rigs.tokens), all_relations(out.tokens), pairs_valid(view_valid)),
+        ),
+        completion=term(spec.completion, completion),
+        photometric=term(spec.photometric, lambda: photometric_loss(out.depth_m, rigs)),
+        agreement=term(spec.agreement, lambda: agreement_loss(out.depth_m, rigs)),
+    )
+
+
+def _framed(
+    teacher_prob: Float[Tensor, "B V K h w"],
+    binning: Binning,
+    out: StudentOutput,
+    lidar_depth_m: Float[Tensor, "B V H W"],
+    frame: str,
+) -> Float[Tensor, "B V K h w"]:
+    """The teacher's probabilities over the student's bins, in the frame that LossSpec.frame names."""
+    if frame == "literal":
+        return teacher_prob
+    position = student_frame(teacher_prob, out.logit.softmax(2))
+    if frame == "lidar":
+        fit = fit_to_lidar(teacher_prob, lidar_depth_m, binning)
+        position = torch.where(fit.fitted[..., None], lidar_frame(fit, out.centers_m, binning), position)
+    return move_bins(teacher_prob, position)

@@ -1,0 +1,272 @@
+"""Checkpoints: safetensors and plain data, no pickles; each is there as a whole or not at all."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from data_cache.errors import SurroundError, SurroundWarning
+from data_cache.files import PARTIAL, WriteError, replace_atomically
+from stages.student.model import Student, StudentSpec
+from stages.targets.bins import TEACHER_FIELDS, BinSpec
+
+FORMAT = "surround-student/1"
+STATE_FORMAT = "surround-training-state/4"
+HEADER = "surround"
+SUFFIX = ".safetensors"
+
+
+class CheckpointError(SurroundError):
+    """A checkpoint cannot be read, written or used here."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A file is cut off, or no checkpoint at all."""
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Where a student comes from; travels inside its checkpoint.
+
+    Attributes:
+        teacher, teacher_licence: who taught it and under which licence.
+        cache_id: identity hash of the cache it learnt from.
+        dataset: source of the frames.
+        depth_range_m: nearest and farthest LiDAR depth it was trained on.
+        steps: optimiser steps taken.
+    """
+
+    teacher: str
+    teacher_licence: str
+    cache_id: str
+    dataset: str
+    depth_range_m: tuple[float, float]
+    steps: int
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedStudent:
+    """A student ready for use, and where it comes from."""
+
+    student: Student
+    lineage: Lineage
+
+
+def save_student(path: Path, student: Student, lineage: Lineage) -> None:
+    """Write weights and spec to one safetensors file; equal students give equal bytes.
+
+    Raises:
+        CheckpointError: if it cannot be written; what was at `path` stays.
+    """
+    header = {
+        "format": FORMAT,
+        "student": json.dumps(asdict(student.spec), sort_keys=True),
+        "bins": json.dumps(asdict(student.bins), sort_keys=True),
+        "lineage": json.dumps(asdict(lineage), sort_keys=True),
+    }
+    _save(path, student.state_dict(), header)
+
+
+def load_student(
+    path: Path, expected: StudentSpec | None = None, expected_bins: BinSpec | None = None
+) -> LoadedStudent:
+    """Rebuild a student in evaluation mode from its checkpoint alone.
+
+    Args:
+        path: file written by `save_student`.
+        expected, expected_bins: architecture that the recipe asks for, None to take what is there; what only
+            the teacher's side of the bins depends on does not matter.
+
+    Raises:
+        CheckpointError: if it is missing, damaged, not a student, or of another architecture (each difference named).
+    """
+    try:
+        tensors, header = _load(path, FORMAT)
+    except DamagedCheckpointError as error:
+        raise CheckpointError(f"{error}; train again or use another") from error
+    try:
+        spec = StudentSpec(**_tuples(json.loads(header["student"])))
+        bins = BinSpec(**_tuples(json.loads(header["bins"])))
+        lineage = Lineage(**_tuples(json.loads(header["lineage"])))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: header cannot be read ({error}); it was written by another version") from error
+    lines = []
+    for found, asked in ((spec, expected), (bins, expected_bins)):
+        if asked is not None:
+            lines += difference_lines(architecture(found), architecture(asked), "checkpoint")
+    if lines:
+        raise CheckpointError(
+            "\n".join(
+                [
+                    f"{path} holds another architecture:",
+                    *lines,
+                    "Set these values in the recipe, or with --set; or train another student: train-student --fresh.",
+                ]
+            )
+        )
+    student = Student(spec, bins)
+    try:
+        student.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: weights do not fit the architecture in its header: {error}") from error
+    return LoadedStudent(student.eval(), lineage)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingState:
+    """How far an interrupted training had come.
+
+    Attributes:
+        tensors: all that its next steps depend on.
+        step: optimiser steps taken.
+        best: best selection score so far, inf where there is none.
+        measured: whether it knows of this step, if it is one of those that are measured.
+    """
+
+    tensors: dict[str, Tensor]
+    step: int
+    best: float
+    measured: bool
+
+
+def save_state(folder: Path, state: TrainingState, run: Mapping[str, Any], keep: int) -> None:
+    """Write all that training needs to go on to a file of its own in `folder`, then remove what is too old.
+
+    The schedule, the sample order and every random number are functions of (seed, step) and need no storing.
+
+    Args:
+        folder: of the states of one run.
+        state: what is stored.
+        run: what must be equal for a resumed run to be the same run; compared by `load_state`.
+        keep: states up to this step that stay, at least 1. Those of later steps, which could not be read, go.
+
+    Raises:
+        CheckpointError: if it cannot be written; the states before it stay.
+    """
+    path = folder / f"{state.step:08d}{SUFFIX}"
+    header = {
+        "format": STATE_FORMAT,
+        "step": str(state.step),
+        "best": repr(state.best),
+        "measured": json.dumps(state.measured),
+        "run": json.dumps(run, sort_keys=True),
+    }
+    _save(path, state.tensors, header)
+    kept = [other for other in saved_states(folder) if other.name <= path.name][:keep]
+    for other in saved_states(folder):
+        if other not in kept:
+            other.unlink(missing_ok=True)
+
+
+def clear_partials(folder: Path) -> None:
+    """Remove the partial files of checkpoints and states that a killed training left in its folder."""
+    for partial in folder.rglob(f"*{PARTIAL}"):
+        partial.unlink(missing_ok=True)
+
+
+def saved_states(folder: Path) -> list[Path]:
+    """Files of the states in `folder`, the newest first."""
+    return sorted(folder.glob(f"[0-9]*{SUFFIX}"), reverse=True)
+
+
+def load_state(folder: Path, run: Mapping[str, Any]) -> TrainingState | None:
+    """The newest state in `folder` that can be read, with a warning for each newer one; None if there is none at all.
+
+    Raises:
+        CheckpointError: if none of those there can be read, or it belongs to another run (each difference named).
+    """
+    states = saved_states(folder)
+    for path in states:
+        try:
+            tensors, header = _load(path, STATE_FORMAT)
+            found, step, best, measured = _told(path, header)
+        except DamagedCheckpointError as error:
+            if path == states[-1]:
+                raise CheckpointError(f"{error}; no older state is left: start again with --fresh") from error
+            warnings.warn(f"{error}; the state before it is taken", SurroundWarning, stacklevel=2)
+            continue
+        lines = difference_lines(found, json.loads(json.dumps(run)), "state")
+        if lines:
+            raise CheckpointError(
+                "\n".join([f"{path} belongs to another run:", *lines, "Restore these, or start again with --fresh."])
+            )
+        return TrainingState(tensors, step, best, measured)
+    return None
+
+
+def _told(path: Path, header: Mapping[str, str]) -> tuple[dict[str, Any], int, float, bool]:
+    try:
+        run, measured = json.loads(header["run"]), json.loads(header["measured"])
+        return run, int(header["step"]), float(header["best"]), measured
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedCheckpointError(f"{path}: its header cannot be read ({error!r})") from error
+
+
+def difference_lines(found: Mapping[str, Any], expected: Mapping[str, Any], holder: str, prefix: str = "") -> list[str]:
+    """One line per leaf that differs between two trees of plain data."""
+    lines = []
+    for key in sorted({*found, *expected}):
+        old, new = found.get(key), expected.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            lines += difference_lines(old, new, holder, f"{prefix}{key}.")
+        elif json.dumps(old) != json.dumps(new):
+            lines.append(f"  {prefix}{key}: {holder} has {old!r}, recipe says {new!r}")
+    return lines
+
+
+def architecture(spec: StudentSpec | BinSpec) -> dict[str, Any]:
+    """What of a spec the student depends on."""
+    return {key: value for key, value in asdict(spec).items() if key not in TEACHER_FIELDS}
+
+
+def _save(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str]) -> None:
+    plain = {name: value.detach().cpu().contiguous() for name, value in sorted(tensors.items())}
+    header = header | {"sha256": _sha256(plain)}
+    try:
+        # One entry: safetensors writes several in an order that differs from process to process.
+        # Bytes: its `save_file` writes to a file with a name of its own, which nobody would clear away after a kill.
+        data = to_bytes(plain, metadata={HEADER: json.dumps(header)})
+        replace_atomically(path, lambda partial: partial.write_bytes(data))
+    except (WriteError, SafetensorError) as error:
+        raise CheckpointError(
+            f"the checkpoint {path} cannot be written; the one before it is untouched, free some space if the disk is"
+            f" full and run the same command: {error}"
+        ) from error
+
+
+def _load(path: Path, expected_format: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}; run train-student first, or name the file of another")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, ValueError, SafetensorError) as error:
+        raise DamagedCheckpointError(f"{path} is damaged or not a checkpoint ({error})") from error
+    if header.get("format") != expected_format:
+        raise CheckpointError(
+            f"{path}: expected format {expected_format}, found {header.get('format')!r}; it is not such a file, or of"
+            " another version: train again with --fresh"
+        )
+    if "sha256" in header and header["sha256"] != _sha256(tensors):  # older files carry none
+        raise DamagedCheckpointError(f"{path} is damaged: its weights are not those that were written")
+    return tensors, header
+
+
+def _sha256(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for _, value in sorted(tensors.items()):
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _tuples(table: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}

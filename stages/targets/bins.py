@@ -1,0 +1,213 @@
+"""The language of bins, defined once and spoken by teacher, cache and student.
+
+K bins; k = 0 is farthest, K - 1 nearest; a position b in [0, 1] grows towards the camera like disparity and bin k is
+centred at (k + 1/2) / K. Probabilities have the bin axis first: (..., K, h, w).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from data_cache.shards.encodings import ENCODINGS, ClosedFormBins, DenseBins, StoredBins, WindowBins
+
+LOG_CURVATURE = 100.0
+LOW_QUANTILE, HIGH_QUANTILE = 0.01, 0.99
+DEFINITION = f"affine-invariant log map: a={LOG_CURVATURE:g}, quantiles {LOW_QUANTILE:g}..{HIGH_QUANTILE:g}"
+"""Part of the cache identity: a change to the definitions below must change this text."""
+MAP_LEVELS = 65535
+"""The closed_form encoding stores u in this many steps: at most 5e-4 of a bin off for K = 64."""
+TAIL_SIGMAS = 5.3
+"""Decoding leaves out bins farther than this from K u - 1/2: less than 2e-6 of the mass.
+
+Most is lost at sigma = 0.283 halfway between two bins: exp(-(1.5^2 - 0.5^2) / (2 sigma^2)) / 2 = 1.9e-6."""
+STRATEGIES = ("affine", "fitted", "metric")
+"""How a teacher's map becomes u: stages/targets/binning.py has a class for each."""
+TEACHER_FIELDS = ("encoding", "window", "strategy", "fit_frames", "metric_range_m")
+"""Fields of BinSpec that say what is stored and how the teacher's map was cut; a student does not depend on them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BinSpec:
+    """How the scene's depth order is cut into bins, and how that is stored.
+
+    Changing any of these makes a cache stale, but for count, sigma and window where the encoding is closed_form, and
+    the settings of a strategy that is not in use.
+
+    Attributes:
+        count: K.
+        sigma: width of the closed-form assignment, in bins.
+        encoding: what the cache stores: window, closed_form or dense (data_cache/FORMAT.md has the price of each).
+        window: neighbouring probabilities stored per pixel in the window encoding.
+        prob_stride: the student's input size over the size at which probabilities live.
+        strategy: where the teacher's bins lie: affine (in its own range, image by image), fitted (the same, bent by a
+            map that `surround fit-bins` fits to LiDAR), or metric (in the metres that a metric teacher predicts).
+        fit_frames: training frames that fit-bins looks at.
+        metric_range_m: depth of the nearest and of the farthest bin's outer edge, for metric.
+    """
+
+    count: int = 64
+    sigma: float = 1.0
+    encoding: str = "window"
+    window: int = 7
+    prob_stride: int = 4
+    strategy: str = "affine"
+    fit_frames: int = 32
+    metric_range_m: tuple[float, float] = (1.0, 100.0)
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.count <= 256:
+            raise ValueError(f"count: expected 2 to 256 bins, got {self.count}")
+        if not 0 < self.sigma < math.inf:
+            raise ValueError(f"sigma: expected a positive number of bins, got {self.sigma}")
+        if self.encoding not in ENCODINGS:
+            raise ValueError(f"encoding: expected one of {', '.join(ENCODINGS)}, got {self.encoding!r}")
+        if self.encoding == "window" and not 1 <= self.window <= self.count:
+            raise ValueError(f"window: expected 1 to count = {self.count}, got {self.window}")
+        if self.prob_stride not in (2, 4):
+            raise ValueError(f"prob_stride: expected 2 or 4, got {self.prob_stride}")
+        if self.strategy not in STRATEGIES:
+            raise ValueError(f"strategy: expected one of {', '.join(STRATEGIES)}, got {self.strategy!r}")
+        if self.fit_frames < 1:
+            raise ValueError(f"fit_frames: expected at least 1, got {self.fit_frames}")
+        near_m, far_m = self.metric_range_m
+        if not 0 < near_m < far_m < math.inf:
+            raise ValueError(f"metric_range_m: need 0 < near < far, got [{near_m}, {far_m}]")
+
+
+def affine_invariant_map(disparity: Float[Tensor, "*batch H W"], size: tuple[int, int]) -> Float[Tensor, "*batch h w"]:
+    """Map relative disparity to u in [0, 1], unchanged by any disparity -> s * disparity + t with s > 0.
+
+    u = log(1 + a x) / log(1 + a), x = clip((d - q01) / (q99 - q01), 0, 1), d area-reduced to `size` (METHOD: ours).
+    A constant image gives 1/2.
+
+    Args:
+        disparity: larger is nearer, any unit.
+        size: (h, w) where probabilities live.
+    """
+    batch = disparity.shape[:-2]
+    images = disparity.float().reshape(-1, 1, *disparity.shape[-2:])
+    reduced = interpolate(images, size=size, mode="area")[:, 0]
+    flat = reduced.flatten(start_dim=1)
+    low, high = torch.quantile(flat, torch.tensor([LOW_QUANTILE, HIGH_QUANTILE], device=flat.device), dim=1)
+    low, span = low[:, None, None], (high - low)[:, None, None]
+    constant = span <= 1e-6 * high.abs()[:, None, None]
+    x = ((reduced - low) / torch.where(constant, 1.0, span)).clamp(0, 1)
+    u = torch.where(constant, 0.5, torch.log1p(LOG_CURVATURE * x) / math.log1p(LOG_CURVATURE))
+    return u.reshape(*batch, *size)
+
+
+def map_disparity(u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The relative disparity x in [0, 1] behind an affine-invariant map: ((1 + a)^u - 1) / a."""
+    return torch.expm1(u * math.log1p(LOG_CURVATURE)) / LOG_CURVATURE
+
+
+def closed_form_prob(u: Float[Tensor, "*batch h w"], spec: BinSpec) -> Float[Tensor, "*batch K h w"]:
+    """Bin probabilities of an affine-invariant map: p_k proportional to exp(-(K u - k - 1/2)^2 / (2 sigma^2))."""
+    k = torch.arange(spec.count, device=u.device, dtype=u.dtype)[:, None, None]
+    offset = spec.count * u.unsqueeze(-3) - k - 0.5
+    return torch.softmax(-(offset**2) / (2 * spec.sigma**2), dim=-3)
+
+
+def encode(u: Float[Tensor, "*batch h w"], spec: BinSpec) -> StoredBins[Tensor]:
+    """Keep the bin probabilities of an affine-invariant map in the spec's encoding.
+
+    Window weights that round to 0 stay 0. Lifting them to 1 would add mass to the tails: measured on uniform u, K = 64,
+    sigma = 1, width 7, KL(stored, dense) is 4.9e-4 nats with zeros and 2.3e-3 without.
+    """
+    if spec.encoding == "closed_form":
+        return ClosedFormBins(torch.round(MAP_LEVELS * u).to(torch.int32))
+    if spec.encoding == "dense":
+        return DenseBins(closed_form_prob(u, spec).movedim(-3, -1).half())
+    first, weight = _nearest_bins(u, spec, spec.window)
+    return WindowBins(first.to(torch.uint8), torch.round(255 * weight).to(torch.uint8))
+
+
+def decode(stored: StoredBins[Tensor], spec: BinSpec) -> Float[Tensor, "*batch K h w"]:
+    """Probabilities over all K bins, summing to one.
+
+    A missing camera is stored as zeros and decodes to zeros, but for closed_form, where it decodes to the farthest
+    bins: `view_valid` keeps it out of every loss.
+
+    Args:
+        stored: in any encoding; that of `spec` does not matter.
+        spec: count; closed_form reads sigma, too.
+    """
+    match stored:
+        case DenseBins():
+            return _normalised(stored.bin_dense.float()).movedim(-1, -3)
+        case ClosedFormBins():
+            # Halfway between two bins both have half of the mass, however small sigma is.
+            width = min(spec.count, max(2, math.ceil(2 * TAIL_SIGMAS * spec.sigma)))
+            first, weight = _nearest_bins(stored.bin_map / MAP_LEVELS, spec, width)
+        case WindowBins():
+            first, weight = stored.bin_first, stored.bin_prob.float()
+    index = first.long()[..., None] + torch.arange(weight.shape[-1], device=weight.device)
+    dense = torch.zeros(*weight.shape[:-1], spec.count, device=weight.device)
+    return dense.scatter_(-1, index, _normalised(weight)).movedim(-1, -3)
+
+
+def _nearest_bins(
+    u: Float[Tensor, "*batch h w"], spec: BinSpec, width: int
+) -> tuple[Float[Tensor, "*batch h w"], Float[Tensor, "*batch h w S"]]:
+    """First bin and closed-form weights, the largest 1, of the `width` bins that hold the most mass.
+
+    Those are the ones nearest to K u - 1/2: the weights fall on both sides of it and depend on the distance alone.
+    """
+    position = spec.count * u - 0.5
+    first = (position - (width - 1) / 2).round().clamp(0, spec.count - width)
+    exponent = ((position - first)[..., None] - torch.arange(width, device=u.device)) ** 2 / (-2 * spec.sigma**2)
+    return first, (exponent - exponent.amax(-1, keepdim=True)).exp()
+
+
+def _normalised(weight: Float[Tensor, "*batch h w S"]) -> Float[Tensor, "*batch h w S"]:
+    # The zeros of a missing camera stay zeros: no division by 0.
+    return weight / weight.sum(-1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
+
+
+def expected_position(prob: Float[Tensor, "*batch K h w"]) -> Float[Tensor, "*batch h w"]:
+    """Expected bin position sum_k p_k (k + 1/2) / K, in [0, 1]."""
+    return torch.einsum("...khw,k->...hw", prob, positions(prob.shape[-3], prob))
+
+
+def positions(count: int, like: Tensor) -> Float[Tensor, " K"]:
+    """Bin positions (k + 1/2) / K, on the device and of the type of `like`."""
+    return (torch.arange(count, device=like.device, dtype=like.dtype) + 0.5) / count
+
+
+def student_frame(
+    teacher_prob: Float[Tensor, "*batch K h w"], student_prob: Float[Tensor, "*batch K h w"]
+) -> Float[Tensor, "*batch K"]:
+    """Where the teacher's bins lie once scale and shift are removed on both sides; for `move_bins`.
+
+    Per image, e^S and e^T are the expected positions. Bin position b_k moves to
+    b'_k = mean e^S + std e^S (b_k - mean e^T) / max(std e^T, 1e-3). METHOD: our reading of "scale-invariant" where no
+    LiDAR says more; any spread of the student agrees with itself, see docs/RESULTS.md, "What was tried". No gradient
+    flows through the result.
+    """
+    with torch.no_grad():
+        count = teacher_prob.shape[-3]
+        student, teacher = expected_position(student_prob).flatten(-2), expected_position(teacher_prob).flatten(-2)
+        scale = student.std(-1, correction=0) / teacher.std(-1, correction=0).clamp(min=1e-3)
+        position = positions(count, teacher_prob)
+        return student.mean(-1, keepdim=True) + scale[..., None] * (position - teacher.mean(-1, keepdim=True))
+
+
+def move_bins(
+    prob: Float[Tensor, "*batch K h w"], position: Float[Tensor, "*batch K"]
+) -> Float[Tensor, "*batch K h w"]:
+    """Move bin k to `position` k; its mass is shared linearly between the two nearest bins.
+
+    The projection of categorical distributions of Bellemare et al. 2017 (C51). What would leave the range stays in the
+    outermost bins. No gradient flows through the result.
+    """
+    with torch.no_grad():
+        count = prob.shape[-3]
+        target = (position.clamp(0, 1) * count - 0.5).clamp(0, count - 1)
+        # Share of source bin k (columns) that lands in target bin j (rows): a hat function of their distance.
+        distance = (torch.arange(count, device=target.device)[:, None] - target[..., None, :]).abs()
+        share = (1 - distance).clamp(min=0)
+        return torch.einsum("...jk,...khw->...jhw", share, prob)

@@ -1,0 +1,112 @@
+"""What stage two is about to do, told before it does it; a few steps are timed and thrown away."""
+
+import resource
+import time
+from dataclasses import dataclass
+
+import torch
+
+from data_cache.dataset import collate
+from stages.compute.devices import synchronize
+from stages.compute.parallel import process_count, rank
+from stages.training.preflight import TrainingJob, open_job
+from stages.training.schedule import sample_order, split
+from stages.training.step import on_device
+
+TIMED_STEPS = 3
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What is to be done and what it will cost.
+
+    Attributes:
+        frames, quarantined: training frames, and those that are left out.
+        selection_frames: of the selection split.
+        steps, steps_done: in all, and in the newest saved state.
+        batch_rigs, process_count, accumulate: frames of a step, and among how many they are shared out.
+        parameters: of the student.
+        seconds_per_step: median of the timed steps, frames at hand.
+        read_seconds_per_step: to read the frames of this process in it, which loader workers do beside the steps.
+        workers: loader processes.
+        memory_bytes: highest so far of this process, on the GPU where it is on one.
+        disk_bytes: of everything that will be kept, logs apart.
+        device, precision: where and how.
+    """
+
+    frames: int
+    quarantined: int
+    selection_frames: int
+    steps: int
+    steps_done: int
+    batch_rigs: int
+    process_count: int
+    accumulate: int
+    parameters: int
+    seconds_per_step: float
+    read_seconds_per_step: float
+    workers: int
+    memory_bytes: int
+    disk_bytes: int
+    device: str
+    precision: str
+
+    @property
+    def seconds_left(self) -> float:
+        """Estimate for the steps that are left; measuring and saving apart."""
+        reading = self.read_seconds_per_step
+        step = max(self.seconds_per_step, reading / self.workers) if self.workers else self.seconds_per_step + reading
+        return (self.steps - self.steps_done) * step
+
+
+def plan_training(job: TrainingJob) -> TrainingPlan:
+    """Take `TIMED_STEPS` steps after one to warm up, and tell what all of them would cost. Nothing is written.
+
+    The student of the job is of no use afterwards.
+
+    Raises:
+        SettingError, TrainingError, CheckpointError, DamagedCacheError: as train_student would.
+    """
+    opened = open_job(job)
+    frames, training, state = opened.frames, opened.training, opened.state
+    spec, student, device = job.spec, job.student, job.device
+    order = sample_order(spec.seed, len(frames), spec.batch_rigs, range(1 + TIMED_STEPS))
+    reading, stepping = [], []
+    student.train()
+    for step, batch in enumerate(order):
+        begin = time.perf_counter()
+        passes = split(batch, rank(), process_count(), spec.accumulate)
+        found = [on_device(device, rigs) for rigs in (collate([frames[i] for i in part]) for part in passes)]
+        read = time.perf_counter()
+        training.step(found, step)
+        synchronize(device)
+        reading.append(read - begin)
+        stepping.append(time.perf_counter() - read)
+    state_bytes = sum(tensor.numel() * tensor.element_size() for tensor in training.tensors().values())
+    student_bytes = sum(tensor.numel() * tensor.element_size() for tensor in student.state_dict().values())
+    keeps_best = bool(job.selection_ids) and spec.keep_best
+    return TrainingPlan(
+        frames=len(frames),
+        quarantined=len(job.train_ids) - len(frames),
+        selection_frames=len(opened.selection),
+        steps=spec.steps,
+        steps_done=state.step if state is not None else 0,
+        batch_rigs=spec.batch_rigs,
+        process_count=process_count(),
+        accumulate=spec.accumulate,
+        parameters=sum(parameter.numel() for parameter in student.parameters()),
+        seconds_per_step=sorted(stepping[1:])[TIMED_STEPS // 2],
+        read_seconds_per_step=sorted(reading[1:])[TIMED_STEPS // 2],
+        workers=spec.workers,
+        memory_bytes=_peak_bytes(device),
+        # One state more than is kept is there while the newest is written.
+        disk_bytes=(spec.keep_last + 1) * state_bytes + (1 + keeps_best) * student_bytes,
+        device=str(device),
+        precision=training.setting.precision,
+    )
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,141 @@
+"""What stage two is asked to do, and all that is looked at before its first step."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_cache.dataset import CachedFrames
+from data_cache.shards.reader import CacheReader
+from stages.compute.devices import resolve_precision
+from stages.compute.parallel import process_count, rank
+from stages.losses.terms import LossSpec
+from stages.student.checkpoint import TrainingState, architecture, load_state
+from stages.student.model import Student
+from stages.targets.binning import stored_binning
+from stages.training.schedule import split
+from stages.training.spec import HOW_NOT_WHAT, TrainStudentSpec
+from stages.training.step import Setting, Training, TrainingError
+
+STATES = "states"
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingJob:
+    """One training, as it is run or planned.
+
+    Attributes:
+        reader: of the cache.
+        student: before its first step.
+        train_ids, selection_ids: frames to learn from, and to choose the best student on; the latter may be empty.
+        folder: of states, checkpoints and logs.
+        spec, losses: of the recipe.
+        depth_range_m: LiDAR depths outside do not count.
+        device: of this process.
+        fresh: do not continue what is in `folder`.
+    """
+
+    reader: CacheReader
+    student: Student
+    train_ids: Sequence[str]
+    selection_ids: Sequence[str]
+    folder: Path
+    spec: TrainStudentSpec
+    losses: LossSpec
+    depth_range_m: tuple[float, float]
+    device: torch.device
+    fresh: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class OpenTraining:
+    """A job that nothing stands against.
+
+    Attributes:
+        frames, selection: those that are usable.
+        training: before its first step; `state` is not restored yet.
+        run: what two runs must share to be the same run.
+        state: from which the job goes on, None at its beginning.
+    """
+
+    frames: CachedFrames
+    selection: CachedFrames
+    training: Training
+    run: Mapping[str, Any]
+    state: TrainingState | None
+
+
+def open_job(job: TrainingJob) -> OpenTraining:
+    """Look at everything that a job needs, the cheap things first. Nothing is written.
+
+    Raises:
+        SettingError: if the frames of a step cannot be shared out evenly.
+        TrainingError: if no frame is usable, none has LiDAR in range though it should teach or choose, or the cache
+            lacks the teacher tokens that a loss learns from.
+        CheckpointError: if no state can be read, or it belongs to another run.
+        DamagedCacheError: if the cache is damaged.
+    """
+    reader, spec, losses = job.reader, job.spec, job.losses
+    split(list(range(spec.batch_rigs)), rank(), process_count(), spec.accumulate)
+    require_tokens(reader, losses)
+    frames = _training_frames(job)
+    selection = CachedFrames(reader, reader.usable(tuple(job.selection_ids)))
+    if len(selection) and not _any_lidar(selection, job.depth_range_m):
+        raise TrainingError("the selection split has no LiDAR point in range; choose other frames for data.selection")
+    precision = resolve_precision(spec.precision, job.device)
+    setting = Setting(stored_binning(job.student.bins, reader.identity.bin_knots), losses, job.depth_range_m, precision)
+    run = _identity(job, frames.frame_ids, precision)
+    state = None if job.fresh else load_state(job.folder / STATES, run)
+    token_channels = reader.identity.token_channels if losses.feature else 0
+    training = Training(job.student, token_channels, setting, spec, job.device)
+    return OpenTraining(frames, selection, training, run, state)
+
+
+def _training_frames(job: TrainingJob) -> CachedFrames:
+    reader = job.reader
+    usable = reader.usable(tuple(job.train_ids))
+    if not usable:
+        raise TrainingError(
+            f"{reader.store.location}: all {len(job.train_ids)} training frames are quarantined; see teacher-cache"
+        )
+    frames = CachedFrames(reader, usable, neighbours=job.losses.photometric > 0)
+    if job.losses.supervised and not _any_lidar(frames, job.depth_range_m):
+        raise TrainingError(
+            f"{reader.store.location}: no training frame has a LiDAR return between {job.depth_range_m[0]} and"
+            f" {job.depth_range_m[1]} m, so nothing says how many metres; check the LiDAR files and data.depth_range_m,"
+            " or set losses.supervised = 0.0"
+        )
+    return frames
+
+
+def require_tokens(reader: CacheReader, losses: LossSpec) -> None:
+    """Raise TrainingError if a loss learns from teacher tokens that the cache does not hold."""
+    if (losses.feature or losses.all_relation) and not reader.identity.token_channels:
+        raise TrainingError(
+            f"{reader.store.location} holds no teacher tokens, from which losses.feature and losses.all_relation learn;"
+            " set teacher_cache.tokens = true and write the cache again, or do without these losses"
+        )
+
+
+def _any_lidar(frames: CachedFrames, depth_range_m: tuple[float, float]) -> bool:
+    """Whether any frame has a return in range; the first one usually answers."""
+    near_m, far_m = depth_range_m
+    return any(
+        bool(((rig.lidar_depth_m > near_m) & (rig.lidar_depth_m < far_m)).any())
+        for rig in (frames[i] for i in range(len(frames)))
+    )
+
+
+def _identity(job: TrainingJob, frame_ids: Sequence[str], precision: str) -> Mapping[str, Any]:
+    train = {key: value for key, value in asdict(job.spec).items() if key not in HOW_NOT_WHAT}
+    return {
+        "cache": job.reader.identity.sha256,
+        "train_frames": list(frame_ids),
+        "student": asdict(job.student.spec),
+        "bins": architecture(job.student.bins),  # how the teacher's were cut is the cache's
+        "train_student": train | {"precision": precision},
+        "losses": asdict(job.losses),
+        "depth_range_m": list(job.depth_range_m),
+    }

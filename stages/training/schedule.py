@@ -1,0 +1,90 @@
+"""What a step does, as a function of (seed, step) alone: its rate, its frames and every random number.
+
+Nothing else draws random numbers in stage two, so none needs to be saved, and neither the number of processes nor that
+of loader workers changes what is learnt from.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from data_cache.errors import SettingError
+from stages.training.spec import TrainStudentSpec
+
+COLOUR_SPREAD = 0.2
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How one frame of a step is augmented.
+
+    Attributes:
+        mirrored: shown as a mirror shows it.
+        brightness, contrast: factors.
+    """
+
+    mirrored: bool
+    brightness: float
+    contrast: float
+
+
+def learning_rate(step: int, spec: TrainStudentSpec) -> float:
+    """Rate of the optimiser step after `step` done ones: linear warm-up, then half a cosine to zero."""
+    if step < spec.warmup_steps:
+        return spec.learning_rate * (step + 1) / spec.warmup_steps
+    share = (step - spec.warmup_steps) / max(1, spec.steps - spec.warmup_steps)
+    return spec.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def sample_order(seed: int, frame_count: int, batch_rigs: int, steps: range) -> list[list[int]]:
+    """Positions of each step's frames: epochs are permutations drawn from (seed, epoch), laid end to end."""
+    permutations: dict[int, list[int]] = {}
+    order = []
+    for step in steps:
+        batch = []
+        for position in range(step * batch_rigs, (step + 1) * batch_rigs):
+            epoch, place = divmod(position, frame_count)
+            if epoch not in permutations:
+                permutations[epoch] = torch.randperm(frame_count, generator=_generator(seed, epoch, 0)).tolist()
+            batch.append(permutations[epoch][place])
+        order.append(batch)
+    return order
+
+
+def draws(spec: TrainStudentSpec, step: int) -> list[Draw]:
+    """The augmentation of each frame of a step; brightness and contrast are within 20 % of 1."""
+    generator = _generator(spec.seed, step, 1)
+    turned = (torch.rand(spec.batch_rigs, generator=generator) < 0.5).tolist()
+    found = []
+    for mirrored in turned:
+        brightness, contrast = 1.0, 1.0
+        if spec.jitter:
+            brightness, contrast = (1 + (torch.rand(2, generator=generator) * 2 - 1) * COLOUR_SPREAD).tolist()
+        found.append(Draw(mirrored and spec.flip, brightness, contrast))
+    return found
+
+
+def split(batch: list[T], rank: int, process_count: int, accumulate: int) -> list[list[T]]:
+    """The passes of one process: a step's frames in `accumulate` equal parts, and of each its consecutive share.
+
+    What is in a pass does not depend on the number of processes, since batch norm looks at a pass as a whole.
+
+    Raises:
+        SettingError: if the frames cannot be shared out evenly.
+    """
+    size, rest = divmod(len(batch), process_count * accumulate)
+    if rest:
+        raise SettingError(
+            f"train_student.batch_rigs: expected a multiple of {process_count} processes x accumulate = {accumulate},"
+            f" got {len(batch)}"
+        )
+    begins = [(i * process_count + rank) * size for i in range(accumulate)]
+    return [batch[begin : begin + size] for begin in begins]
+
+
+def _generator(seed: int, index: int, purpose: int) -> torch.Generator:
+    """A generator for one epoch or step."""
+    return torch.Generator().manual_seed((seed * 2 + purpose) * 1_000_003 + index)
