@@ -8,6 +8,7 @@ from data_cache.errors import SurroundWarning
 from pipeline.cli.cache import cache, rig, weights
 from pipeline.cli.results import ablate, compare, export, predict, report, zero_shot
 from pipeline.cli.stages import doctor, evaluate, fit_bins, teacher_cache, train_student
+from stages.compute.waiting import wait_passively
 
 
 class _InOrder(click.Group):
@@ -26,6 +27,7 @@ def main() -> None:
     codes: 0 done; 1 failed; 2 bad usage or recipe; 3 done, but some frames were quarantined; 75 stopped by a signal
     after saving, run it again to go on.
     """
+    wait_passively()
     usual = warnings.formatwarning
 
     def shown(

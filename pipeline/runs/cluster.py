@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from data_cache.errors import SettingError, SurroundError
 from data_cache.stop_signals import deaf_children
 from stages.compute.progress import Preempted
+from stages.compute.waiting import PASSIVE
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -274,6 +275,8 @@ def _slurm(spec: ClusterSpec, workers: int, logs: Path | None) -> Iterator[Any]:
         from dask_jobqueue import SLURMCluster
     except ImportError as error:
         raise SettingError("--scheduler slurm needs pip install 'surround-distill[slurm]'") from error
+    environment = {name: os.environ[name] for name in PASSIVE if name in os.environ}
+    environment["OMP_NUM_THREADS"] = str(spec.cores)
     # One worker with one dask thread per job; the teacher's lanes use the job's cores.
     with SLURMCluster(
         n_workers=workers,
@@ -285,7 +288,7 @@ def _slurm(spec: ClusterSpec, workers: int, logs: Path | None) -> Iterator[Any]:
         queue=spec.partition or None,
         account=spec.account or None,
         job_extra_directives=list(spec.directives),
-        job_script_prologue=[f"export OMP_NUM_THREADS={spec.cores}", *spec.prologue],
+        job_script_prologue=[f"export {name}={value}" for name, value in environment.items()] + list(spec.prologue),
         scheduler_options={"dashboard_address": ANY_PORT},
         log_directory=str(logs) if logs else None,
     ) as cluster:
