@@ -4,7 +4,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from fakes import random_record, rig_tensors, tiny_identity
+from support.fakes import random_record, rig_tensors, tiny_identity
 
 from data_cache.dataset import CachedFrames, CachedRigs, LoaderError, batches, collate, moved_m, same_drive, single
 from data_cache.shards.encodings import ENCODINGS

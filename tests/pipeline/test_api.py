@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes import NAMES, NATIVE_SIZE, FakeSource
-from test_cli import recipe, run, surround  # noqa: F401
-from test_evaluate import student
-from test_loose_images import LENS, camera, write_image, write_rig
-from test_zero_shot import LINEAGE
+from support.data_sets.loose_images import LENS, camera, write_image, write_rig
+from support.fakes import NAMES, NATIVE_SIZE, FakeSource
+from support.repository import REPOSITORY
+from support.students import LINEAGE, student
+from support.surround import surround
 
 from data_cache.errors import FrameError, SettingError, SourceError
 from data_cache.frames.views import load_images, rig_views
@@ -21,7 +21,7 @@ from stages.compute.resize import depth_at, resize_views
 from stages.inference.predict import predict_rig
 from stages.student.checkpoint import CheckpointError, save_student
 
-README = Path(__file__).parents[1] / "README.md"
+README = REPOSITORY / "README.md"
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def checkpoint(tmp_path) -> Path:
     return tmp_path / "student.safetensors"
 
 
-def test_the_lines_of_the_readme_run(run, recipe, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_the_lines_of_the_readme_run(run, recipe, tmp_path, monkeypatch, capsys):
     """Exactly them, where README says that they run; only the run is a tiny one."""
     (snippet,) = re.findall(r"## From Python\n.*?```python\n(.*?)```", README.read_text(), re.DOTALL)
     lines = [line for line in snippet.splitlines() if line]
@@ -121,7 +121,7 @@ def test_what_is_wrong_says_so(tmp_path, checkpoint):
         load_cache(tmp_path)
 
 
-def test_a_cache_is_iterated_split_by_split(run):  # noqa: F811
+def test_a_cache_is_iterated_split_by_split(run):
     reader = CacheReader(run / "cache")
     frames = dict(load_cache(run / "cache"))
     assert tuple(frames) == reader.frames.train == ("drive-00/0",)

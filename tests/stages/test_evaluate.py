@@ -3,7 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fakes import NAMES, STUDENT_SIZE, TEACHER_SIZE, FakeSource, tiny_teacher
+from support.fakes import CPU, NAMES, STUDENT_SIZE, TEACHER_SIZE, FakeSource, tiny_teacher
+from support.students import student
 
 from data_cache.frames.geometry import sparse_depth
 from data_cache.frames.views import load_images, rig_views
@@ -16,17 +17,8 @@ from stages.evaluation.results import EvaluationError, against_lidar
 from stages.evaluation.spec import EvaluateSpec
 from stages.inference import predict as predict_module
 from stages.inference.predict import predict_rig
-from stages.student.model import Student, StudentSpec
-from stages.targets.bins import BinSpec
 
-CPU = torch.device("cpu")
 SPEC = EvaluateSpec(latency=False, pictures=2)
-
-
-def student() -> Student:
-    torch.manual_seed(0)
-    spec = StudentSpec(input_size=STUDENT_SIZE, near_m=0.5, far_m=80.0, focal_px=32.0, decoder_channels=8, pretrained=False)  # fmt: skip # noqa: E501
-    return Student(spec, BinSpec()).eval()
 
 
 def run(source: FakeSource, spec: EvaluateSpec = SPEC, teacher=None, **options):

@@ -5,75 +5,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes import NAMES, STUDENT_SIZE, TEACHER_SIZE, FakeSource, tiny_teacher
-from test_writer import contents
+from support.caches import contents
+from support.fakes import NAMES, STUDENT_SIZE, TEACHER_SIZE, FakeSource, tiny_teacher
+from support.teacher_caches import BINS, SPEC, open_writer, write_teacher_cache
 
 from data_cache.dataset import CachedFrames
 from data_cache.files import DiskFullError
 from data_cache.frames.views import load_images, rig_views
 from data_cache.shards.encodings import ENCODINGS
 from data_cache.shards.errors import StaleCacheError
-from data_cache.shards.identity import Resolved, SplitFrames
 from data_cache.shards.reader import CacheReader, cache_status
 from data_cache.shards.records import record_arrays, unpack_depth_m
-from data_cache.shards.writer import CacheWriter
-from data_cache.sources.selectors import select
-from stages.caching.identity import cache_identity, recipe_identity
-from stages.caching.spec import TeacherCacheSpec
+from stages.caching.identity import recipe_identity
 from stages.compute.progress import Preempted
 from stages.compute.resize import resize_views
-from stages.targets.binning import AffineBinning, resolve_binning
-from stages.targets.bins import BinSpec, affine_invariant_map, closed_form_prob, decode
+from stages.targets.binning import AffineBinning
+from stages.targets.bins import affine_invariant_map, closed_form_prob, decode
 from stages.targets.relations import GRID, ring_relations
 from stages.teacher.transformers_depth import TransformersTeacher
 from stages.teacher_cache import TeacherCacheReport, teacher_cache
-
-SPEC = TeacherCacheSpec(input_size=TEACHER_SIZE, shard_frames=2, batch_images=4)
-BINS = BinSpec(prob_stride=4)
-
-
-def run(
-    root: Path,
-    source: FakeSource,
-    folder: Path,
-    bin_spec: BinSpec = BINS,
-    *,
-    part=(1, 1),
-    retry_quarantined=False,
-    tokens=False,
-    **options,
-):
-    """Plan and write, as the command does."""
-    writer, teacher = open_writer(root, source, folder, bin_spec, tokens=tokens)
-    binning = resolve_binning(bin_spec, teacher.space, None)
-    shards = writer.pending(part=part, retry_quarantined=retry_quarantined)
-    return teacher_cache(
-        source,
-        teacher,
-        writer,
-        bin_spec,
-        binning,
-        shards,
-        batch_images=4,
-        retry_quarantined=retry_quarantined,
-        **options,
-    )
-
-
-def open_writer(
-    root: Path, source: FakeSource, folder: Path, bin_spec: BinSpec = BINS, *, tokens: bool = False
-) -> tuple[CacheWriter, TransformersTeacher]:
-    teacher = tiny_teacher(folder)
-    frames = SplitFrames(select(source, ["d"]), ())
-    decided = recipe_identity("fake", ("d",), (), dataclasses.replace(SPEC, tokens=tokens), bin_spec, STUDENT_SIZE)
-    identity = cache_identity(decided, source, frames, teacher)
-    return CacheWriter(root, identity, Resolved("fp32", SPEC.batch_images, 1), frames), teacher
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_every_frame_is_stored_with_what_the_teacher_says_about_its_own_images(tmp_path, teacher_folder, encoding):
     source = FakeSource(5)
-    report = run(tmp_path, source, teacher_folder, dataclasses.replace(BINS, encoding=encoding))
+    report = write_teacher_cache(tmp_path, source, teacher_folder, dataclasses.replace(BINS, encoding=encoding))
     assert report == TeacherCacheReport(shards_written=3, frames_written=5)
     reader = CacheReader(tmp_path)
     teacher = tiny_teacher(teacher_folder)
@@ -106,7 +62,7 @@ def test_only_a_closed_form_cache_serves_another_count_and_sigma(tmp_path, teach
         ("window", {"bin_count", "bin_sigma", "window_width"}),
     ]:
         spec = dataclasses.replace(BINS, encoding=encoding)
-        run(tmp_path / encoding, FakeSource(2), teacher_folder, spec)
+        write_teacher_cache(tmp_path / encoding, FakeSource(2), teacher_folder, spec)
         changed = dataclasses.replace(spec, **other)
         expected = recipe_identity("fake", ("d",), (), SPEC, changed, STUDENT_SIZE)
         if named:
@@ -115,20 +71,20 @@ def test_only_a_closed_form_cache_serves_another_count_and_sigma(tmp_path, teach
             assert error.value.differences.keys() == named
         else:
             CacheReader(tmp_path / encoding, expected)
-            assert run(tmp_path / encoding, FakeSource(2), teacher_folder, changed).shards_written == 0
+            assert write_teacher_cache(tmp_path / encoding, FakeSource(2), teacher_folder, changed).shards_written == 0
 
 
 def test_another_encoding_is_another_cache(tmp_path, teacher_folder):
-    run(tmp_path, FakeSource(2), teacher_folder)
+    write_teacher_cache(tmp_path, FakeSource(2), teacher_folder)
     with pytest.raises(StaleCacheError, match="encoding: cache has 'window', recipe says 'dense'"):
-        run(tmp_path, FakeSource(2), teacher_folder, dataclasses.replace(BINS, encoding="dense"))
+        write_teacher_cache(tmp_path, FakeSource(2), teacher_folder, dataclasses.replace(BINS, encoding="dense"))
 
 
 def test_a_second_run_looks_at_nothing_and_writes_nothing(tmp_path, teacher_folder):
-    run(tmp_path, FakeSource(5), teacher_folder)
+    write_teacher_cache(tmp_path, FakeSource(5), teacher_folder)
     before = contents(tmp_path)
     looked: list[str] = []
-    report = run(tmp_path, FakeSource(5, on_frame=looked.append), teacher_folder)
+    report = write_teacher_cache(tmp_path, FakeSource(5, on_frame=looked.append), teacher_folder)
     assert report == TeacherCacheReport()
     assert looked == []
     assert contents(tmp_path) == before
@@ -141,38 +97,38 @@ def test_a_killed_run_resumes_to_the_same_cache(tmp_path, teacher_folder, dies_a
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "killed", FakeSource(5, on_frame=die), teacher_folder)
-    report = run(tmp_path / "killed", FakeSource(5), teacher_folder)
+        write_teacher_cache(tmp_path / "killed", FakeSource(5, on_frame=die), teacher_folder)
+    report = write_teacher_cache(tmp_path / "killed", FakeSource(5), teacher_folder)
     assert report.shards_written == 3 - dies_at // 2
-    run(tmp_path / "whole", FakeSource(5), teacher_folder)
+    write_teacher_cache(tmp_path / "whole", FakeSource(5), teacher_folder)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
 def test_a_run_asked_to_stop_keeps_finished_shards_and_goes_on_later(tmp_path, teacher_folder):
     answers = iter([False] * 3 + [True])
     with pytest.raises(Preempted, match="finished shards are kept"):
-        run(tmp_path, FakeSource(5), teacher_folder, should_stop=lambda: next(answers))
+        write_teacher_cache(tmp_path, FakeSource(5), teacher_folder, should_stop=lambda: next(answers))
     assert cache_status(tmp_path).shards_done == 1
-    assert run(tmp_path, FakeSource(5), teacher_folder).shards_written == 2
+    assert write_teacher_cache(tmp_path, FakeSource(5), teacher_folder).shards_written == 2
 
 
 def test_parts_fill_disjoint_shards_and_together_everything(tmp_path, teacher_folder):
-    assert run(tmp_path / "a", FakeSource(5), teacher_folder, part=(1, 2)).shards_written == 2
-    assert run(tmp_path / "a", FakeSource(5), teacher_folder, part=(2, 2)).shards_written == 1
-    run(tmp_path / "b", FakeSource(5), teacher_folder)
+    assert write_teacher_cache(tmp_path / "a", FakeSource(5), teacher_folder, part=(1, 2)).shards_written == 2
+    assert write_teacher_cache(tmp_path / "a", FakeSource(5), teacher_folder, part=(2, 2)).shards_written == 1
+    write_teacher_cache(tmp_path / "b", FakeSource(5), teacher_folder)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
 def test_unreadable_frames_are_quarantined_with_their_reason_and_retried(tmp_path, teacher_folder):
     source = FakeSource(5, broken={"d/0": "image cannot be decoded: a.jpg", "d/3": "NaN calibration"})
-    assert run(tmp_path, source, teacher_folder).frames_written == 3
+    assert write_teacher_cache(tmp_path, source, teacher_folder).frames_written == 3
     assert cache_status(tmp_path).quarantined == source.broken
     reader = CacheReader(tmp_path)
     assert reader.usable(reader.frames.train) == ("d/1", "d/2", "d/4")
-    assert run(tmp_path, source, teacher_folder).shards_written == 0
-    healed = run(tmp_path, FakeSource(5), teacher_folder, retry_quarantined=True)
+    assert write_teacher_cache(tmp_path, source, teacher_folder).shards_written == 0
+    healed = write_teacher_cache(tmp_path, FakeSource(5), teacher_folder, retry_quarantined=True)
     assert healed == TeacherCacheReport(shards_written=2, frames_written=4)
-    run(tmp_path / "whole", FakeSource(5), teacher_folder)
+    write_teacher_cache(tmp_path / "whole", FakeSource(5), teacher_folder)
     whole = {str(Path("whole") / k): v for k, v in contents(tmp_path / "whole").items()}
     assert contents(tmp_path) == contents(tmp_path) | whole
     assert CacheReader(tmp_path).quarantined == {}
@@ -180,13 +136,15 @@ def test_unreadable_frames_are_quarantined_with_their_reason_and_retried(tmp_pat
 
 def test_a_cache_of_nothing_but_broken_frames_still_finishes_and_lists_them(tmp_path, teacher_folder):
     source = FakeSource(2, broken={"d/0": "x", "d/1": "y"})
-    run(tmp_path, source, teacher_folder)
+    write_teacher_cache(tmp_path, source, teacher_folder)
     assert cache_status(tmp_path).quarantined == {"d/0": "x", "d/1": "y"}
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_a_missing_camera_is_a_gap_and_not_an_error(tmp_path, teacher_folder, encoding):
-    run(tmp_path, FakeSource(2, missing={"d/1": (1,)}), teacher_folder, dataclasses.replace(BINS, encoding=encoding))
+    write_teacher_cache(
+        tmp_path, FakeSource(2, missing={"d/1": (1,)}), teacher_folder, dataclasses.replace(BINS, encoding=encoding)
+    )
     assert cache_status(tmp_path).notes == {"d/1": "no right"}
     record = CacheReader(tmp_path).read("d/1")
     assert record.view_valid.tolist() == [True, False, True]
@@ -201,8 +159,8 @@ def test_a_missing_camera_is_a_gap_and_not_an_error(tmp_path, teacher_folder, en
 
 
 def test_views_after_a_gap_keep_their_own_images(tmp_path, teacher_folder):
-    run(tmp_path / "gap", FakeSource(2, missing={"d/1": (1,)}), teacher_folder)
-    run(tmp_path / "full", FakeSource(2), teacher_folder)
+    write_teacher_cache(tmp_path / "gap", FakeSource(2, missing={"d/1": (1,)}), teacher_folder)
+    write_teacher_cache(tmp_path / "full", FakeSource(2), teacher_folder)
     gap, full = (CacheReader(tmp_path / name).read("d/1") for name in ("gap", "full"))
     np.testing.assert_array_equal(gap.image[2], full.image[2])
     np.testing.assert_array_equal(record_arrays(gap)["bin_first"][2], record_arrays(full)["bin_first"][2])
@@ -210,7 +168,7 @@ def test_views_after_a_gap_keep_their_own_images(tmp_path, teacher_folder):
 
 
 def test_a_frame_without_lidar_is_stored_without_depth_and_nan_points_are_noted(tmp_path, teacher_folder):
-    run(tmp_path, FakeSource(2, no_lidar=("d/0",), nan_points=("d/1",)), teacher_folder)
+    write_teacher_cache(tmp_path, FakeSource(2, no_lidar=("d/0",), nan_points=("d/1",)), teacher_folder)
     reader = CacheReader(tmp_path)
     assert not reader.read("d/0").lidar_depth.any()
     assert record_arrays(reader.read("d/0"))["bin_prob"].any()
@@ -222,7 +180,6 @@ def test_a_frame_without_lidar_is_stored_without_depth_and_nan_points_are_noted(
 
 
 def test_a_teacher_that_says_nan_quarantines_the_frame(tmp_path, teacher_folder, monkeypatch):
-    from stages.teacher.transformers_depth import TransformersTeacher
 
     honest = TransformersTeacher.__call__
     seen = 0
@@ -238,53 +195,54 @@ def test_a_teacher_that_says_nan_quarantines_the_frame(tmp_path, teacher_folder,
         return dataclasses.replace(output, prediction=prediction)
 
     monkeypatch.setattr(TransformersTeacher, "__call__", sometimes_nan)
-    run(tmp_path, FakeSource(2), teacher_folder)
+    write_teacher_cache(tmp_path, FakeSource(2), teacher_folder)
     (frame_id, reason), *others = cache_status(tmp_path).quarantined.items()
     assert (frame_id, "values that are not finite" in reason, others) == ("d/1", True, [])
 
 
 def test_batches_run_over_views_and_frames(tmp_path, teacher_folder, monkeypatch):
-    from stages.teacher.transformers_depth import TransformersTeacher
 
     sizes = []
     honest = TransformersTeacher.__call__
     monkeypatch.setattr(
         TransformersTeacher, "__call__", lambda self, images: (sizes.append(len(images)), honest(self, images))[1]
     )
-    run(tmp_path, FakeSource(3), teacher_folder)
+    write_teacher_cache(tmp_path, FakeSource(3), teacher_folder)
     assert sizes == [4, 2, 3]  # two frames of three views in the first shard, one in the last
     assert len(NAMES) == 3
 
 
 @pytest.mark.parametrize("lanes", [2, 3])
 def test_lanes_do_not_change_a_byte(tmp_path, teacher_folder, lanes):
-    run(tmp_path / "one", FakeSource(5), teacher_folder)
-    run(tmp_path / "more", FakeSource(5), teacher_folder, lanes=lanes)
+    write_teacher_cache(tmp_path / "one", FakeSource(5), teacher_folder)
+    write_teacher_cache(tmp_path / "more", FakeSource(5), teacher_folder, lanes=lanes)
     assert contents(tmp_path / "more") == contents(tmp_path / "one")
 
 
 def test_a_shard_that_another_process_writes_is_left_to_it(tmp_path, teacher_folder):
     other, _ = open_writer(tmp_path, FakeSource(5), teacher_folder)
     other.claim(1)
-    report = run(tmp_path, FakeSource(5), teacher_folder)
+    report = write_teacher_cache(tmp_path, FakeSource(5), teacher_folder)
     assert report == TeacherCacheReport(shards_written=2, shards_elsewhere=1, frames_written=3)
     other.release(1)
-    assert run(tmp_path, FakeSource(5), teacher_folder) == TeacherCacheReport(shards_written=1, frames_written=2)
+    assert write_teacher_cache(tmp_path, FakeSource(5), teacher_folder) == TeacherCacheReport(
+        shards_written=1, frames_written=2
+    )
 
 
 def test_a_shard_finished_elsewhere_since_the_plan_is_not_written_again(tmp_path, teacher_folder):
     source = FakeSource(5)
     writer, teacher = open_writer(tmp_path, source, teacher_folder)
     planned = writer.pending()
-    run(tmp_path, source, teacher_folder, part=(1, 3))
+    write_teacher_cache(tmp_path, source, teacher_folder, part=(1, 3))
     report = teacher_cache(source, teacher, writer, BINS, AffineBinning(), planned, batch_images=4)
     assert report == TeacherCacheReport(shards_written=2, shards_found_done=1, frames_written=3)
 
 
 def test_claims_are_given_back_when_a_run_stops(tmp_path, teacher_folder):
     with pytest.raises(Preempted):
-        run(tmp_path, FakeSource(5), teacher_folder, should_stop=lambda: True)
-    assert run(tmp_path, FakeSource(5), teacher_folder).shards_written == 3
+        write_teacher_cache(tmp_path, FakeSource(5), teacher_folder, should_stop=lambda: True)
+    assert write_teacher_cache(tmp_path, FakeSource(5), teacher_folder).shards_written == 3
 
 
 def test_a_disk_that_fills_up_stops_the_run_and_names_what_is_lacking(tmp_path, teacher_folder, monkeypatch):
@@ -300,10 +258,10 @@ def test_a_disk_that_fills_up_stops_the_run_and_names_what_is_lacking(tmp_path, 
     with monkeypatch.context() as patch:
         patch.setattr(FolderStore, "write", full)
         with pytest.raises(DiskFullError, match=r"shard 1 .* 2 shards that are missing need about"):
-            run(tmp_path, FakeSource(5), teacher_folder)
+            write_teacher_cache(tmp_path, FakeSource(5), teacher_folder)
     assert cache_status(tmp_path).shards_done in (1, 2)  # the last one may have been under way
-    run(tmp_path, FakeSource(5), teacher_folder)
-    run(tmp_path / "whole", FakeSource(5), teacher_folder)
+    write_teacher_cache(tmp_path, FakeSource(5), teacher_folder)
+    write_teacher_cache(tmp_path / "whole", FakeSource(5), teacher_folder)
     assert {k: v for k, v in contents(tmp_path).items() if not k.startswith("whole")} == contents(tmp_path / "whole")
 
 
@@ -318,12 +276,12 @@ def test_a_covered_lens_is_noted(tmp_path, teacher_folder, monkeypatch):
         return u
 
     monkeypatch.setattr(bins, "affine_invariant_map", covered)
-    run(tmp_path, FakeSource(1), teacher_folder)
+    write_teacher_cache(tmp_path, FakeSource(1), teacher_folder)
     assert cache_status(tmp_path).notes == {"d/0": "front looks constant to the teacher"}
 
 
 def test_tokens_are_kept_where_they_are_asked_for_and_make_the_relations(tmp_path, teacher_folder):
-    run(tmp_path, FakeSource(2, missing={"d/1": (1,)}), teacher_folder, tokens=True)
+    write_teacher_cache(tmp_path, FakeSource(2, missing={"d/1": (1,)}), teacher_folder, tokens=True)
     reader = CacheReader(tmp_path)
     assert reader.identity.token_channels == 16
     frames = CachedFrames(reader, ["d/0", "d/1"])
@@ -335,13 +293,13 @@ def test_tokens_are_kept_where_they_are_asked_for_and_make_the_relations(tmp_pat
 
 def test_a_cache_without_tokens_is_what_it_was_before_there_were_any(tmp_path, teacher_folder):
     """Its identity and its files: caches that exist stay valid."""
-    run(tmp_path, FakeSource(1), teacher_folder)
+    write_teacher_cache(tmp_path, FakeSource(1), teacher_folder)
     identity = json.loads((tmp_path / "cache.json").read_text())["identity"]
     assert "token_channels" not in identity
     assert not (tmp_path / "arrays.zarr/tokens").exists()
     assert CachedFrames(CacheReader(tmp_path), ["d/0"])[0].tokens.shape == (3, 60, 0)
     with pytest.raises(StaleCacheError, match="token_channels: cache has 0, recipe says 16"):
-        run(tmp_path, FakeSource(1), teacher_folder, tokens=True)
+        write_teacher_cache(tmp_path, FakeSource(1), teacher_folder, tokens=True)
 
 
 def test_a_data_set_that_was_edited_since_makes_its_cache_stale(tmp_path, teacher_folder):
@@ -352,8 +310,8 @@ def test_a_data_set_that_was_edited_since_makes_its_cache_stale(tmp_path, teache
             return self.written
 
     source = Edited(1)
-    run(tmp_path, source, teacher_folder)
-    assert run(tmp_path, source, teacher_folder).frames_written == 0
+    write_teacher_cache(tmp_path, source, teacher_folder)
+    assert write_teacher_cache(tmp_path, source, teacher_folder).frames_written == 0
     source.written = "b" * 64
     with pytest.raises(StaleCacheError, match=r"frames.jsonl was edited since:\n  metadata_sha256: cache"):
-        run(tmp_path, source, teacher_folder)
+        write_teacher_cache(tmp_path, source, teacher_folder)

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from fakes import FakeSource
-from test_teacher_cache import run as cache_run
+from support.fakes import CPU, FakeSource
+from support.teacher_caches import write_teacher_cache as cache_run
+from support.trainings import RANGE_M, SPEC, STUDENT, stop_after, train
 
 from data_cache.dataset import CachedFrames, collate
 from data_cache.shards.encodings import ENCODINGS
@@ -16,56 +17,17 @@ from stages.compute.progress import Preempted
 from stages.losses.objective import Learner, loss_terms
 from stages.losses.terms import LossSpec
 from stages.student.checkpoint import CheckpointError, load_student
-from stages.student.model import Student, StudentSpec
+from stages.student.model import Student
 from stages.targets.binning import AffineBinning
 from stages.targets.bins import BinSpec
 from stages.train_student import train_student
 from stages.training.preflight import TrainingJob
-from stages.training.spec import TrainStudentSpec
 from stages.training.step import Training, TrainingError
-
-STUDENT = StudentSpec(
-    encoder="resnet-10",
-    input_size=(32, 64),
-    near_m=0.5,
-    far_m=80.0,
-    focal_px=32.0,
-    decoder_channels=8,
-    attention_width=16,
-    pretrained=False,
-)
-SPEC = TrainStudentSpec(
-    steps=6, batch_rigs=2, warmup_steps=2, checkpoint_every=2, select_every=2, precision="fp32", workers=0
-)
-CPU = torch.device("cpu")
-RANGE_M = (0.1, 80.0)
-
-
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory, teacher_folder) -> Path:
-    root = tmp_path_factory.mktemp("cache")
-    cache_run(root, FakeSource(5, missing={"d/1": (2,)}, no_lidar=("d/3",), broken={"d/4": "x"}), teacher_folder)
-    return root
-
-
-def train(cache: Path, folder: Path, spec: TrainStudentSpec = SPEC, weights: LossSpec = LossSpec(), **options):  # noqa: B008
-    torch.manual_seed(spec.seed)
-    student = Student(STUDENT, BinSpec(prob_stride=4))
-    ids, selection = ("d/0", "d/1", "d/2", "d/3", "d/4"), options.pop("selection", ())
-    reader = CacheReader(cache)
-    fresh = options.pop("fresh", False)
-    job = TrainingJob(reader, student, ids, selection, folder, spec, weights, RANGE_M, CPU, fresh)
-    return train_student(job, **options)
 
 
 def state(folder: Path) -> bytes:
     """The newest saved state."""
     return max((folder / "states").glob("*.safetensors")).read_bytes()
-
-
-def stop_after(calls: int):
-    answers = iter([False] * calls + [True])
-    return lambda: next(answers)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,11 +15,12 @@ from types import MappingProxyType
 
 import numpy as np
 from PIL import Image
-from test_cli import RECIPE
-from test_sources_pandaset import HERE, LENS, write_sweep
-from warm import REPOSITORY, Forked
 
 from data_cache.sources.pandaset import CAMERAS
+from support.data_sets.pandaset import HERE, LENS, write_sweep
+from support.repository import REPOSITORY
+from support.surround import RECIPE
+from support.warm import Forked
 
 DEADLINE_S = 120
 
@@ -175,3 +177,9 @@ def dask_process(*arguments: object, log: Path) -> Iterator[subprocess.Popen[byt
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

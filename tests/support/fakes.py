@@ -17,12 +17,13 @@ from data_cache.shards.identity import CacheIdentity, SplitFrames
 from data_cache.shards.records import FrameRecord, record_from_arrays
 from data_cache.shards.schema import array_table
 from stages.compute.quiet_transformers import quiet_transformers
-from stages.teacher.transformers_depth import TransformersTeacher
+from stages.teacher.load import LoadedTeacher, teacher_class
 
 NATIVE_SIZE = (48, 80)
 TEACHER_SIZE = (42, 70)
 STUDENT_SIZE = (32, 64)
 NAMES = ("front", "right", "left")
+CPU = torch.device("cpu")
 
 
 @dataclass
@@ -124,17 +125,23 @@ def save_tiny_teacher(folder: Path) -> Path:
     return folder
 
 
-def tiny_teacher(folder: Path) -> TransformersTeacher:
-    """The tiny teacher, loaded through the code that loads the real one."""
-    return TransformersTeacher(
+def tiny_teacher(folder: Path, input_size: tuple[int, int] = TEACHER_SIZE, precision: str = "fp32") -> LoadedTeacher:
+    """A teacher of any family in a folder, loaded through the code that loads the real ones."""
+    weights = folder / "model.safetensors"
+    return teacher_class(folder)(
         folder,
         name=folder.name,
         licence="none",
-        weights_sha256=file_sha256(folder / "model.safetensors"),
-        input_size=TEACHER_SIZE,
+        weights_sha256=file_sha256(weights) if weights.is_file() else "none",
+        input_size=input_size,
         device=torch.device("cpu"),
-        precision="fp32",
+        precision=precision,
     )
+
+
+def random_images(count: int, size: tuple[int, int] = TEACHER_SIZE) -> torch.Tensor:
+    """Images of noise as a teacher takes them, the same each time."""
+    return torch.randint(0, 256, (count, *size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def tiny_identity(frames: SplitFrames, **changes: Any) -> CacheIdentity:

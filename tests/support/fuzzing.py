@@ -11,19 +11,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from fakes import FakeSource
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_points import FILES
-from test_report import REPORT
-from test_sources_ddad import SCENE, calibration, scene
-from test_sources_ddad import example as ddad
-from test_sources_nuscenes import example as nuscenes
-from test_sources_nuscenes import tables
-from test_sources_pandaset import HERE, LENS, POINTS, write_sweep
-from test_sources_pandaset import example as pandaset
-from test_sources_rig_folder import RIG, line, write
 
 from data_cache.errors import FrameError, SourceError
 from data_cache.frames.images import FORMATS, load_rgb
@@ -40,6 +30,16 @@ from pipeline.report.compare import compare
 from pipeline.report.one_run import write_report
 from stages.evaluation.predictions import SUFFIXES, PredictionError, read_prediction, save_prediction
 from stages.evaluation.results import Evaluation
+from support.data_sets.ddad import SCENE, calibration, scene
+from support.data_sets.ddad import write_example as ddad
+from support.data_sets.nuscenes import tables
+from support.data_sets.nuscenes import write_example as nuscenes
+from support.data_sets.pandaset import HERE, LENS, POINTS, write_sweep
+from support.data_sets.pandaset import write_example as pandaset
+from support.data_sets.points import FILES
+from support.data_sets.rig_folder import RIG, line, write
+from support.fakes import FakeSource
+from support.reports import REPORT
 
 SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8),

@@ -10,12 +10,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from commands import Command, descendants
-from test_cli import surround
-from test_writer import contents
-
 from data_cache.shards.errors import IncompleteCacheError
 from data_cache.shards.reader import cache_status
+from support.caches import contents
+from support.commands import Command, descendants
+from support.surround import surround
 
 BEFORE_CACHE, PLANNING, WRITING = "before the cache existed", "cache there, no shard open", "shards open"
 ELSEWHERE = "left to another process"

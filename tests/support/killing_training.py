@@ -12,8 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from commands import Command, descendants, wait_until, write_drive, write_recipe
-from test_cli import surround
+from support.commands import Command, descendants, wait_until, write_drive, write_recipe
+from support.surround import surround
 
 STEPS = 8
 SPREAD = 1.2

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fakes import save_tiny_teacher
 from transformers import AutoConfig, AutoModelForDepthEstimation
 
 from stages.compute.quiet_transformers import quiet_transformers
+from support.fakes import save_tiny_teacher
 
 VIT: dict[str, Any] = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 4}
 DINO = {**VIT, "model_type": "dinov2", "mlp_ratio": 2, "image_size": 32, "patch_size": 8}

@@ -15,8 +15,10 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 
-REPOSITORY = Path(__file__).parent.parent
-SERVE = "from warm import serve; serve()"  # a main module without a file, as spawned processes would import it again
+from support.repository import REPOSITORY
+
+# A main module without a file, as spawned processes would import it again.
+SERVE = "from support.warm import serve; serve()"
 
 PRELOADED = (
     "pipeline.runs.teacher_cache",

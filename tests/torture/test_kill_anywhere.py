@@ -5,8 +5,8 @@ import random
 import time
 
 import pytest
-from commands import write_drive, write_recipe
-from killing import WRITING, kill_until_done
+from support.commands import write_drive, write_recipe
+from support.killing import WRITING, kill_until_done
 
 FRAMES, SHARD_FRAMES = 96, 4
 LARGER = "[cluster]\nworkers = 2\n"

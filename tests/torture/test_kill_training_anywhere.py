@@ -4,7 +4,7 @@ import os
 import random
 
 import pytest
-from killing_training import kill_training_until_done, small_training
+from support.killing_training import kill_training_until_done, small_training
 
 
 @pytest.mark.torture

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from vehicle import rays
+from support.vehicle import rays
 
 from data_cache.errors import FrameError
 from data_cache.frames.undistort import Lens, distort, load_undistorted, pinhole_rows

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fakes import NATIVE_SIZE, FakeSource
+from support.fakes import NATIVE_SIZE, FakeSource
 
 from data_cache.errors import FrameError
 from data_cache.frames.rig import Frame, Sweep

@@ -5,7 +5,7 @@ import numcodecs
 import numpy as np
 import pytest
 import zarr
-from test_writer import FRAMES, IDENTITY, fill
+from support.caches import FRAMES, IDENTITY, fill
 
 from data_cache.shards.chunks import ChunkError, read_chunks
 from data_cache.shards.schema import ArraySpec, array_table, shard_name

@@ -5,23 +5,15 @@ import shutil
 
 import numpy as np
 import pytest
-from fakes import random_record
-from test_writer import FRAMES, IDENTITY, RESOLVED, fill, writer
+from support.caches import FRAMES, IDENTITY, RESOLVED, damages_of, fill, shard_files, writer
+from support.fakes import random_record
 
 from data_cache.files import WriteError
 from data_cache.shards.errors import DamagedCacheError, IncompleteCacheError, StaleCacheError
 from data_cache.shards.identity import FORMAT_VERSION
-from data_cache.shards.reader import CacheReader, cache_status, verify_files
+from data_cache.shards.reader import CacheReader, cache_status
 from data_cache.shards.receipts import receipt_name
 from data_cache.storage.store import StoreError
-
-
-def damages_of(root):
-    return [line for _, lines in verify_files(root) for line in lines]
-
-
-def shard_files(root):
-    return sorted(p for p in (root / "arrays.zarr").rglob("*") if p.is_file() and p.name != "zarr.json")
 
 
 def test_no_cache_and_an_unfinished_cache_are_refused_with_the_remedy(tmp_path):

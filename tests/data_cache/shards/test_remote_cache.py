@@ -10,9 +10,9 @@ from dataclasses import replace
 import fsspec
 import numpy as np
 import pytest
-from fakes import random_record
-from test_cli import RECIPE, surround
-from test_writer import FRAMES, IDENTITY, RESOLVED, contents, fill, writer
+from support.caches import FRAMES, IDENTITY, RESOLVED, contents, fill, writer
+from support.fakes import random_record
+from support.surround import RECIPE, surround
 
 from data_cache.dataset import CachedFrames, batches
 from data_cache.shards.errors import CacheError, DamagedCacheError, IncompleteCacheError, StaleCacheError

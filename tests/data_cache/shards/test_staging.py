@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import random_record
-from test_writer import FRAMES, IDENTITY, RESOLVED, contents, fill, writer
+from support.caches import FRAMES, IDENTITY, RESOLVED, contents, fill, writer
+from support.fakes import random_record
 
 from data_cache.files import DiskFullError, WriteError
 from data_cache.shards.errors import DamagedCacheError, IncompleteCacheError

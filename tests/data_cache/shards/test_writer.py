@@ -11,35 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from fakes import random_record, tiny_identity
+from support.caches import FRAMES, IDENTITY, RESOLVED, contents, fill, writer
+from support.fakes import random_record, tiny_identity
 
 from data_cache.files import DiskFullError, replace_atomically, write_atomically
 from data_cache.shards.encodings import ENCODINGS
 from data_cache.shards.errors import CacheError, DamagedCacheError, StaleCacheError
-from data_cache.shards.identity import DESCRIPTION, Resolved, SplitFrames
+from data_cache.shards.identity import DESCRIPTION, Resolved
 from data_cache.shards.reader import CacheReader
 from data_cache.shards.receipts import receipt_name
 from data_cache.shards.records import pack_depth, record_arrays, unpack_depth_m
 from data_cache.shards.schema import array_table, frame_bytes, shard_name
 from data_cache.shards.writer import CacheWriter
-
-FRAMES = SplitFrames(tuple(f"d/{i}" for i in range(5)), ())
-RESOLVED = Resolved("fp32", 6, 2)
-IDENTITY = tiny_identity(FRAMES)
-
-
-def writer(root: Path) -> CacheWriter:
-    return CacheWriter(root, IDENTITY, RESOLVED, FRAMES)
-
-
-def fill(root: Path, shards: tuple[int, ...] = (0, 1, 2)) -> None:
-    w = writer(root)
-    for shard in shards:
-        w.commit(shard, [random_record(IDENTITY, i) for i in w.frame_range(shard)], {}, {})
-
-
-def contents(root: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -170,7 +153,8 @@ def test_a_writer_killed_in_the_middle_resumes_to_the_same_bytes(tmp_path):
         f"""
         import os, sys
         sys.path[:0] = {sys.path!r}
-        import test_writer as t
+        from pathlib import Path
+        from support.caches import fill
         from data_cache import files
         calls = 0
         flush = files.fsync
@@ -181,7 +165,7 @@ def test_a_writer_killed_in_the_middle_resumes_to_the_same_bytes(tmp_path):
                 os.kill(os.getpid(), 9)
             flush(path)
         files.fsync = dying
-        t.fill(t.Path({str(tmp_path / "killed")!r}))
+        fill(Path({str(tmp_path / "killed")!r}))
         """
     )
     assert subprocess.run([sys.executable, "-c", script]).returncode == -signal.SIGKILL

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_loose_images import camera, write_rig
+from support.data_sets.loose_images import camera, write_rig
 
 from data_cache.errors import FrameError
 from data_cache.frames.rig import Frame

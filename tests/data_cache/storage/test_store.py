@@ -2,7 +2,7 @@ import pickle
 from pathlib import Path
 
 import pytest
-from conftest import Bucket
+from support.object_storage import Bucket
 
 from data_cache.storage.locations import open_store
 from data_cache.storage.store import CacheStore, Range

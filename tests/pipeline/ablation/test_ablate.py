@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import Command
-from test_cli import RECIPE, surround
+from support.commands import Command
+from support.surround import RECIPE, surround
 
 from data_cache.shards.identity import load_description
 from data_cache.storage.claims import Claims

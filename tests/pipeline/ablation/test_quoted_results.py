@@ -1,14 +1,13 @@
 """The tables that docs/RESULTS.md quotes are those that the command wrote."""
 
 import json
-from pathlib import Path
 
 import pytest
+from support.repository import REPOSITORY
 
 from pipeline.ablation.table import Outcome, ablation_table, table_rows
 from pipeline.recipe.ablate import BASELINE
 
-REPOSITORY = Path(__file__).parent.parent
 RESULTS = sorted((REPOSITORY / "tests/benchmarks/results").glob("ablation_*.json"))
 
 

@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from test_cli import RECIPE, surround
-from test_sources_pandaset import HERE, LENS, POINTS, write_sweep
+from support.data_sets.pandaset import HERE, LENS, POINTS, write_sweep
+from support.surround import RECIPE, surround
 
 from data_cache.shards.reader import CacheReader
 from data_cache.sources.pandaset import CAMERAS

@@ -3,71 +3,16 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from support.surround import surround
 
 from data_cache.shards.encodings import ENCODINGS
 from pipeline.cli.main import main
 from stages.compute.progress import QUIET
 
 VERBS = [[], ["doctor"], ["fit-bins"], ["teacher-cache"], ["train-student"], ["eval"], ["compare"], ["report"], ["ablate"], ["zero-shot"], ["predict"], ["export"], ["cache"], ["cache", "size"], ["cache", "status"], ["cache", "verify"], ["rig"], ["rig", "export"], ["weights"]]  # fmt: skip # noqa: E501
-RECIPE = """
-[data]
-source = "synthetic"
-train = ["drive-00[:1]"]
-test = ["drive-01[:1]"]
-[teacher_cache]
-weights = "{teacher}"
-input_size = [42, 70]
-shard_frames = 1
-precision = "fp32"
-[bins]
-prob_stride = 2
-[student]
-encoder = "resnet-10"
-input_size = [32, 64]
-pretrained = false
-near_m = 0.5
-far_m = 120.0
-focal_px = 45.0
-decoder_channels = 8
-attention_width = 16
-[train_student]
-steps = 3
-batch_rigs = 1
-workers = 0
-[eval]
-pictures = 1
-"""
-
-
-def surround(*arguments: object) -> tuple[int, str]:
-    result = CliRunner().invoke(main, [str(a) for a in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.output
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory, teacher_folder) -> Path:
-    path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
-    path.write_text(RECIPE.format(teacher=teacher_folder))
-    return path
-
-
-@pytest.fixture(scope="module")
-def run(recipe) -> Path:
-    """The three stages, run once through the command line."""
-    folder = recipe.parent / "run"
-    code, text = surround("teacher-cache", recipe, "--run", folder)
-    assert (code, "1 shard written" in text, "0 already done" in text) == (0, True, True), text
-    code, text = surround("train-student", recipe, "--run", folder)
-    assert (code, "3 steps" in text) == (0, True), text
-    code, text = surround("eval", recipe, "--run", folder)
-    assert (code, "AbsRel" in text, f"report: {folder / 'eval/report.html'}" in text) == (0, True, True), text
-    return folder
 
 
 def test_a_run_folder_holds_what_the_contract_says(run):

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes import FakeSource, fake_view
 from PIL import Image
-from test_cli import RECIPE, surround
+from support.fakes import FakeSource, fake_view
+from support.surround import surround
 
 from data_cache.frames.rig import Camera, Frame, View
 from data_cache.sources.base import StoredSource
@@ -264,13 +264,6 @@ def test_problems_come_first_and_remedies_below_them():
         "warning  a           b",
         "ok       disk        room",
     ]
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory, teacher_folder) -> Path:
-    path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
-    path.write_text(RECIPE.format(teacher=teacher_folder))
-    return path
 
 
 def test_the_command_looks_at_everything_and_writes_a_picture_alone(recipe, tmp_path):

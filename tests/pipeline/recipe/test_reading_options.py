@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from fakes import tiny_identity
+from support.fakes import tiny_identity
 
 from data_cache.shards.identity import SplitFrames
 from pipeline.recipe.config import load_recipe

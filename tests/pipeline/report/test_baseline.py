@@ -2,7 +2,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from test_report import REPORT, Page, pictures
+from support.reports import REPORT, Page, pictures
 
 from pipeline.recipe.run_folder import RunFolder
 from pipeline.report.baseline import Supervised, is_supervised, supervised_baseline

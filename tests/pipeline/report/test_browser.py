@@ -4,10 +4,10 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-import chromium
 import numpy as np
 import pytest
-from test_report import CAMERAS, HOSTILE, PROVENANCE, REPORT, WITHOUT_LIDAR, pictures
+from support import chromium
+from support.reports import CAMERAS, HOSTILE, PROVENANCE, REPORT, WITHOUT_LIDAR, pictures
 
 from pipeline.report.one_run import write_report
 from pipeline.report.two_runs import write_comparison

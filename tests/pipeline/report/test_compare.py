@@ -2,8 +2,8 @@ import json
 from dataclasses import replace
 
 import pytest
-from test_cli import surround
-from test_report import REPORT, errors, scores
+from support.reports import REPORT, errors, scores
+from support.surround import surround
 
 from data_cache.errors import SourceError
 from pipeline.errors import RecipeError

@@ -1,16 +1,14 @@
 import base64
 import hashlib
-import io
 import json
 from collections import Counter
 from dataclasses import asdict, replace
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from support.reports import CAMERAS, HOSTILE, PROVENANCE, REPORT, WITHOUT_LIDAR, Page, errors, pictures, scores
 
 from data_cache.files import count_text
 from pipeline.report.drawing import draw_points, nearest_at, panorama_order, scale_ticks
@@ -18,100 +16,13 @@ from pipeline.report.one_run import report_table, rewrite_html, write_report
 from pipeline.report.page import asset
 from pipeline.report.results_file import read_report_file, write_report_file
 from pipeline.viewers.cloud_page import viewer_script
-from stages.evaluation.metrics import DepthErrors
 from stages.evaluation.ranking import FrameErrors
 from stages.evaluation.results import (
     Consistency,
-    EvaluateReport,
     Evaluation,
-    FramePictures,
-    Latency,
-    StudentScores,
-    TeacherScores,
 )
-from stages.evaluation.scores import Scores
 from stages.inference.colours import NO_DEPTH_RGB, colour_depth, depth_scale, error_colours
 from stages.inference.point_cloud import PointCloud
-
-HOSTILE = "<script>alert('x')</script> & \"a|b\""
-CAMERAS = ("front", "right & <i>aft</i>", "back", "left")
-SIDES = (48, 80)
-PROVENANCE = {"versions": {"torch": "2.13.0", "numpy": "2.4"}, "git_commit": "ab07491", "machine": None}
-
-
-def errors(start):
-    """Seven values and two counts that differ from each other and from those of every other start."""
-    names = ("abs_rel", "sq_rel", "rmse", "rmse_log", "d1", "d2", "d3")
-    values = {name: start + i / 1000 for i, name in enumerate(names)}
-    return DepthErrors(**values, images=10 * start, pixels=1000 * start)
-
-
-def scores(start):
-    per_camera = {name: errors(start + 1 + i) for i, name in enumerate(CAMERAS)}
-    return Scores(errors(start), per_camera, {"0-20": errors(start + 5), "20-40": errors(start + 6)})
-
-
-REPORT = EvaluateReport(
-    dataset="synthetic",
-    split="val",
-    protocol="surrounddepth",
-    flip=False,
-    range_m=(0.1, 80.0),
-    frames=3,
-    images=11,
-    valid_pixels=1234,
-    student=StudentScores(scores(100), scores(200), scores(300)),
-    teacher=TeacherScores(scores(400)),
-    consistency=Consistency(0.0625, {"front-back": 0.0312, "back-left": 0.0938}),
-    latency=Latency(12.5, 15.25, 100.0, 140.0, 8.0, "bfloat16", "cpu", (96, 160), (392, 644), 4),
-    quarantined={HOSTILE: "image <missing>"},
-)
-
-
-def pictures(frame_id="drive/07", **changes):
-    """View i is plainly coloured, and i + 2 metres away for the student, 20 (i + 1) for the teacher."""
-    ones = np.ones((4, *SIDES), np.float32)
-    metres = np.arange(4, dtype=np.float32)[:, None, None]
-    colours = np.array([(200, 0, 0), (0, 200, 0), (0, 0, 200), (200, 200, 200)], np.uint8)
-    lidar_m = np.zeros_like(ones)
-    lidar_m[:, 10, 20] = 8
-    made = FramePictures(
-        frame_id,
-        CAMERAS,
-        (True, True, True, True),
-        np.broadcast_to(colours[:, None, None], (4, *SIDES, 3)).copy(),
-        lidar_m,
-        ones * 20 * (metres + 1),
-        ones * (metres + 2),
-        (True, True, True, True),
-        FrameErrors(0.125, 0.25),
-    )
-    return replace(made, **changes)
-
-
-class Page(HTMLParser):
-    """What a test asks of a page: its tags, its texts, its pictures by alternative text."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.raw = path.read_text()
-        self.tags, self.images, self.texts, self.headings = [], [], [], []
-        self.feed(self.raw)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag == "img":
-            self.images.append(dict(attrs))
-
-    def handle_data(self, data):
-        self.texts.append(data.strip())
-        if self.tags and self.tags[-1][0] == "h2" and data.strip():
-            self.headings.append(data.strip())
-
-    def rgb(self, alt):
-        (image,) = [image for image in self.images if image["alt"] == alt]
-        content = base64.b64decode(image["src"].removeprefix("data:image/webp;base64,"))
-        return np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
 
 
 def page_of(tmp_path, report=REPORT, frames=None, provenance=PROVENANCE):
@@ -343,9 +254,6 @@ def test_views_without_lidar_are_compared_with_the_teacher(tmp_path):
     assert "no LiDAR" not in page.texts
     assert "worst of 1 frame, disagreement with the teacher 0.300" in page.texts
     assert any(text.endswith("to the student, there being no LiDAR.") for text in page.texts)
-
-
-WITHOUT_LIDAR = replace(REPORT, images=0, valid_pixels=0, student=None, teacher=None, disagreement=scores(500))
 
 
 def test_without_lidar_the_report_tells_what_can_be_told(tmp_path):

@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 from markupsafe import Markup
-from test_report import PROVENANCE, REPORT, Page
+from support.reports import PROVENANCE, REPORT, Page
 
 from pipeline.report.markdown import Table
 from pipeline.report.one_run import html_report

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from test_report import CAMERAS, PROVENANCE, REPORT, pictures
+from support.reports import CAMERAS, PROVENANCE, REPORT, pictures
 
 from data_cache.errors import SourceError
 from pipeline.report.one_run import rewrite_html, write_report

@@ -1,8 +1,8 @@
 from dataclasses import replace
 
 import pytest
-from test_cli import surround
-from test_report import PROVENANCE, REPORT, WITHOUT_LIDAR, Page, errors, pictures, scores
+from support.reports import PROVENANCE, REPORT, WITHOUT_LIDAR, Page, errors, pictures, scores
+from support.surround import surround
 
 from pipeline.errors import RecipeError
 from pipeline.report.one_run import write_report

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes import tiny_teacher
+from support.fakes import tiny_teacher
 
 from data_cache.shards.reader import CacheReader
 from pipeline.recipe.config import Recipe, load_recipe

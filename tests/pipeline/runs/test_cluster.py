@@ -4,14 +4,23 @@ import os
 import re
 import shutil
 import signal
-import socket
 import threading
 from pathlib import Path
 
 import pytest
-from commands import Command, HeldFrame, dask_process, descendants, sweep, wait_until, write_drive, write_recipe
-from test_cli import surround
-from test_writer import contents
+from support.caches import contents
+from support.commands import (
+    Command,
+    HeldFrame,
+    dask_process,
+    descendants,
+    free_port,
+    sweep,
+    wait_until,
+    write_drive,
+    write_recipe,
+)
+from support.surround import surround
 
 from data_cache.shards.reader import cache_status
 from data_cache.storage.claims import Claims
@@ -60,12 +69,6 @@ def dask_scheduler(url: str, log: Path):
 def dask_worker(url: str, log: Path):
     """A worker; it waits for the scheduler."""
     return dask_process("worker", url, "--nthreads", 1, "--no-dashboard", "--death-timeout", 60, log=log)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.torture

@@ -4,9 +4,9 @@ import re
 import subprocess
 
 import pytest
-from commands import write_drive, write_recipe
-from test_cli import surround
-from test_writer import contents
+from support.caches import contents
+from support.commands import write_drive, write_recipe
+from support.surround import surround
 
 FRAMES = 8
 

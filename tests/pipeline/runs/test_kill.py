@@ -1,7 +1,7 @@
 import random
 
-from commands import write_drive, write_recipe
-from killing import kill_until_done
+from support.commands import write_drive, write_recipe
+from support.killing import kill_until_done
 
 
 def test_stage_one_killed_at_random_moments_ends_with_the_bytes_of_an_undisturbed_run(tmp_path, teacher_folder):

@@ -1,6 +1,6 @@
 import random
 
-from killing_training import kill_training_until_done, small_training
+from support.killing_training import kill_training_until_done, small_training
 
 
 def test_stage_two_killed_at_random_moments_ends_with_the_bytes_of_an_undisturbed_run(tmp_path, teacher_folder):

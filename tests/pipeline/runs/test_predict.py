@@ -9,61 +9,38 @@ from pathlib import Path
 import numpy as np
 import pytest
 import trimesh
-from commands import Command, wait_until
-from fakes import NAMES, NATIVE_SIZE, FakeSource
 from PIL import Image
-from test_cli import surround
-from test_cloud_files import read_ply
-from test_evaluate import student
-from test_loose_images import camera, write_image, write_rig
-from test_zero_shot import LINEAGE, RECIPE
+from support.caches import contents
+from support.commands import Command, wait_until
+from support.data_sets.loose_images import camera, write_image, write_rig
+from support.fakes import NAMES, NATIVE_SIZE
+from support.ply import read_ply
+from support.students import NEAR, run_predict, writing
+from support.surround import surround
 
 from data_cache.errors import FrameError
 from data_cache.files import WriteError
 from pipeline.api import load_student
-from pipeline.runs import data, predict
+from pipeline.runs import predict
 from stages.compute.resize import depth_at
 from stages.evaluation.predictions import PNG_STEPS_PER_M, read_prediction
 from stages.inference.colours import colour_depth, depth_scale
 from stages.inference.point_cloud import frame_cloud
 from stages.student.checkpoint import save_student
 
-SOURCE = FakeSource(4, name="near", missing={"d/2": (1,)}, broken={"d/3": "image missing: x"})
 KINDS = ("png16", "npy", "colour", "ply", "glb", "html")
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch) -> Path:
-    """A run with a student and the recipe of its own data, which lie in memory; test frame 3 is damaged."""
-    monkeypatch.setattr(data, "open_source", lambda kind, root, version="", **options: SOURCE)
-    save_student(tmp_path / "run/student/last.safetensors", student(), LINEAGE)
-    text = RECIPE.format(source="near").replace('["d[1:]"]', '["d"]').replace('["d[:1]"]', '["d[3:]"]')
-    (tmp_path / "run/recipe.toml").write_text(text)
-    return tmp_path
-
-
-def run(folder: Path, *arguments: object) -> tuple[int, str]:
-    return surround("predict", folder / "run/student/last.safetensors", "--out", folder / "out", *arguments)
-
-
-def writing(*kinds: str) -> list[str]:
-    return [word for kind in kinds for word in ("--write", kind)]
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
 def test_every_kind_of_file_holds_what_the_student_says(folder):
-    code, text = run(folder, "--frame", 1, *writing(*KINDS))
+    code, text = run_predict(folder, "--frame", 1, *writing(*KINDS))
     assert (code, "1 frame written, 0 already done" in text) == (0, True), text
     look = load_student(folder / "run/student/last.safetensors", precision="fp32")
-    frame = SOURCE.frame("d/1")
+    frame = NEAR.frame("d/1")
     said = look.look(frame)
     out = folder / "out"
     per_camera = {f"{kind}/{name}/d/1{suffix}" for name in NAMES
                   for kind, suffix in (("png16", ".png"), ("npy", ".npy"), ("colour", ".png"))}  # fmt: skip
-    assert files(out).keys() == per_camera | {"ply/d/1.ply", "glb/d/1.glb", "html/d/1.html", "predict.json"}
+    assert contents(out).keys() == per_camera | {"ply/d/1.ply", "glb/d/1.glb", "html/d/1.html", "predict.json"}
     for i, name in enumerate(NAMES):
         depth_m = depth_at(said.depth_m[i], NATIVE_SIZE)
         np.testing.assert_array_equal(np.load(out / f"npy/{name}/d/1.npy"), depth_m)
@@ -82,29 +59,29 @@ def test_every_kind_of_file_holds_what_the_student_says(folder):
 
 
 def test_all_test_frames_are_looked_at_and_what_is_missing_or_damaged_is_no_reason_to_stop(folder):
-    code, text = run(folder)
+    code, text = run_predict(folder)
     assert (code, "3 frames written" in text, "d/3: image missing: x" in text) == (3, True, True), text
     assert "not all was written for them" in text
-    found = files(folder / "out")
+    found = contents(folder / "out")
     assert "png16/right/d/1.png" in found
     assert "png16/right/d/2.png" not in found
     assert {name.split("/")[0] for name in found} == {"png16", "colour", "ply", "predict.json"}
 
 
 def test_what_is_there_is_not_written_again(folder, monkeypatch):
-    assert run(folder, "--frame", 0, "--frame", 2)[0] == 0
-    before = files(folder / "out")
+    assert run_predict(folder, "--frame", 0, "--frame", 2)[0] == 0
+    before = contents(folder / "out")
     looked = []
     real = predict.SurroundStudent.look
     monkeypatch.setattr(predict.SurroundStudent, "look", lambda self, f: looked.append(f.id) or real(self, f))
     (folder / "out/colour/left/d/2.png").unlink()
-    code, text = run(folder, "--frame", 0, "--frame", 1, "--frame", 2)
+    code, text = run_predict(folder, "--frame", 0, "--frame", 1, "--frame", 2)
     assert (code, "2 frames written, 1 already done" in text, looked) == (0, True, ["d/1", "d/2"]), text
-    after = files(folder / "out")
+    after = contents(folder / "out")
     assert {name: after[name] for name in before} == before
-    assert run(folder, "--frame", 0, *writing("npy"))[0] == 0
+    assert run_predict(folder, "--frame", 0, *writing("npy"))[0] == 0
     assert looked == ["d/1", "d/2", "d/0"]
-    assert "0 frames written, 1 already done" in run(folder, "--frame", 0, *writing("npy"))[1]
+    assert "0 frames written, 1 already done" in run_predict(folder, "--frame", 0, *writing("npy"))[1]
 
 
 def test_depth_maps_measure_like_the_student_that_made_them(folder):
@@ -112,7 +89,7 @@ def test_depth_maps_measure_like_the_student_that_made_them(folder):
     options = ("--run", folder / "run", "--set", "eval.latency=false", "--set", "eval.teacher=false",
                "--set", 'data.test=["d[:3]"]', "--set", "student.input_size=[32, 64]")  # fmt: skip
     # The fake's student is not of the recipe's architecture, so it is measured by what `eval` shares with `predict`.
-    assert run(folder, *writing("npy"), "--set", 'data.test=["d[:3]"]')[0] == 0
+    assert run_predict(folder, *writing("npy"), "--set", 'data.test=["d[:3]"]')[0] == 0
     code, text = surround("eval", folder / "run/recipe.toml", *options, "--predictions", folder / "out/npy")
     assert code == 0, text
     measured = json.loads((folder / "run/eval/report.json").read_text())
@@ -122,7 +99,7 @@ def test_depth_maps_measure_like_the_student_that_made_them(folder):
     look = load_student(folder / "run/student/last.safetensors", precision="fp32")
     spec = EvaluateSpec(latency=False, teacher=False)
     expected = evaluate(
-        SOURCE, SOURCE.drives["d"][:3], "d[:3]", look.network, None, spec, device=look.device, precision="fp32"
+        NEAR, NEAR.drives["d"][:3], "d[:3]", look.network, None, spec, device=look.device, precision="fp32"
     )
     metric = expected.report.student.metric.mean
     assert measured["student"]["metric"]["mean"]["abs_rel"] == metric.abs_rel
@@ -130,27 +107,27 @@ def test_depth_maps_measure_like_the_student_that_made_them(folder):
 
 
 def test_a_folder_belongs_to_one_student_and_one_data_set(folder):
-    assert run(folder, "--frame", 0)[0] == 0
-    before = files(folder / "out")
+    assert run_predict(folder, "--frame", 0)[0] == 0
+    before = contents(folder / "out")
     write_rig(folder, *(camera(name) for name in NAMES))
     for name in NAMES:
         write_image(folder / f"in/{name}.png")
-    code, text = run(folder, folder / "in", "--rig", folder / "rig.json")
+    code, text = run_predict(folder, folder / "in", "--rig", folder / "rig.json")
     assert (code, "predictions of another student or data set" in text) == (2, True), text
     save_student(folder / "run/student/last.safetensors", student(), LINEAGE.__class__(**{**vars(LINEAGE), "steps": 9}))
-    code, text = run(folder, "--frame", 0)
+    code, text = run_predict(folder, "--frame", 0)
     assert (code, "checkpoint_sha256 was" in text, "name another folder" in text) == (2, True, True), text
     (folder / "out/predict.json").write_text("[]")
-    code, text = run(folder, "--frame", 0)
+    code, text = run_predict(folder, "--frame", 0)
     assert (code, "predict.json cannot be read" in text) == (2, True), text
-    assert {**files(folder / "out"), "predict.json": b""} == {**before, "predict.json": b""}
+    assert {**contents(folder / "out"), "predict.json": b""} == {**before, "predict.json": b""}
 
 
 def test_loose_images_with_a_rig(folder):
     rig = write_rig(folder, *(camera(name) for name in NAMES))
     for name in NAMES:
         write_image(folder / f"in/{name}.png")
-    code, text = run(folder, folder / "in", "--rig", rig, *writing("npy", "ply"))
+    code, text = run_predict(folder, folder / "in", "--rig", rig, *writing("npy", "ply"))
     assert (code, "1 frame written" in text) == (0, True), text
     assert np.load(folder / "out/npy/front/images.npy").shape == NATIVE_SIZE
     # Every camera of this rig stands at (1.5, 0.25, 1.6) and looks ahead: nothing lies behind it.
@@ -168,11 +145,11 @@ def test_a_loose_image_that_was_overwritten_is_looked_at_again(folder):
     for name in NAMES:
         write_image(folder / f"in/{name}.png")
     command = (folder / "in", "--rig", rig, *writing("npy"))
-    assert "1 frame written, 0 already done" in run(folder, *command)[1]
-    assert "0 frames written, 1 already done" in run(folder, *command)[1]
+    assert "1 frame written, 0 already done" in run_predict(folder, *command)[1]
+    assert "0 frames written, 1 already done" in run_predict(folder, *command)[1]
     before = np.load(folder / "out/npy/front/images.npy")
     write_image(folder / "in/front.png", 7)
-    assert "1 frame written, 0 already done" in run(folder, *command)[1]
+    assert "1 frame written, 0 already done" in run_predict(folder, *command)[1]
     assert not np.array_equal(np.load(folder / "out/npy/front/images.npy"), before)
 
 
@@ -187,8 +164,8 @@ def test_images_of_a_rig_that_stands_nowhere_have_depth_and_the_cloud_says_why_n
     del plain["ego_from_cam"]
     rig = write_rig(folder, plain)
     write_image(folder / "in/front.png")
-    assert run(folder, folder / "in", "--rig", rig, *writing("npy"))[0] == 0
-    code, text = run(folder, folder / "in", "--rig", rig)
+    assert run_predict(folder, folder / "in", "--rig", rig, *writing("npy"))[0] == 0
+    code, text = run_predict(folder, folder / "in", "--rig", rig)
     assert (code, "give ego_from_cam in rig.json" in text, "Traceback" in text) == (2, True, False), text
     assert (folder / "out/png16/front/images.png").is_file()
 
@@ -214,7 +191,7 @@ def test_what_cannot_be_is_one_clear_error(folder, arguments, message):
     write_rig(folder, camera("front")).rename(folder / "one.json")
     write_rig(folder, *(camera(name) for name in NAMES))
     write_image(folder / "in/front.png", size=(24, 40))
-    code, text = run(folder, *(argument.format(folder) for argument in arguments))
+    code, text = run_predict(folder, *(argument.format(folder) for argument in arguments))
     assert (code, message.format(folder) in text, "Traceback" in text) == (2, True, False), text
     assert not list(folder.glob("out/[!p]*"))
 
@@ -232,7 +209,7 @@ def test_a_student_in_no_run_needs_a_recipe_or_images(folder):
 
 def test_a_folder_that_cannot_be_written_is_one_clear_error(folder):
     (folder / "out").write_text("a file")
-    code, text = run(folder)
+    code, text = run_predict(folder)
     assert (code, "cannot write" in text, "Traceback" in text) == (1, True, False), text
 
 
@@ -240,9 +217,9 @@ def test_depth_that_is_not_finite_is_never_written(folder):
     network = student()
     network.classify.bias.data[:] = float("nan")
     save_student(folder / "run/student/last.safetensors", network, LINEAGE)
-    code, text = run(folder, "--frame", 0)
+    code, text = run_predict(folder, "--frame", 0)
     assert (code, "depth of frame d/0 is not finite" in text) == (2, True), text
-    assert files(folder / "out").keys() == {"predict.json"}
+    assert contents(folder / "out").keys() == {"predict.json"}
 
 
 def test_a_kill_leaves_whole_files_and_the_same_command_goes_on(folder, monkeypatch):
@@ -256,9 +233,9 @@ def test_a_kill_leaves_whole_files_and_the_same_command_goes_on(folder, monkeypa
         real(path, data)
 
     monkeypatch.setattr(predict, "_save", full)
-    assert run(folder, *writing("colour", "ply"))[0] == 1
+    assert run_predict(folder, *writing("colour", "ply"))[0] == 1
     monkeypatch.setattr(predict, "_save", real)
-    assert "3 frames written, 0 already done" in run(folder, *writing("colour", "ply"))[1]
+    assert "3 frames written, 0 already done" in run_predict(folder, *writing("colour", "ply"))[1]
     assert not list(folder.rglob("*.partial"))
 
 
@@ -283,13 +260,13 @@ def test_frames_that_all_fail_are_counted_with_the_first_reason(folder, monkeypa
         raise FrameError(f"{frame.id} looks bad")
 
     monkeypatch.setattr(predict.SurroundStudent, "look", fail)
-    code, text = run(folder)
+    code, text = run_predict(folder)
     assert (code, "none of 4 frames can be used: d/0 looks bad" in text) == (2, True), text
 
 
 def test_a_recording_without_rerun_says_what_to_install(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "rerun", None)
-    code, text = run(folder, *writing("rrd"))
+    code, text = run_predict(folder, *writing("rrd"))
     assert (code, "pip install 'surround-distill[rerun]'" in text) == (2, True), text
     assert not list((folder / "out").glob("drive.rrd*"))
 

@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import Command, dask_process, wait_until
 from safetensors.torch import load_file, save_file
-from test_cli import RECIPE, surround
-from test_cluster import free_port
-from test_writer import contents
-from tiny_teachers import save_tiny
+from support.caches import contents
+from support.commands import Command, dask_process, free_port, wait_until
+from support.surround import RECIPE, surround
+from support.tiny_teachers import save_tiny
 
 from data_cache.shards.reader import CacheReader
 from pipeline.recipe.config import load_recipe

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes import NAMES, NATIVE_SIZE, STUDENT_SIZE, FakeSource
-from test_cli import surround
-from test_evaluate import student
+from support.fakes import NAMES, NATIVE_SIZE, STUDENT_SIZE, FakeSource
+from support.students import LINEAGE, MEMORY_RECIPE, student
+from support.surround import surround
 
 from data_cache.errors import SourceError
 from data_cache.frames.geometry import sparse_depth
@@ -21,31 +21,10 @@ from stages.evaluate import evaluate
 from stages.evaluation.metrics import depth_errors
 from stages.evaluation.spec import EvaluateSpec
 from stages.inference.predict import predict_rig
-from stages.student.checkpoint import Lineage, save_student
+from stages.student.checkpoint import save_student
 from stages.student.fold import folded
 
 CPU = torch.device("cpu")
-LINEAGE = Lineage("tiny", "none", "c0ffee" * 10, "home", (0.1, 80.0), 1234)
-RECIPE = """
-[data]
-source = "{source}"
-test = ["d[1:]"]
-train = ["d[:1]"]
-[teacher_cache]
-input_size = [42, 70]
-[bins]
-count = 32
-[student]
-input_size = [96, 160]
-near_m = 1.0
-far_m = 50.0
-focal_px = 99.0
-[train_student]
-steps = 1
-batch_rigs = 1
-[eval]
-precision = "fp32"
-"""
 
 
 @dataclass
@@ -83,7 +62,7 @@ def folder(tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.setattr(data, "open_source", open_source)
     save_student(tmp_path / "run/student/last.safetensors", student(), LINEAGE)
     for name, source in (("home", "home"), ("near", "near"), ("far", "ddad")):
-        (tmp_path / f"{name}.toml").write_text(RECIPE.format(source=source))
+        (tmp_path / f"{name}.toml").write_text(MEMORY_RECIPE.format(source=source))
     return tmp_path
 
 
@@ -174,7 +153,11 @@ def test_the_data_set_that_it_has_learnt_from_is_refused_before_anything_is_meas
         (["--on", "nope"], 2, "no recipe 'nope'"),
         (["--on", "{}/near.toml=/nowhere"], 2, "target near: expected a data folder, found nothing at /nowhere"),
         (["--on", "{}/near.toml", "--set", 'near.data.test=["e"]'], 2, "target near: near: no drive or split 'e'"),
-        (["--on", "{}/near.toml", "--set", "data.root=x"], 2, "expected RECIPE.SECTION.KEY=VALUE, RECIPE one of near"),
+        (
+            ["--on", "{}/near.toml", "--set", "data.root=x"],
+            2,
+            "expected RECIPE.SECTION.KEY=VALUE, RECIPE one of near",
+        ),
         (["--on", "{}/near.toml", "--on", "{}/near.toml=x"], 2, "there is a target near already"),
         (["--on", "{}/near.toml", "--out", "{}/near.toml"], 1, "cannot write"),
     ],

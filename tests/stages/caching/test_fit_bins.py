@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from fakes import STUDENT_SIZE, FakeSource, tiny_teacher
 from hypothesis import given
 from hypothesis import strategies as st
+from support.fakes import STUDENT_SIZE, FakeSource, tiny_teacher
 
 from data_cache.errors import SettingError
 from stages.caching.fit_bins import (

@@ -1,8 +1,9 @@
 import dataclasses
 
 import pytest
-from fakes import STUDENT_SIZE, FakeSource, tiny_teacher
-from test_teacher_cache import BINS, open_writer, run
+from support.fakes import STUDENT_SIZE, FakeSource, tiny_teacher
+from support.teacher_caches import BINS, open_writer
+from support.teacher_caches import write_teacher_cache as run
 
 from data_cache.shards.encodings import ENCODINGS
 from data_cache.shards.reader import cache_status

@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 import pytest
-from fakes import STUDENT_SIZE, TEACHER_SIZE, FakeSource
+from support.fakes import STUDENT_SIZE, TEACHER_SIZE, FakeSource
 
 from data_cache.errors import FrameError
 from stages.caching.teacher_input import prepare_frame

@@ -2,8 +2,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-from fakes import FakeSource, tiny_teacher
-from test_teacher_cache import BINS, run
+from support.fakes import FakeSource, tiny_teacher
+from support.teacher_caches import BINS
+from support.teacher_caches import write_teacher_cache as run
 
 from data_cache.shards.encodings import ENCODINGS
 from data_cache.shards.reader import CacheReader, cache_status

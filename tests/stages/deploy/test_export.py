@@ -13,9 +13,9 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from fakes import NAMES, STUDENT_SIZE, FakeSource, random_record, tiny_identity
-from test_cli import surround
-from test_student import opened, trained
+from support.fakes import NAMES, STUDENT_SIZE, FakeSource, random_record, tiny_identity
+from support.students import opened, trained
+from support.surround import surround
 
 from data_cache.shards.identity import Resolved, SplitFrames
 from data_cache.shards.writer import CacheWriter

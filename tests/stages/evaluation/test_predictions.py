@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes import NAMES, NATIVE_SIZE, STUDENT_SIZE, FakeSource
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
-from test_cli import surround
-from test_evaluate import CPU, student
-from test_zero_shot import LINEAGE, RECIPE
+from support.fakes import CPU, NAMES, NATIVE_SIZE, STUDENT_SIZE, FakeSource
+from support.students import LINEAGE, MEMORY_RECIPE, student
+from support.surround import surround
 
 from data_cache.frames.geometry import sparse_depth
 from pipeline.runs import data
@@ -211,7 +210,7 @@ def test_a_hole_where_nothing_is_measured_costs_nothing(folder):
 @pytest.fixture
 def recipe(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(data, "open_source", lambda *_, **__: FakeSource(4, name="home"))
-    (tmp_path / "home.toml").write_text(RECIPE.format(source="home").replace("[96, 160]", "[32, 64]"))
+    (tmp_path / "home.toml").write_text(MEMORY_RECIPE.format(source="home").replace("[96, 160]", "[32, 64]"))
     return tmp_path / "home.toml"
 
 

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fakes import NATIVE_SIZE, STUDENT_SIZE, FakeSource
+from support.fakes import NATIVE_SIZE, STUDENT_SIZE, FakeSource
 
 from data_cache.frames.geometry import sparse_depth
 from data_cache.frames.images import mask_at

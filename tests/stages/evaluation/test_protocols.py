@@ -8,9 +8,9 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from fakes import NAMES, NATIVE_SIZE, STUDENT_SIZE, FakeSource
 from PIL import Image
-from test_evaluate import CPU, student
+from support.fakes import CPU, NAMES, NATIVE_SIZE, STUDENT_SIZE, FakeSource
+from support.students import student
 
 from data_cache.errors import FrameError
 from data_cache.frames.geometry import sparse_depth

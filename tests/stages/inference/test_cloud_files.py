@@ -5,6 +5,7 @@ import struct
 import numpy as np
 import pytest
 import trimesh
+from support.ply import read_ply
 
 from stages.inference.cloud_files import glb_bytes, ply_bytes
 from stages.inference.point_cloud import PointCloud
@@ -12,20 +13,6 @@ from stages.inference.point_cloud import PointCloud
 CLOUD = PointCloud(
     np.array([[3.0, 6.0, 0.5], [-1.25, 0.0, 2.0]], np.float32), np.array([[10, 200, 30], [255, 0, 128]], np.uint8)
 )
-
-
-def read_ply(data: bytes) -> np.ndarray:
-    """The vertices of a binary PLY, by its header alone (format 1.0, G. Turk 1994)."""
-    head, _, body = data.partition(b"end_header\n")
-    lines = head.decode("ascii").splitlines()
-    assert lines[:2] == ["ply", "format binary_little_endian 1.0"]
-    elements = [line.split() for line in lines if line.startswith("element")]
-    assert [element[1] for element in elements] == ["vertex"]
-    kinds = {"float": "<f4", "uchar": "u1"}
-    columns = [line.split()[1:] for line in lines if line.startswith("property")]
-    dtype = np.dtype([(name, kinds[kind]) for kind, name in columns])
-    assert len(body) == dtype.itemsize * int(elements[0][2])
-    return np.frombuffer(body, dtype)
 
 
 def test_a_ply_holds_metres_of_the_vehicle_and_colours():

@@ -2,9 +2,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fakes import FakeSource
 from hypothesis import given
 from hypothesis import strategies as st
+from support.fakes import FakeSource
 
 from data_cache.errors import FrameError
 from data_cache.frames.geometry import project

@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from rings import K_PX, batch, place, smooth, surround, views, without
+from support.rings import K_PX, batch, place, smooth, surround, views, without
 
 from data_cache.dataset import CachedRigs, collate, single
 from stages.evaluation.consistency import overlap_consistency

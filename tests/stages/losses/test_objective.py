@@ -2,8 +2,8 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from test_augment import random_rig
-from test_train_student import RANGE_M, STUDENT
+from support.random_rigs import random_rig
+from support.trainings import RANGE_M, STUDENT
 from torch.nn.functional import interpolate
 
 from data_cache.dataset import CachedRigs, collate

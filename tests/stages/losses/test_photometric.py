@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from rings import K_PX, batch, place, smooth, surround, views, without
+from support.rings import K_PX, batch, place, smooth, surround, views, without
 
 from data_cache.dataset import CachedRigs, CachedViews, collate, single
 from data_cache.frames.geometry import resized_intrinsics

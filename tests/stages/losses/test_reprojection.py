@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from rings import K_PX, generator, place, smooth
+from support.rings import K_PX, generator, place, smooth
 
 from data_cache.frames.geometry import project, unproject
 from stages.losses.reprojection import Cameras, reproject, sample

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.students import opened, random, trained
 from torch import nn
 
 from data_cache.errors import SettingError
@@ -29,10 +30,6 @@ BINS = BinSpec(count=16)
 ALL_SIX = torch.ones(1, 6, dtype=torch.bool)
 
 
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
 def make_student(bins: BinSpec = BINS, spec: StudentSpec = SPEC) -> Student:
     torch.manual_seed(0)
     return Student(spec, bins).eval()
@@ -52,13 +49,6 @@ def student() -> Student:
 @pytest.fixture(scope="module")
 def output(student: Student):
     return see(student)
-
-
-def opened(attention: RingAttention) -> RingAttention:
-    """The module after some training: what it says is no longer zero."""
-    with torch.no_grad():
-        attention.outward.weight.copy_(random(*attention.outward.weight.shape, seed=5))
-    return attention.eval()
 
 
 def ring_attention() -> RingAttention:
@@ -220,17 +210,6 @@ def test_centres_of_an_exported_student_bear_rounding_to_16_bits():
         rounded_m = centers._deployed_m(width.bfloat16()).float()
     torch.testing.assert_close(rounded_m, expected_m, rtol=0.01, atol=0)
     assert (summed(width.bfloat16()) / expected_m - 1).abs().max() > 0.03
-
-
-def trained(student: Student) -> Student:
-    """A student whose batch norms have seen something, each channel something else."""
-    for i, norm in enumerate(m for m in student.modules() if isinstance(m, nn.BatchNorm2d)):
-        shape = norm.weight.shape
-        norm.running_mean.copy_(0.3 * random(*shape, seed=4 * i))
-        norm.running_var.copy_(random(*shape, seed=4 * i + 1).exp())
-        norm.weight.data.copy_(1 + 0.3 * random(*shape, seed=4 * i + 2))
-        norm.bias.data.copy_(0.3 * random(*shape, seed=4 * i + 3))
-    return student
 
 
 @pytest.mark.parametrize("encoder", ["resnet-10", "resnet-18", "convnextv2-atto"])

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from fakes import FakeSource, tiny_identity
+from support.fakes import FakeSource, tiny_identity
 
 from data_cache.errors import SettingError
 from data_cache.shards.identity import SplitFrames

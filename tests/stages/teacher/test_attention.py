@@ -3,8 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fakes import TEACHER_SIZE
-from test_teacher import load, random_images
+from support.fakes import TEACHER_SIZE, random_images, tiny_teacher
 from torch.nn.functional import scaled_dot_product_attention
 
 from stages.teacher.attention import NAME, blocked_attention, use_blocked_attention
@@ -49,11 +48,11 @@ def test_only_a_bf16_model_on_a_cpu_without_amx_is_switched_over_and_says_the_sa
     teacher_folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    fused = load(teacher_folder, precision="bf16")
+    fused = tiny_teacher(teacher_folder, precision="bf16")
     assert fused.attention == "sdpa"
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    blocked = load(teacher_folder, precision="bf16")
-    assert (blocked.attention, load(teacher_folder).attention) == (NAME, "sdpa")
+    blocked = tiny_teacher(teacher_folder, precision="bf16")
+    assert (blocked.attention, tiny_teacher(teacher_folder).attention) == (NAME, "sdpa")
     assert blocked._model.backbone.config._attn_implementation == NAME
     images = random_images(2, TEACHER_SIZE)
     one, other = fused(images).prediction, blocked(images).prediction

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_teachers import save_tiny, save_tiny_marigold
+from support.fakes import tiny_teacher
+from support.tiny_teachers import save_tiny, save_tiny_marigold
 from transformers import AutoModelForDepthEstimation
 
 from data_cache.errors import SettingError
 from stages.targets.bins import affine_invariant_map
 from stages.targets.space import Space, to_disparity
 from stages.teacher.base import Teacher
-from stages.teacher.load import LoadedTeacher, teacher_class
 from stages.teacher.marigold import MarigoldTeacher
 from stages.teacher.transformers_depth import PREPROCESSING, depth_pro_depth_m, token_grid
 
@@ -69,18 +69,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return Saved()
 
 
-def load(folder: Path, input_size: tuple[int, int], precision: str = "fp32") -> LoadedTeacher:
-    return teacher_class(folder)(
-        folder,
-        name="tiny",
-        licence="none",
-        weights_sha256="0",
-        input_size=input_size,
-        device=torch.device("cpu"),
-        precision=precision,
-    )
-
-
 def random_images(count: int, size: tuple[int, int]) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     blobs = torch.randint(0, 256, (count, size[0] // 2, size[1] // 2, 3), dtype=torch.uint8, generator=generator)
@@ -90,7 +78,7 @@ def random_images(count: int, size: tuple[int, int]) -> torch.Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_family_gives_the_promised_sizes_and_space(folders, kind):
     expected = FAMILIES[kind]
-    teacher = load(folders[kind], expected.input_size)
+    teacher = tiny_teacher(folders[kind], expected.input_size)
     assert isinstance(teacher, Teacher)
     out = teacher(random_images(3, expected.input_size))
     assert (teacher.space, teacher.preprocessing) == (expected.space, expected.preprocessing)
@@ -110,11 +98,11 @@ def test_a_family_gives_the_promised_sizes_and_space(folders, kind):
 def test_an_image_is_seen_the_same_again_and_in_any_company(folders, kind):
     size = FAMILIES[kind].input_size
     images = random_images(3, size)
-    out = load(folders[kind], size)(images)
-    again = load(folders[kind], size)(images)
+    out = tiny_teacher(folders[kind], size)(images)
+    again = tiny_teacher(folders[kind], size)(images)
     assert torch.equal(again.prediction, out.prediction)
     assert torch.equal(again.features, out.features)
-    alone = load(folders[kind], size)(images[1:2])
+    alone = tiny_teacher(folders[kind], size)(images[1:2])
     torch.testing.assert_close(alone.prediction[0], out.prediction[1], rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(alone.features[0], out.features[1], rtol=1e-3, atol=1e-3)
 
@@ -122,7 +110,7 @@ def test_an_image_is_seen_the_same_again_and_in_any_company(folders, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_batches_side_by_side_do_not_disturb_each_other(folders, kind):
     size = FAMILIES[kind].input_size
-    teacher, images = load(folders[kind], size), random_images(2, size)
+    teacher, images = tiny_teacher(folders[kind], size), random_images(2, size)
     expected = [teacher(images[i : i + 1]) for i in range(2)]
     found = {}
 
@@ -144,7 +132,7 @@ def test_batches_side_by_side_do_not_disturb_each_other(folders, kind):
 def test_bf16_is_close(folders, kind):
     size = FAMILIES[kind].input_size
     images = random_images(1, size)
-    exact, rounded = (load(folders[kind], size, precision)(images).prediction for precision in ("fp32", "bf16"))
+    exact, rounded = (tiny_teacher(folders[kind], size, precision)(images).prediction for precision in ("fp32", "bf16"))
     assert not torch.equal(exact, rounded)
     assert ((rounded - exact).abs().mean() / exact.abs().mean()).item() < 0.1
 
@@ -162,7 +150,7 @@ def test_bf16_is_close(folders, kind):
 )
 def test_a_size_that_a_family_cannot_take_is_a_setting_error(folders, kind, size, message):
     with pytest.raises(SettingError, match=message):
-        load(folders[kind], size)
+        tiny_teacher(folders[kind], size)
 
 
 def test_depth_pro_in_metres_by_hand():
@@ -182,11 +170,11 @@ def test_depth_pro_is_what_its_own_post_processing_says(folders):
     focal_px = 0.5 * width / torch.tan(0.5 * torch.deg2rad(asked.field_of_view))
     expected = 1.0 / (asked.predicted_depth * width / focal_px[:, None, None]).clamp(1e-4, 1e4)
     assert (asked.field_of_view > 10).all()
-    torch.testing.assert_close(load(folders["depth pro"], (128, 128))(images).prediction, expected)
+    torch.testing.assert_close(tiny_teacher(folders["depth pro"], (128, 128))(images).prediction, expected)
 
 
 def test_a_repainted_corner_changes_its_own_corner_of_depth_pros_grid(folders):
-    teacher, images = load(folders["depth pro"], (128, 128)), random_images(1, (128, 128))
+    teacher, images = tiny_teacher(folders["depth pro"], (128, 128)), random_images(1, (128, 128))
     other = images.clone()
     other[0, :32, 96:] = 255 - other[0, :32, 96:]
     change = (teacher(other).features - teacher(images).features).norm(dim=1)[0]
@@ -205,7 +193,7 @@ def test_zoedepth_heads_are_chosen_image_by_image(folders, tmp_path):
         together = model(pixel_values=pixels).predicted_depth
     assert alone[0].domain_logits.argmax() != alone[1].domain_logits.argmax()
     model.save_pretrained(tmp_path)
-    prediction = load(tmp_path, (64, 96))(images).prediction
+    prediction = tiny_teacher(tmp_path, (64, 96))(images).prediction
     torch.testing.assert_close(prediction, torch.cat([a.predicted_depth for a in alone]), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(prediction, together, rtol=1e-3)
 
@@ -214,13 +202,13 @@ def test_mean_and_std_of_the_folder_win(folders, tmp_path):
     folder = save_tiny(tmp_path, "zoedepth")
     path = folder / "preprocessor_config.json"
     path.write_text(json.dumps({"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 1]}))
-    teacher = load(folder, (64, 96))
+    teacher = tiny_teacher(folder, (64, 96))
     assert teacher.preprocessing.endswith("mean (0.1, 0.2, 0.3) and std (1.0, 1.0, 1.0)")
     images = random_images(1, (64, 96))
-    assert not torch.equal(teacher(images).prediction, load(folders["zoedepth"], (64, 96))(images).prediction)
+    assert not torch.equal(teacher(images).prediction, tiny_teacher(folders["zoedepth"], (64, 96))(images).prediction)
     path.write_text("{}")
     with pytest.raises(SettingError, match=r"preprocessor_config.json: expected image_mean and image_std"):
-        load(folder, (64, 96))
+        tiny_teacher(folder, (64, 96))
 
 
 def test_tokens_of_a_backbone_with_stages_by_hand():
@@ -252,7 +240,7 @@ def test_marigold_predicts_what_its_own_pipeline_predicts(tmp_path, scheduler):
     noise = torch.Generator().manual_seed(0)
     pixels = images[0].permute(2, 0, 1) / 255
     expected = pipeline(pixels, processing_resolution=0, generator=noise, output_type="pt").prediction
-    teacher = load(folder, (32, 64))
+    teacher = tiny_teacher(folder, (32, 64))
     assert isinstance(teacher, MarigoldTeacher)
     torch.testing.assert_close(teacher(images).prediction, expected[:, 0])
 
@@ -265,20 +253,20 @@ def test_a_marigold_folder_that_lacks_something_is_a_setting_error(tmp_path):
     del weights["conv_out.bias"]
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(SettingError, match=r"unet: the weights lack 1 tensors, first conv_out\.bias"):
-        load(folder, (32, 64))
+        tiny_teacher(folder, (32, 64))
     path.unlink()
     with pytest.raises(SettingError, match="holds no Marigold depth pipeline"):
-        load(folder, (32, 64))
+        tiny_teacher(folder, (32, 64))
 
 
 def test_without_diffusers_the_extra_is_named(tmp_path, monkeypatch):
     (tmp_path / "model_index.json").write_text("{}")
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(SettingError, match=r"needs pip install 'surround-distill\[diffusion\]'"):
-        load(tmp_path, (32, 64))
+        tiny_teacher(tmp_path, (32, 64))
 
 
 @needs_diffusers
 def test_diffusers_brings_no_torchvision(folders):
-    load(folders["marigold"], (32, 64))
+    tiny_teacher(folders["marigold"], (32, 64))
     assert not [name for name in sys.modules if name.split(".")[0] == "torchvision"]

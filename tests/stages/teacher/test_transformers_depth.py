@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from fakes import TEACHER_SIZE, tiny_teacher
 from safetensors.torch import load_file, save_file
+from support.fakes import TEACHER_SIZE, random_images, tiny_teacher
 from transformers import AutoConfig, AutoModelForDepthEstimation
 
 from data_cache.errors import SettingError
@@ -17,22 +17,6 @@ from stages.teacher.base import Teacher, TeacherOutput
 from stages.teacher.transformers_depth import PREPROCESSING, TransformersTeacher
 
 PATCH = 14
-
-
-def random_images(count: int, size: tuple[int, int] = TEACHER_SIZE) -> torch.Tensor:
-    return torch.randint(0, 256, (count, *size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-
-
-def load(folder: Path, *, input_size: tuple[int, int] = TEACHER_SIZE, precision: str = "fp32") -> TransformersTeacher:
-    return TransformersTeacher(
-        folder,
-        name="tiny",
-        licence="none",
-        weights_sha256="0",
-        input_size=input_size,
-        device=torch.device("cpu"),
-        precision=precision,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +84,7 @@ def test_the_same_images_give_the_same_output(teacher, teacher_folder):
 
 
 def test_bf16_is_close_and_comes_back_as_float32(teacher, teacher_folder):
-    out, exact = load(teacher_folder, precision="bf16")(random_images(1)), teacher(random_images(1))
+    out, exact = tiny_teacher(teacher_folder, precision="bf16")(random_images(1)), teacher(random_images(1))
     assert out.prediction.dtype == out.features.dtype == torch.float32
     assert not torch.equal(out.prediction, exact.prediction)
     torch.testing.assert_close(out.prediction, exact.prediction, rtol=0.1, atol=0.1)
@@ -114,27 +98,27 @@ def test_images_of_another_size_are_refused(teacher):
 @pytest.mark.parametrize("size", [(42, 72), (40, 70)])
 def test_an_input_size_that_does_not_fit_the_patches_is_a_setting_error(teacher_folder, size):
     with pytest.raises(SettingError, match=rf"input_size \[{size[0]}, {size[1]}\]: tiny takes multiples of 14"):
-        load(teacher_folder, input_size=size)
+        tiny_teacher(teacher_folder, input_size=size)
 
 
 def test_a_folder_without_a_model_is_a_setting_error(tmp_path):
     with pytest.raises(SettingError, match="holds no depth model that transformers can load"):
-        load(tmp_path)
+        tiny_teacher(tmp_path)
     with pytest.raises(SettingError, match="holds no depth model that transformers can load"):
-        load(tmp_path / "nowhere")
+        tiny_teacher(tmp_path / "nowhere")
 
 
 def test_a_model_that_estimates_no_depth_is_a_setting_error(copied):
     AutoConfig.for_model("resnet").save_pretrained(copied)
     with pytest.raises(SettingError, match="holds no depth model that transformers can load"):
-        load(copied)
+        tiny_teacher(copied)
 
 
 def test_a_depth_model_without_patches_is_a_setting_error(tmp_path):
     config = AutoConfig.for_model("glpn", hidden_sizes=[8] * 4, num_attention_heads=[1] * 4, decoder_hidden_size=8)
     AutoModelForDepthEstimation.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(SettingError, match="found glpn, whose backbone has no patches"):
-        load(tmp_path)
+        tiny_teacher(tmp_path)
 
 
 def test_weights_that_lack_a_layer_are_a_setting_error(copied):
@@ -143,7 +127,7 @@ def test_weights_that_lack_a_layer_are_a_setting_error(copied):
     del weights["head.conv3.bias"]
     save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(SettingError, match=r"the weights lack 1 tensors, first head\.conv3\.bias"):
-        load(copied)
+        tiny_teacher(copied)
 
 
 def test_weights_of_another_shape_are_a_setting_error(copied):
@@ -151,14 +135,14 @@ def test_weights_of_another_shape_are_a_setting_error(copied):
     weights["head.conv3.bias"] = torch.zeros(2)
     save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(SettingError, match="holds no depth model that transformers can load"):
-        load(copied)
+        tiny_teacher(copied)
 
 
 def test_truncated_weights_are_a_setting_error(copied):
     weights = copied / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     with pytest.raises(SettingError, match="holds no depth model that transformers can load"):
-        load(copied)
+        tiny_teacher(copied)
 
 
 def test_the_space_is_read_from_the_models_config(teacher, copied):
@@ -166,7 +150,7 @@ def test_the_space_is_read_from_the_models_config(teacher, copied):
     config = json.loads((copied / "config.json").read_text())
     config |= {"depth_estimation_type": "metric", "max_depth": 20}
     (copied / "config.json").write_text(json.dumps(config))
-    assert load(copied).space == "depth"
+    assert tiny_teacher(copied).space == "depth"
 
 
 def test_the_three_spaces_by_hand():
@@ -191,7 +175,7 @@ def real_teacher() -> TransformersTeacher:
     folder = os.environ.get("SURROUND_WEIGHTS")
     if not folder or not (Path(folder) / "depth-anything-v2-small" / "model.safetensors").is_file():
         pytest.skip("the real teacher: SURROUND_WEIGHTS names no folder that holds depth-anything-v2-small")
-    return load(Path(folder) / "depth-anything-v2-small", input_size=(84, 140))
+    return tiny_teacher(Path(folder) / "depth-anything-v2-small", input_size=(84, 140))
 
 
 def test_the_real_teacher_sees_something_and_the_same_twice(real_teacher):

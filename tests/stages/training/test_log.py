@@ -4,9 +4,8 @@ import time
 import numpy as np
 import pytest
 import torch
+from support.trainings import RANGE_M, STUDENT, rigs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_train_student import RANGE_M, STUDENT
-from test_training import rigs
 
 from stages.inference.colours import NO_DEPTH_RGB, colour_depth, depth_scale
 from stages.student.model import Student

@@ -1,8 +1,8 @@
 from dataclasses import replace
 
 import pytest
-from test_train_student import CPU, RANGE_M, SPEC, STUDENT, stop_after, train
-from test_train_student import cache as cache
+from support.fakes import CPU
+from support.trainings import RANGE_M, SPEC, STUDENT, stop_after, train
 
 from data_cache.shards.reader import CacheReader
 from stages.compute.progress import Preempted

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import REPOSITORY, Command, wait_until
-from killing_training import small_training
-from test_augment import random_rig
-from test_cli import surround
-from test_train_student import SPEC, STUDENT
-from test_training import training
+from support.commands import Command, wait_until
+from support.killing_training import small_training
+from support.random_rigs import random_rig
+from support.repository import REPOSITORY
+from support.surround import surround
+from support.trainings import SPEC, STUDENT, training
 
 from data_cache.dataset import CachedRigs, collate, map_rigs
 from stages.compute.parallel import joined

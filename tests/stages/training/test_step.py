@@ -3,36 +3,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_augment import random_rig
-from test_train_student import CPU, RANGE_M, SPEC, STUDENT
+from support.fakes import CPU
+from support.trainings import SPEC, rigs, training
 from torch import nn
 
-from data_cache.dataset import CachedRigs, collate, map_rigs
+from data_cache.dataset import map_rigs
 from data_cache.errors import SettingError
 from stages.compute import parallel
-from stages.losses.terms import LossSpec
-from stages.student.model import Student
-from stages.targets.binning import AffineBinning
-from stages.targets.bins import BinSpec
 from stages.training.schedule import Draw
-from stages.training.spec import TrainStudentSpec
-from stages.training.step import Setting, Training, TrainingError, augment, term_values
-
-
-def rigs(count: int) -> CachedRigs:
-    singles = [random_rig(3, size=STUDENT.input_size)[0] for _ in range(count)]
-    named = [
-        replace(rig, frame_ids=(f"d/{i}",), lidar_depth_m=1 + 20 * rig.lidar_depth_m) for i, rig in enumerate(singles)
-    ]
-    return collate(named)
-
-
-def training(spec: TrainStudentSpec = SPEC, losses: LossSpec = LossSpec(), precision: str = "fp32") -> Training:  # noqa: B008
-    torch.manual_seed(0)
-    student = Student(STUDENT, BinSpec(count=16, prob_stride=4))
-    made = Training(student, 0, Setting(AffineBinning(), losses, RANGE_M, precision), spec, CPU)
-    made.learner.train()
-    return made
+from stages.training.step import Training, TrainingError, augment, term_values
 
 
 def weights(made: Training) -> list[torch.Tensor]:

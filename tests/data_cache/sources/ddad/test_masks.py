@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from support.data_sets.ddad import MASK_SIZE, write_masks
 
 from data_cache.errors import FrameError, SourceError
 from data_cache.frames.images import mask_at
@@ -15,31 +15,17 @@ from data_cache.sources.ddad.source import CAMERAS, DdadSource
 from data_cache.sources.parsing.pickles import NUMBERS_LIMIT, load_whole_numbers
 from data_cache.sources.registry import open_source
 
-SIZE = (6, 8)
-
-
-def write_masks(folder: Path, sets: dict[int, int], size=SIZE) -> Path:
-    """In set s, camera c of the ring: the first s + c columns are the vehicle."""
-    for number in set(sets.values()):
-        (folder / str(number)).mkdir(parents=True)
-        for c, name in enumerate(CAMERAS):
-            grey = np.full(size, 255, np.uint8)
-            grey[:, : number + c] = 0
-            Image.fromarray(grey).save(folder / str(number) / f"{name}_mask.png")
-    (folder / "mask_idx_dict.pkl").write_bytes(pickle.dumps(sets, protocol=3))
-    return folder
-
 
 def test_a_scene_has_the_masks_of_its_set(tmp_path):
     masks = DdadMasks(write_masks(tmp_path / "m", {187: 1, 3: 0}), CAMERAS)
-    load = masks.loader("000187", CAMERAS[2], SIZE)
+    load = masks.loader("000187", CAMERAS[2], MASK_SIZE)
     assert load is not None
     mask = load()
-    assert (mask.shape, mask.dtype) == (SIZE, bool)
+    assert (mask.shape, mask.dtype) == (MASK_SIZE, bool)
     np.testing.assert_array_equal(mask[0], [False] * 3 + [True] * 5)
-    assert masks.loader("000003", CAMERAS[0], SIZE)().all()
-    assert masks.loader("000004", CAMERAS[0], SIZE) is None
-    assert masks.loader("tiny", CAMERAS[0], SIZE) is None
+    assert masks.loader("000003", CAMERAS[0], MASK_SIZE)().all()
+    assert masks.loader("000004", CAMERAS[0], MASK_SIZE) is None
+    assert masks.loader("tiny", CAMERAS[0], MASK_SIZE) is None
 
 
 def test_a_mask_of_another_size_or_a_damaged_one_costs_its_frame(tmp_path):
@@ -49,7 +35,7 @@ def test_a_mask_of_another_size_or_a_damaged_one_costs_its_frame(tmp_path):
     with pytest.raises(FrameError, match=r"CAMERA_01_mask.png: expected 7 x 8 px .* found 6 x 8"):
         masks.loader("000187", CAMERAS[0], (7, 8))()
     with pytest.raises(FrameError, match="cannot be decoded"):
-        masks.loader("000187", CAMERAS[1], SIZE)()
+        masks.loader("000187", CAMERAS[1], MASK_SIZE)()
 
 
 def test_they_are_found_in_the_data_folder_and_beside_it(tmp_path, monkeypatch):

@@ -4,14 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import FakeSource
 from PIL import Image
-from test_cli import surround
-from test_sources_ddad import SIZE
-from test_sources_ddad import example as ddad
-from test_sources_ddad_masks import write_masks
-from test_sources_nuscenes import example as nuscenes
-from test_sources_rig_folder import folder  # noqa: F401
+from support.data_sets.ddad import SIZE, write_masks
+from support.data_sets.ddad import write_example as ddad
+from support.data_sets.nuscenes import write_example as nuscenes
+from support.fakes import FakeSource
+from support.surround import surround
 
 from data_cache.errors import SourceError
 from data_cache.files import WriteError
@@ -87,7 +85,7 @@ def test_real_frames_come_back_equal(tmp_path, real_data, kind, folder_name, sel
     assert_equal(source, frame_ids, tmp_path / "rig")
 
 
-def test_a_rig_folder_comes_back_equal_undistorted(tmp_path, folder):  # noqa: F811
+def test_a_rig_folder_comes_back_equal_undistorted(tmp_path, folder):
     source = RigFolderSource(folder)
     done = export_rig(source, ["m/1", "m/3"], tmp_path / "again")
     assert (done.copied_count, done.encoded_count) == (2, 2)
@@ -135,7 +133,7 @@ def test_the_command_exports_what_the_recipe_selects(tmp_path):
     assert (code, "found rig.json in it" in text) == (2, True)
 
 
-def test_the_command_lists_frames_that_were_left_out_with_exit_3(tmp_path, folder):  # noqa: F811
+def test_the_command_lists_frames_that_were_left_out_with_exit_3(tmp_path, folder):
     (folder / "lidar/2.npy").write_bytes(b"")
     Image.new("RGB", (8, 6)).save(folder / "images/1.png")
     arguments = ["--data", folder, "--set", 'data.train=["morning[:1]"]', "--set", 'data.test=["morning[1:]"]']
@@ -143,7 +141,7 @@ def test_the_command_lists_frames_that_were_left_out_with_exit_3(tmp_path, folde
     assert (code, "2 frames in" in text, "m/2: " in text) == (3, True, True), text
 
 
-def test_a_listed_image_that_leads_elsewhere_or_is_none_is_left_out_and_nothing_of_it_written(tmp_path, folder):  # noqa: F811
+def test_a_listed_image_that_leads_elsewhere_or_is_none_is_left_out_and_nothing_of_it_written(tmp_path, folder):
     (folder / "images/1.png").unlink()
     (folder / "images/1.png").symlink_to(folder.parent / "secret.png")
     (folder / "images/2.png").unlink()
@@ -158,7 +156,7 @@ def test_a_listed_image_that_leads_elsewhere_or_is_none_is_left_out_and_nothing_
     assert (code, "1 frame in" in text, "m/1: " in text) == (3, True, True), text
 
 
-def test_an_image_that_cannot_be_decoded_or_has_another_size_is_left_out(tmp_path, folder):  # noqa: F811
+def test_an_image_that_cannot_be_decoded_or_has_another_size_is_left_out(tmp_path, folder):
     whole = (folder / "images/3.png").read_bytes()
     for number, data in ((1, b"some text"), (3, whole[: len(whole) // 2])):
         (folder / f"images/{number}.png").write_bytes(data)

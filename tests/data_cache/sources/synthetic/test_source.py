@@ -75,7 +75,7 @@ def test_the_same_bytes_in_another_order_and_another_process(frame: Frame) -> No
     other = SyntheticSource().frame("drive-03/3")
     views_of(other)[1].load_image()
     assert digest(SyntheticSource().frame(FRAME_ID), 4) == first
-    script = f"import test_sources_synthetic as t; print(t.digest(t.SyntheticSource().frame('{FRAME_ID}'), 4))"
+    script = f"import test_source as t; print(t.digest(t.SyntheticSource().frame('{FRAME_ID}'), 4))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env={"PYTHONPATH": PATHS})
     assert done.stdout.strip() == first, done.stderr
 
