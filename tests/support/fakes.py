@@ -130,7 +130,7 @@ def tiny_teacher(folder: Path, input_size: tuple[int, int] = TEACHER_SIZE, preci
     weights = folder / "model.safetensors"
     return teacher_class(folder)(
         folder,
-        name=folder.name,
+        name="tiny",
         licence="none",
         weights_sha256=file_sha256(weights) if weights.is_file() else "none",
         input_size=input_size,

@@ -1,6 +1,6 @@
 """A made-up vehicle as a rig folder: five cameras in a rendered street, one of them a fisheye and one distorted.
 
-`python tests/vehicle.py FOLDER` writes the one that data_cache/RIG_FOLDER.md is tried on.
+`python tests/support/vehicle.py FOLDER` writes the one that data_cache/RIG_FOLDER.md is tried on.
 """
 
 import json

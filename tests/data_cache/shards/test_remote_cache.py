@@ -1,4 +1,4 @@
-"""A cache on object storage, against a real S3 server; what it promises beyond a folder's is in test_store.py."""
+"""A cache on object storage, against a real S3 server; what it promises beyond a folder's: storage/test_store.py."""
 
 import multiprocessing
 import pickle

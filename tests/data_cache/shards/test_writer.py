@@ -210,8 +210,10 @@ def test_a_receipt_of_another_shard_or_without_its_files_proves_nothing(tmp_path
 def test_a_claim_dies_with_its_process(tmp_path):
     script = f"""
 import sys; sys.path[:0] = {sys.path!r}
-import os, test_writer as t
-t.writer(t.Path({str(tmp_path)!r})).claim(1)
+import os
+from pathlib import Path
+from support.caches import writer
+writer(Path({str(tmp_path)!r})).claim(1)
 os.kill(os.getpid(), 9)
 """
     assert subprocess.run([sys.executable, "-c", script]).returncode == -signal.SIGKILL
