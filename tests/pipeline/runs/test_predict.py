@@ -15,7 +15,7 @@ from support.commands import Command, wait_until
 from support.data_sets.loose_images import camera, write_image, write_rig
 from support.fakes import NAMES, NATIVE_SIZE
 from support.ply import read_ply
-from support.students import NEAR, run_predict, writing
+from support.students import LINEAGE, MEMORY_RECIPE, NEAR, run_predict, student, writing
 from support.surround import surround
 
 from data_cache.errors import FrameError
@@ -242,7 +242,9 @@ def test_a_kill_leaves_whole_files_and_the_same_command_goes_on(folder, monkeypa
 def test_a_signal_ends_it_between_two_frames_with_75(folder):
     """In a process of its own, as a cluster sends it; the frames are those of the embedded drives."""
     recipe = folder / "synthetic.toml"
-    recipe.write_text(RECIPE.format(source="synthetic").replace('["d[1:]"]', '["test"]').replace("d[:1]", "drive-00"))
+    recipe.write_text(
+        MEMORY_RECIPE.format(source="synthetic").replace('["d[1:]"]', '["test"]').replace("d[:1]", "drive-00")
+    )
     student = folder / "run/student/last.safetensors"
     out = folder / "out"
     command = Command(folder / "log", "predict", student, "--on", recipe, "--out", out, "--write", "npy")
