@@ -50,7 +50,7 @@ lint: $(READY)  ## lint and types
 check: lint test  ## lint, types, tests
 
 bench: $(READY) ## print speed, memory and size; asserts nothing
-	$(BIN)/python -m pytest -m bench -o addopts= tests/benchmarks $(ARGS)
+	$(BIN)/python -m pytest -m bench -o addopts=--import-mode=importlib tests/benchmarks $(ARGS)
 
 torture: $(READY) ## kill stages, workers and schedulers at random moments, flip bytes, feed parsers broken files; long
-	$(BIN)/python -m pytest -m torture -o addopts= -n 2 -rP $(ARGS)
+	$(BIN)/python -m pytest -m torture -o addopts=--import-mode=importlib -n 2 -rP $(ARGS)
