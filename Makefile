@@ -38,11 +38,11 @@ eval: $(READY)  ## stage 3: measure the student and write the report
 # Three at a time on two cores: many tests wait for processes that they have started. A file stays together, so that
 # its caches are made once.
 test: $(READY)  ## all tests
-	-@$(BIN)/python tests/chromium.py
+	-@$(BIN)/python tests/support/chromium.py
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 browser: $(READY) ## a Chromium for the tests of the report, from the npm registry where this machine has none
-	@$(BIN)/python tests/chromium.py
+	@$(BIN)/python tests/support/chromium.py
 
 lint: $(READY)  ## lint and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -50,7 +50,7 @@ lint: $(READY)  ## lint and types
 check: lint test  ## lint, types, tests
 
 bench: $(READY) ## print speed, memory and size; asserts nothing
-	$(BIN)/python -m pytest -m bench -o addopts= tests/benchmarks $(ARGS)
+	$(BIN)/python -m pytest -m bench -o addopts=--import-mode=importlib tests/benchmarks $(ARGS)
 
 torture: $(READY) ## kill stages, workers and schedulers at random moments, flip bytes, feed parsers broken files; long
-	$(BIN)/python -m pytest -m torture -o addopts= -n 2 -rP $(ARGS)
+	$(BIN)/python -m pytest -m torture -o addopts=--import-mode=importlib -n 2 -rP $(ARGS)

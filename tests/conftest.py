@@ -2,21 +2,16 @@
 
 import importlib.util
 import os
-import re
-import subprocess
-import sys
-import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: the test processes share the cores
 
 import pytest
-from fakes import save_tiny_teacher
+from support.fakes import save_tiny_teacher
+from support.object_storage import Bucket, S3Server, s3_serving
 
 
 @pytest.fixture(scope="session")
@@ -36,94 +31,14 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_teacher(tmp_path_factory.mktemp("weights") / "tiny")
 
 
-@dataclass(frozen=True)
-class S3Server:
-    """A real S3 server in a process of its own, on loopback. `client` is boto3's: it shares nothing with fsspec."""
-
-    endpoint: str
-    log: Path
-    client: Any
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """What a user sets, and nothing of what the machine's own user has set."""
-        return {
-            "AWS_ENDPOINT_URL": self.endpoint,
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_CONFIG_FILE": os.devnull,
-            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "NO_PROXY": "127.0.0.1",
-        }
-
-    def requests(self) -> list[str]:
-        """Every request since the server started, such as "GET /bucket/name"."""
-        return re.findall(r"(?:GET|HEAD|PUT|POST|DELETE) /\S*", self.log.read_text())
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """An empty bucket as another machine sees it."""
-
-    name: str
-    server: S3Server
-
-    @property
-    def url(self) -> str:
-        """Of the bucket."""
-        return f"s3://{self.name}"
-
-    def get(self, key: str) -> bytes:
-        """An object."""
-        return self.server.client.get_object(Bucket=self.name, Key=key)["Body"].read()
-
-    def put(self, key: str, data: bytes) -> None:
-        """Replace an object."""
-        self.server.client.put_object(Bucket=self.name, Key=key, Body=data)
-
-    def delete(self, key: str) -> None:
-        """Remove an object."""
-        self.server.client.delete_object(Bucket=self.name, Key=key)
-
-    def contents(self, prefix: str) -> dict[str, bytes]:
-        """Every object below a prefix, by the rest of its name."""
-        listed = self.server.client.list_objects_v2(Bucket=self.name, Prefix=f"{prefix}/").get("Contents", [])
-        return {entry["Key"].removeprefix(f"{prefix}/"): self.get(entry["Key"]) for entry in listed}
-
-
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """Moto's server, started once per test process on a free port."""
+    """Started once per test process."""
     for module in ("moto", "flask", "s3fs"):
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"object storage: {module} is not installed; pip install 'surround-distill[dev]'")
-    import boto3
-
-    log = tmp_path_factory.mktemp("s3") / "log"
-    with (
-        log.open("w") as file,
-        subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"], stdout=file, stderr=file
-        ) as process,
-    ):
-        try:
-            deadline = time.monotonic() + 60
-            while (running := re.search(r"Running on (http://[\d.:]+)", log.read_text())) is None:
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.05)
-            client = boto3.client(
-                "s3",
-                endpoint_url=running[1],
-                aws_access_key_id="test",
-                aws_secret_access_key="test",
-                region_name="us-east-1",
-            )
-            yield S3Server(running[1], log, client)
-        finally:
-            process.terminate()
+    with s3_serving(tmp_path_factory.mktemp("s3") / "log") as server:
+        yield server
 
 
 @pytest.fixture

@@ -180,6 +180,15 @@ def test_tests_stand_where_their_subject_stands():
             assert folder in folders, f"{path.relative_to(ROOT)}: there is no folder {folder}"
 
 
+def test_no_test_file_imports_another():
+    """What several of them share is in tests/support."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        shared = [
+            name for name in imported(path.relative_to(ROOT)) if re.search(r"(^|\.)(test_|bench_|conftest)", name)
+        ]
+        assert not shared, f"{path.relative_to(ROOT)} imports {shared}; put what it shares into tests/support"
+
+
 def test_the_cache_can_be_read_without_torch():
     users = [name for name, path in NAMES.items() if name.startswith("data_cache") and imports_package(path, "torch")]
     assert users == ["data_cache.dataset"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes import random_record, tiny_identity
+from support.fakes import random_record, tiny_identity
 
 from data_cache.frames.views import load_images
 from data_cache.shards.encodings import StoredBins, map_arrays

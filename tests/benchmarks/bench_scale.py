@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from fakes import tiny_identity
+from support.fakes import tiny_identity
 
 from data_cache.shards.identity import Resolved, SplitFrames
 from data_cache.shards.receipts import Receipt, StoredFile, receipt_name

@@ -16,16 +16,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes import save_tiny_teacher
+from support.fakes import save_tiny_teacher
+from support.real_drives import pandaset, repeated
 
 from data_cache.frames.geometry import sparse_depth
 from data_cache.frames.images import larger
-from data_cache.frames.rig import Frame, Rig
 from data_cache.frames.views import load_images
 from data_cache.shards.records import pack_depth, record_arrays
 from data_cache.shards.schema import array_table
 from data_cache.shards.writer import encode_shard
-from pipeline.recipe.config import Recipe, load_recipe
+from pipeline.recipe.config import Recipe
 from pipeline.runs.stage_one import StageOne, open_stage_one
 from stages.caching.products import frame_record, look
 from stages.caching.teacher_input import prepare_frame
@@ -40,7 +40,7 @@ import sys
 sys.path[:0] = {path!r}
 from dataclasses import replace
 from pathlib import Path
-from bench_stage_one import pandaset, repeated
+from support.real_drives import pandaset, repeated
 recipe = pandaset()
 spec = replace(recipe.teacher_cache, weights={weights!r}, shard_frames=32)
 stage = repeated(replace(recipe, teacher_cache=spec), {count})
@@ -48,43 +48,6 @@ writer = stage.writer({cache!r})
 stage.write(writer, writer.pending(), retry_quarantined=False)
 print(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line))
 """
-
-
-@dataclass
-class Repeated:
-    """A drive of any length out of the frames of a short one."""
-
-    inner: object
-    count: int
-    name: str = "repeated"
-    splits: tuple[()] = ()
-
-    @property
-    def rig(self) -> Rig:
-        return self.inner.rig
-
-    @property
-    def drives(self) -> dict[str, tuple[str, ...]]:
-        return {"d": tuple(f"d/{i}" for i in range(self.count))}
-
-    def frame(self, frame_id: str) -> Frame:
-        ids = next(iter(self.inner.drives.values()))
-        return replace(self.inner.frame(ids[int(frame_id[2:]) % len(ids)]), id=frame_id)
-
-
-def pandaset() -> Recipe:
-    """The pandaset recipe on the real frames."""
-    folder = os.environ.get("SURROUND_REAL_DATA")
-    if not folder:
-        pytest.skip("real frames: set SURROUND_REAL_DATA to their folder")
-    return load_recipe("pandaset", ["teacher_cache.shard_frames=4"], Path(folder) / "pandaset")
-
-
-def repeated(recipe: Recipe, count: int) -> StageOne:
-    """Stage one of a recipe over `count` frames."""
-    stage = open_stage_one(recipe)
-    source = Repeated(stage.source, count)
-    return replace(stage, source=source, frames=replace(stage.frames, train=source.drives["d"], selection=()))
 
 
 @contextmanager
@@ -281,7 +244,7 @@ def test_bench_stage_one_memory(count, tmp_path, capsys):
     """Peak memory of a process that runs stage one with the tiny teacher over real frames."""
     recipe = tiny_recipe(pandaset(), tmp_path / "tiny")
     script = MEMORY_SCRIPT.format(
-        path=[*sys.path, str(Path(__file__).parent)],
+        path=sys.path,
         weights=recipe.teacher_cache.weights,
         count=count,
         cache=str(tmp_path / "cache"),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from bench_stage_one import pandaset
+from support.real_drives import pandaset
 from torch.utils.flop_counter import FlopCounterMode
 
 from data_cache.dataset import CachedFrames, batches, collate

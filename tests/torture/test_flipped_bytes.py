@@ -2,8 +2,8 @@ import random
 
 import numpy as np
 import pytest
-from fakes import random_record, tiny_identity
-from test_reader import damages_of, shard_files
+from support.caches import damages_of, shard_files
+from support.fakes import random_record, tiny_identity
 
 from data_cache.shards.errors import DamagedCacheError
 from data_cache.shards.identity import Resolved, SplitFrames

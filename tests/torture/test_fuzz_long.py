@@ -1,7 +1,7 @@
 import warnings
 
 import pytest
-from fuzzing import PARSERS, fuzz
+from support.fuzzing import PARSERS, fuzz
 
 INPUTS = 10_000
 

@@ -5,8 +5,8 @@ import random
 import time
 
 import pytest
-from commands import write_drive, write_recipe
-from killing import WRITING, kill_until_done
+from support.commands import write_drive, write_recipe
+from support.killing_teacher_cache import WRITING, kill_teacher_cache
 
 FRAMES, SHARD_FRAMES = 96, 4
 LARGER = "[cluster]\nworkers = 2\n"
@@ -24,7 +24,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_bytes_of_an_undisturbed_on
     recipe.write_text(text.replace("input_size = [42, 70]", "input_size = [140, 252]"))
     begin = time.monotonic()
     arguments = ["teacher-cache", recipe, "--data", data, "--scheduler", engine]
-    result = kill_until_done(arguments, tmp_path / "runs", kills, random.Random(f"{seed} {engine}"))
+    result = kill_teacher_cache(arguments, tmp_path / "runs", kills, random.Random(f"{seed} {engine}"))
     print(result.table())
     print(f"{engine}: {result.count} kills, {result.runs} runs, {time.monotonic() - begin:.0f} s, seed {seed}")
     assert result.count >= kills

@@ -1,0 +1,27 @@
+"""The tables that docs/RESULTS.md quotes are those that the command wrote."""
+
+import json
+
+import pytest
+from support.repository import REPOSITORY
+
+from pipeline.ablation.table import Outcome, ablation_table, table_rows
+from pipeline.recipe.ablate import BASELINE
+
+RESULTS = sorted((REPOSITORY / "tests/benchmarks/results").glob("ablation_*.json"))
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_the_page_quotes_the_table_that_the_command_wrote(path):
+    assert ablation_table(json.loads(path.read_text())["rows"]) in (REPOSITORY / "docs/RESULTS.md").read_text()
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_a_result_says_where_it_comes_from_and_its_rows_follow_from_its_students(path):
+    table = json.loads(path.read_text())
+    assert table["provenance"]["command"].startswith("surround ablate ")
+    assert all(table["provenance"][name] for name in ("git_commit", "machine", "date", "cache_id"))
+    assert all(student["provenance"]["git_commit"] for student in table["students"])
+    students = [Outcome(s["row"], s["lidar_share"], s["seed"], s["metrics"]) for s in table["students"]]
+    assert table_rows(students) == table["rows"]
+    assert BASELINE in {row["name"] for row in table["rows"]}

@@ -1,0 +1,424 @@
+import base64
+import hashlib
+import json
+from collections import Counter
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.reports import CAMERAS, HOSTILE, PROVENANCE, REPORT, WITHOUT_LIDAR, Page, errors, pictures, scores
+
+from data_cache.files import count_text
+from pipeline.report.drawing import draw_points, nearest_at, panorama_order, scale_ticks
+from pipeline.report.one_run import report_table, rewrite_html, write_report
+from pipeline.report.page import asset
+from pipeline.report.results_file import read_report_file, write_report_file
+from pipeline.viewers.cloud_page import viewer_script
+from stages.evaluation.ranking import FrameErrors
+from stages.evaluation.results import (
+    Consistency,
+    Evaluation,
+)
+from stages.inference.colours import NO_DEPTH_RGB, colour_depth, depth_scale, error_colours
+from stages.inference.point_cloud import PointCloud
+
+
+def page_of(tmp_path, report=REPORT, frames=None, provenance=PROVENANCE):
+    frames = (pictures(),) if frames is None else frames
+    return Page(write_report(tmp_path, Evaluation(report, frames), provenance))
+
+
+def cells(markdown):
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines()]
+
+
+def strict_json(path):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def test_json_keeps_the_contract(tmp_path):
+    write_report(tmp_path / "run" / "eval", Evaluation(REPORT), PROVENANCE)
+    content = strict_json(tmp_path / "run" / "eval" / "report.json")
+    assert content.keys() >= {"dataset", "split", "protocol", "frames", "images", "valid_pixels"}
+    assert content.keys() >= {"student", "teacher", "consistency", "latency", "provenance"}
+    assert content["student"].keys() == {"metric", "median_scaled", "affine_invariant"}
+    assert content["teacher"].keys() == {"affine_invariant"}
+    assert content["student"]["metric"].keys() == {"mean", "per_camera", "by_distance_m"}
+    assert content["student"]["median_scaled"]["per_camera"]["back"]["rmse"] == 203.002
+    assert content["student"]["metric"]["by_distance_m"]["20-40"]["d1"] == 106.004
+    assert content["teacher"]["affine_invariant"]["mean"]["pixels"] == 400_000
+    assert content["consistency"] == {"overlap_abs_rel": 0.0625, "pairs": {"front-back": 0.0312, "back-left": 0.0938}}
+    assert content["latency"]["speedup"] == 8.0
+    assert content["latency"]["teacher_input"] == [392, 644]
+    assert content["provenance"] == PROVENANCE
+    assert list(content["student"]["metric"]["per_camera"]) == list(CAMERAS)
+
+
+def test_json_of_absent_parts_is_null(tmp_path):
+    write_report(tmp_path, Evaluation(replace(REPORT, teacher=None, latency=None)), {})
+    content = strict_json(tmp_path / "report.json")
+    assert content["teacher"] is None
+    assert content["latency"] is None
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_a_number_that_is_none_costs_only_itself(tmp_path, number):
+    metric = replace(REPORT.student.metric, mean=replace(errors(100), rmse=number))
+    page_of(tmp_path, replace(REPORT, student=replace(REPORT.student, metric=metric)), provenance={"loss": number})
+    content = strict_json(tmp_path / "report.json")
+    assert content["student"]["metric"]["mean"]["rmse"] is None
+    assert content["student"]["metric"]["mean"]["sq_rel"] == 100.001
+    assert content["provenance"] == {"loss": None}
+    assert "| student metric           | 100.000 | 100.001 |       - |" in (tmp_path / "report.md").read_text()
+
+
+def test_the_table_has_each_number_in_its_place():
+    rows = cells(report_table(REPORT))
+    assert rows[0] == ["estimate", "AbsRel", "SqRel", "RMSE", "RMSElog", "d1", "d2", "d3", "images", "pixels"]
+    assert [row[0] for row in rows[2:]] == [
+        "student metric",
+        "student median-scaled",
+        "student affine-invariant",
+        "teacher affine-invariant",
+    ]
+    assert rows[3][1:] == [*(f"200.00{i}" for i in range(7)), "2,000", "200,000"]
+    assert rows[5][3] == "400.002"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "masked", "said"),
+    [
+        ("vfdepth", 0, "Self-occlusion masks on none of them, although the protocol expects them on all."),
+        ("vfdepth", 7, "Self-occlusion masks on 7 of them, although the protocol expects them on all."),
+        ("vfdepth", 11, "Self-occlusion masks on all images."),
+        ("fsm", 0, "Self-occlusion masks on none of them."),
+        ("surrounddepth", 0, "1,234 valid pixels.\n"),
+    ],
+)
+def test_the_report_says_whether_masks_were_used(tmp_path, protocol, masked, said):
+    report = replace(REPORT, protocol=protocol, masked_images=masked)
+    write_report(tmp_path, Evaluation(report, ()), PROVENANCE)
+    text = (tmp_path / "report.md").read_text()
+    assert said in text
+    assert ("mask" in text) == (protocol != "surrounddepth")
+    assert strict_json(tmp_path / "report.json")["masked_images"] == masked
+
+
+def test_the_table_lines_up_in_a_terminal():
+    lines = report_table(REPORT).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    bars = [[i for i, character in enumerate(line) if character == "|"] for line in lines]
+    assert all(places == bars[0] for places in bars)
+    assert set(lines[1]) == set("| -:")
+
+
+def test_markdown_has_every_table_and_no_raw_markup(tmp_path):
+    page_of(tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    headings = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
+    assert headings == [
+        "Results",
+        "Per camera",
+        "By distance",
+        "Student and teacher",
+        "Overlap consistency",
+        "Latency",
+        "Quarantined frames",
+        "Provenance",
+    ]
+    assert report_table(REPORT) in text
+    lines = cells(text)
+    assert ["back", "103.000", "303.000", "403.000"] in lines
+    assert ["20-40 m", "106.000", "306.000", "406.000"] in lines
+    rows = {row[0]: row[1:] for row in lines if len(row) != 4}
+    assert rows["back"][:2] == ["103.000", "103.001"]
+    assert rows["mean of cameras"][0] == "100.000"
+    assert rows["20-40 m"][-1] == "106,000"
+    assert rows["back-left"] == ["0.094"]
+    assert rows["mean of pairs"] == ["0.062"]
+    assert rows["student"] == ["12.5", "15.2", "80", "96 x 160"]
+    assert rows["teacher"] == ["100.0", "140.0", "10", "392 x 644"]
+    assert rows["versions"] == ["torch 2.13.0, numpy 2.4"]
+    assert "<" not in text
+    assert r"&lt;script&gt;alert('x')&lt;/script&gt; &amp; " + r'"a\|b"' in text
+
+
+def test_the_page_loads_nothing(tmp_path):
+    page = page_of(tmp_path, frames=(pictures(), pictures(HOSTILE)))
+    assert "http://" not in page.raw
+    assert "https://" not in page.raw
+    assert "@import" not in page.raw
+    assert "url(" not in page.raw
+    assert not {"iframe", "object"} & {tag for tag, _ in page.tags}
+    links = [attrs[name] for _, attrs in page.tags for name in ("src", "href", "srcset") if name in attrs]
+    assert links
+    assert all(link.startswith(("data:image/webp;base64,", "data:,", "#")) for link in links)
+    (policy,) = [attrs["content"] for _, attrs in page.tags if attrs.get("http-equiv") == "Content-Security-Policy"]
+    digest = base64.b64encode(hashlib.sha256(asset("frames.js").encode()).digest()).decode()
+    allowed = f"script-src 'sha256-{digest}'"
+    assert policy == f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; {allowed}"
+    assert page.raw.count("<script>") == 1
+
+
+def test_texts_of_strangers_stay_texts(tmp_path):
+    provenance = {"machine <b>": {"node": "<img src=x>"}}
+    page = page_of(tmp_path, replace(REPORT, dataset=HOSTILE), (pictures(HOSTILE),), provenance)
+    assert page.raw.count("<script>") == 1
+    assert {HOSTILE, "image <missing>", "machine <b>", "node <img src=x>", *CAMERAS} <= set(page.texts)
+    labels = {attrs.get("aria-label") for _, attrs in page.tags}
+    assert {"Student, right & <i>aft</i>", f"Cameras of frame {HOSTILE}, left to right"} <= labels
+
+
+def test_the_page_can_be_read_aloud_and_in_the_dark(tmp_path):
+    page = page_of(tmp_path)
+    counts = Counter(tag for tag, _ in page.tags)
+    assert counts["h1"] == counts["main"] == counts["header"] == 1
+    assert counts["h2"] == 9
+    assert all(attrs.get("scope") in ("row", "col") for tag, attrs in page.tags if tag == "th")
+    assert all(image["alt"] for image in page.images)
+    assert ("html", {"lang": "en"}) in page.tags
+    assert "prefers-color-scheme: dark" in page.raw
+    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in page.tags
+
+
+def test_the_page_shows_the_numbers(tmp_path):
+    texts = page_of(tmp_path).texts
+    assert {"100.00 m", "100.004", "103.001", "8.0 times", "12.5 ms", "0.031", "drive/07"} <= set(texts)
+    assert "AbsRel after scale and shift to LiDAR; the student so aligned: 300.000" in texts
+    assert "not measured; surround ablate trains it, surround report RUN OTHER compares with it" in texts
+    assert "Protocol surrounddepth, 0.1 to 80 m: 3 frames, 11 images, 1,234 valid pixels." in texts
+
+
+def test_every_frame_has_its_strips_of_every_camera_from_left_to_right(tmp_path):
+    page = page_of(tmp_path, frames=(pictures(), pictures("drive/08")))
+    labels = [attrs["aria-label"] for tag, attrs in page.tags if tag == "canvas"]
+    kinds = Counter(label.split(",")[0] for label in labels)
+    assert kinds == {"LiDAR": 8, "Teacher": 8, "Student": 8, "Error": 8}
+    assert [image["alt"] for image in page.images[2:]] == 2 * [
+        "Camera image, left",
+        "Camera image, front",
+        "Camera image, right & <i>aft</i>",
+        "Camera image, back",
+    ]
+    one = page_of(tmp_path)
+    np.testing.assert_allclose(one.rgb("Camera image, back")[20, 20], (0, 0, 200), atol=12)
+    assert "Teacher: fitted per image, by scale and shift of disparity, to LiDAR." in page.texts
+
+
+def test_every_camera_can_be_reached_by_keyboard(tmp_path):
+    page = page_of(tmp_path)
+    views = [attrs for tag, attrs in page.tags if attrs.get("class") == "view"]
+    assert [(attrs["tabindex"], attrs["role"]) for attrs in views] == [("0", "application")] * 4
+    assert views[3]["aria-label"] == "back: arrow keys move the cursor"
+
+
+@pytest.mark.parametrize(
+    ("rank", "ranked", "said"),
+    [
+        (1, 9, "worst of 9 frames, AbsRel 0.125"),
+        (5, 9, "median of 9 frames, AbsRel 0.125"),
+        (9, 9, "best of 9 frames, AbsRel 0.125"),
+        (3, 9, "number 3 of 9 frames, counted from the worst, AbsRel 0.125"),
+        (1, 1, "worst of 1 frame, AbsRel 0.125"),
+        (0, 9, "not ranked, AbsRel 0.125"),
+    ],
+)
+def test_a_frame_says_how_bad_it_is_among_the_others(tmp_path, rank, ranked, said):
+    assert said in page_of(tmp_path, frames=(pictures(rank=rank, ranked=ranked),)).texts
+
+
+def test_a_missing_camera_is_a_labelled_box(tmp_path):
+    page = page_of(tmp_path, frames=(pictures(view_valid=(True, True, False, True)),))
+    assert len(page.images) == 2 + 3
+    assert "no image from back" in page.texts
+    assert not [attrs for tag, attrs in page.tags if attrs.get("aria-label", "").endswith(", back")]
+
+
+def test_views_without_lidar_are_compared_with_the_teacher(tmp_path):
+    """Of two views that have LiDAR and two that have not, and of a frame that has none at all."""
+    some = pictures().lidar_depth_m * np.array([1, 1, 0, 0], np.float32)[:, None, None]
+    page = page_of(tmp_path, frames=(pictures(lidar_depth_m=some, teacher_on_lidar=(True, True, False, False)),))
+    assert page.texts.count("no LiDAR") == 2
+    labels = [attrs["aria-label"] for tag, attrs in page.tags if tag == "canvas"]
+    assert {"Against teacher, back", "Against teacher, left", "Error, front"} <= set(labels)
+    assert any(text.endswith("to LiDAR where there is any, else to the student.") for text in page.texts)
+    blind = pictures(
+        lidar_depth_m=0 * some, teacher_on_lidar=(False,) * 4, errors=FrameErrors(None, 0.3), rank=1, ranked=1
+    )
+    page = page_of(tmp_path, frames=(blind,))
+    assert "no LiDAR" not in page.texts
+    assert "worst of 1 frame, disagreement with the teacher 0.300" in page.texts
+    assert any(text.endswith("to the student, there being no LiDAR.") for text in page.texts)
+
+
+def test_without_lidar_the_report_tells_what_can_be_told(tmp_path):
+    page = page_of(tmp_path, WITHOUT_LIDAR)
+    assert "No frame has a LiDAR point in range: nothing is measured in metres." in page.texts
+    assert {"Disagreement", "500.000", "0.062", "12.5 ms"} <= set(page.texts)
+    assert "Student and teacher" in page.headings
+    assert not {"Per camera", "By distance"} & {*page.headings}
+    assert not {"AbsRel", "Supervised"} & {*page.texts[:60]}
+    assert ["back", "503.000"] in cells((tmp_path / "report.md").read_text())
+    content = strict_json(tmp_path / "report.json")
+    assert (content["student"], content["teacher"], content["images"]) == (None, None, 0)
+    assert content["disagreement"]["per_camera"]["back"]["abs_rel"] == 503
+    rows = cells(report_table(WITHOUT_LIDAR))
+    assert rows[0] == ["No frame has a LiDAR point in range: nothing is measured in metres."]
+    assert rows[-2:] == [
+        ["disagreement of student and teacher", "500.000"],
+        ["difference of adjacent cameras", "0.062"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "report", [REPORT, WITHOUT_LIDAR, replace(REPORT, latency=None, dense_truth={"all": scores(7)})]
+)
+def test_a_report_reads_back_equal(tmp_path, report):
+    path = write_report_file(tmp_path / "run" / "eval", report, PROVENANCE)
+    read = read_report_file(path)
+    assert (read.report, read.provenance, read.name) == (report, PROVENANCE, "run")
+
+
+def test_a_report_without_teacher_latency_overlap_or_pictures_renders(tmp_path):
+    bare = replace(REPORT, teacher=None, latency=None, consistency=Consistency(None, {}), quarantined={})
+    page = page_of(tmp_path, bare, (pictures(teacher_depth_m=None),), {})
+    assert len(page.images) == 2 + 4
+    assert {"Not measured.", "None.", "Not recorded.", "No adjacent cameras see the same surface."} <= set(page.texts)
+    assert not [text for text in page.texts if text.startswith("teacher")]
+    assert "not measured: set eval.teacher = true" in page.texts
+    assert len(cells(report_table(bare))) == 2 + 3
+    assert "The teacher was not measured." in (tmp_path / "report.md").read_text()
+    assert not page_of(tmp_path, bare, ()).images
+
+
+def test_a_student_timed_alone_has_no_speed_up(tmp_path):
+    alone = replace(
+        REPORT.latency,
+        teacher_ms_per_rig=None,
+        teacher_p95_ms_per_rig=None,
+        speedup=None,
+        teacher_input=None,
+    )
+    texts = page_of(tmp_path, replace(REPORT, latency=alone), provenance={}).texts
+    assert "12.5 ms" in texts
+    assert "Speed-up" not in texts
+    assert "teacher" not in texts
+
+
+def test_writing_again_replaces_and_leaves_nothing_else(tmp_path):
+    page_of(tmp_path)
+    page_of(tmp_path, replace(REPORT, split="other"))
+    names = ["pictures.json", "report.html", "report.json", "report.md"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert strict_json(tmp_path / "report.json")["split"] == "other"
+    assert strict_json(tmp_path / "report.json")["range_m"] == list(asdict(REPORT)["range_m"])
+
+
+def test_near_is_yellow_far_is_blue_and_no_depth_is_grey():
+    scale = depth_scale((0.1, 80.0))
+    depth_m = np.array([[1.0, 80.0, 0.2, 500.0, 0.0, -1.0, np.nan, np.inf]])
+    near, far, nearer, farther, *unknown = colour_depth(depth_m, scale)[0].astype(int)
+    assert near[0] > 150 > 50 > near[2]
+    assert far[2] > 100 > 70 > far[0]
+    np.testing.assert_array_equal(nearer, near)
+    np.testing.assert_array_equal(farther, far)
+    np.testing.assert_array_equal(unknown, [NO_DEPTH_RGB] * 4)
+
+
+def test_lightness_falls_with_depth():
+    """So that the scale reads without colour vision, and in print."""
+    rgb = colour_depth(np.geomspace(1, 80, 64)[None], depth_scale((0.1, 80.0)))[0]
+    lightness = rgb.astype(float) @ (0.2126, 0.7152, 0.0722)
+    assert (np.diff(lightness) < 1).all()
+    assert lightness[0] - lightness[-1] > 150
+
+
+def test_errors_are_dark_where_there_is_none_and_apart_where_near_and_far():
+    near, *_, right, far = error_colours(257)[[0, 128, 256]].astype(int)
+    assert right.max() < 100
+    assert near[0] - near[2] > 80
+    assert far[2] - far[0] > 80
+
+
+def test_no_depth_has_a_colour_the_scale_never_has():
+    scale = depth_scale((0.1, 200.0))
+    colours = colour_depth(np.geomspace(0.1, 200, 2000)[None], scale)[0].astype(int)
+    assert np.abs(colours - NO_DEPTH_RGB).max(axis=1).min() > 40
+
+
+@given(st.floats(1.0, 40.0))
+def test_twice_as_far_is_always_the_same_step(depth_m):
+    scale = depth_scale((0.1, 80.0))
+    near, far = scale.fraction(np.array([depth_m, 2 * depth_m]))
+    assert far - near == pytest.approx(np.log(2) / np.log(80))
+
+
+def test_the_colour_bar_names_both_ends_of_the_range():
+    ticks = scale_ticks(depth_scale((0.1, 80.0)), (0.1, 80.0))
+    assert [tick.label for tick in ticks] == ["≤ 1", "2", "5", "10", "20", "50", "80"]
+    assert ticks[0].fraction == 0
+    assert ticks[3].fraction == pytest.approx(0.5255, abs=1e-4)  # log 10 / log 80
+    assert ticks[-1].fraction == 1
+    far = scale_ticks(depth_scale((2.0, 200.0)), (2.0, 200.0))
+    assert [tick.label for tick in far] == ["2", "5", "10", "20", "50", "100", "200"]
+
+
+def test_where_points_overlap_the_nearest_is_on_top():
+    scale = depth_scale((0.1, 80.0))
+    depth_m = np.zeros((20, 30))
+    depth_m[10, 10], depth_m[10, 11] = 3.0, 30.0
+    drawn = draw_points(np.full((20, 30, 3), 100, np.uint8), depth_m, scale)
+    near, far = colour_depth(np.array([[3.0, 30.0]]), scale)[0]
+    for column in (9, 10, 11):
+        np.testing.assert_array_equal(drawn[10, column], near)
+    np.testing.assert_array_equal(drawn[10, 12], far)
+    np.testing.assert_array_equal(drawn[9, 10], near)
+    np.testing.assert_array_equal(drawn[0, 0], (30, 30, 30))
+
+
+@pytest.mark.parametrize("pair_m", [(3.0, 30.0), (30.0, 3.0)])
+def test_of_points_that_share_a_pixel_the_nearest_stays(pair_m):
+    scale = depth_scale((0.1, 80.0))
+    drawn = draw_points(np.zeros((5, 5, 3), np.uint8), np.tile(pair_m, (10, 5)), scale)
+    np.testing.assert_array_equal(drawn, colour_depth(np.full((5, 5), 3.0), scale))
+
+
+def test_a_small_depth_map_keeps_its_points_and_its_depths():
+    depth_m = np.array([[1.0, 7.0], [7.0, 70.0]])
+    panel = nearest_at(depth_m, (30, 50))
+    assert panel.shape == (30, 50)
+    assert set(np.unique(panel)) == {1.0, 7.0, 70.0}
+    assert (panel[0, 0], panel[0, -1], panel[-1, -1]) == (1.0, 7.0, 70.0)
+    scale = depth_scale((0.1, 80.0))
+    drawn = draw_points(np.zeros((40, 60, 3), np.uint8), np.array([[0.0, 7.0]]), scale)
+    np.testing.assert_array_equal(drawn[20, 45], colour_depth(np.array([[7.0]]), scale)[0, 0])
+    assert (drawn.any(axis=2)).sum() == 5
+
+
+@pytest.mark.parametrize(
+    ("view_count", "order"),
+    [(6, (4, 5, 0, 1, 2, 3)), (5, (3, 4, 0, 1, 2)), (4, (3, 0, 1, 2)), (2, (0, 1)), (1, (0,))],
+)
+def test_the_ring_is_cut_open_behind_the_car(view_count, order):
+    assert panorama_order(view_count) == order
+
+
+def test_one_is_singular_and_thousands_are_parted():
+    assert [count_text(n, "shard") for n in (0, 1, 2, 1234)] == ["0 shards", "1 shard", "2 shards", "1,234 shards"]
+
+
+def test_a_report_has_the_points_of_a_frame_to_turn_and_keeps_them_for_the_next_page(tmp_path):
+    points = PointCloud(np.array([[4.0, 1.0, 0.5]], np.float32), np.array([[200, 10, 30]], np.uint8))
+    folder = tmp_path / "run" / "eval"
+    html = write_report(folder, Evaluation(REPORT), PROVENANCE, ("drive/07", points))
+    text = html.read_text()
+    assert "The ring of frame drive/07 as the student sees it: 1 point." in text
+    assert text.count("data-metres-per-unit=") == 1
+    assert text.count(viewer_script()) == 1
+    assert rewrite_html(folder, tmp_path / "again.html").read_text() == text
+    assert "data-metres-per-unit=" not in write_report(folder, Evaluation(REPORT), PROVENANCE).read_text()
