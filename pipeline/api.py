@@ -59,7 +59,7 @@ class SurroundStudent:
             None.
 
         Raises:
-            FrameError: if an image cannot be read, has not the size in the rig, or one is missing or too many.
+            FrameError: if an image cannot be read, is not of the rig's size, or one is missing or too many.
         """
         given = [Path(image) if isinstance(image, str) else image for image in images]
         return self.predict_frame(frame_of(given, rig))

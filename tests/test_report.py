@@ -278,7 +278,7 @@ def test_the_page_can_be_read_aloud_and_in_the_dark(tmp_path):
 def test_the_page_shows_the_numbers(tmp_path):
     texts = page_of(tmp_path).texts
     assert {"100.00 m", "100.004", "103.001", "8.0 times", "12.5 ms", "0.031", "drive/07"} <= set(texts)
-    assert "AbsRel after scale and shift to LiDAR; the student, aligned like this: 300.000" in texts
+    assert "AbsRel after scale and shift to LiDAR; the student, aligned the same way: 300.000" in texts
     assert "not measured; surround ablate trains it, surround report RUN OTHER compares with it" in texts
     assert "Protocol surrounddepth, 0.1 to 80 m: 3 frames, 11 images, 1,234 valid pixels." in texts
 

@@ -105,7 +105,7 @@ def parse_part(text: str) -> tuple[int, int]:
 
 
 def list_frames(title: str, entries: Mapping[str, str]) -> None:
-    """Print how many frames are so, and each with its reason."""
+    """Print the number of frames before `title`, and each frame with its reason."""
     if entries:
         click.echo(f"{count_text(len(entries), 'frame')} {title}:", err=True)
         for frame_id, reason in entries.items():

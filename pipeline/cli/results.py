@@ -173,13 +173,13 @@ def predict(
     camera of --rig, named after the camera (front.jpg); or one folder of such files, or with one folder per camera.
 
     \b
-    png16   OUT/png16/CAMERA/FRAME.png   16-bit, metres x 256, at the size of the image; surround eval --predictions
+    png16   OUT/png16/CAMERA/FRAME.png   16-bit, metres x 256, at the size of the image
     npy     OUT/npy/CAMERA/FRAME.npy     the same as float32 metres
     colour  OUT/colour/CAMERA/FRAME.png  yellow is near, blue is far
-    ply     OUT/ply/FRAME.ply            point cloud of all cameras: x forward, y left, z up from the vehicle
+    ply     OUT/ply/FRAME.ply            point cloud of all cameras: x forward, y left, z up
     glb     OUT/glb/FRAME.glb            the same for viewers of glTF
     html    OUT/html/FRAME.html          the same to look at in a browser, up to 120,000 points
-    rrd     OUT/drive.rrd                all frames for the Rerun viewer; pip install 'surround-distill[rerun]'
+    rrd     OUT/drive.rrd                all frames for Rerun; pip install 'surround-distill[rerun]'
 
     Files that are up to date are not written again.
     """

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Check data, weights, disk and devices before a long run.")
 @recipe_options
-@click.option("--scheduler", default="threads", metavar="NAME", help="Also check this scheduler of stage 1.")
+@click.option(
+    "--scheduler", default="threads", metavar="NAME", help="Also check that this scheduler of stage 1 is there."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON: check, level, found, remedy.")
 def doctor(
     recipe: str, data: Path | None, run: Path | None, overrides: tuple[str, ...], scheduler: str, as_json: bool

@@ -1,4 +1,4 @@
-"""The supervised baseline: what a student is compared with, taught by LiDAR alone."""
+"""The supervised baseline: the student taught by LiDAR alone, with which others are compared."""
 
 import json
 import tomllib

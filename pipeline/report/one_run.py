@@ -173,7 +173,7 @@ def _teacher(report: EvaluateReport) -> Headline:
     if report.teacher is None or report.student is None:
         return Headline("Teacher", NO_VALUE, "not measured: set eval.teacher = true")
     theirs, ours = report.teacher.affine_invariant.mean.abs_rel, report.student.affine_invariant.mean.abs_rel
-    detail = f"AbsRel after scale and shift to LiDAR; the student, aligned like this: {number(ours)}"
+    detail = f"AbsRel after scale and shift to LiDAR; the student, aligned the same way: {number(ours)}"
     return Headline("Teacher", number(theirs), detail)
 
 

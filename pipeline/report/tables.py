@@ -94,7 +94,7 @@ def results(report: EvaluateReport) -> Table:
     if report.teacher is not None:
         scores["teacher affine-invariant"] = report.teacher.affine_invariant
     absent = "" if report.teacher is not None else " The teacher was not measured."
-    note = f"Mean over the cameras. {COLUMN_GUIDE}{absent}"
+    note = f"Mean of the cameras. {COLUMN_GUIDE}{absent}"
     return error_table("Results", note, "estimate", {name: entry.mean for name, entry in scores.items()})
 
 
@@ -103,7 +103,7 @@ def _without_lidar(report: EvaluateReport) -> Table:
     if report.disagreement is not None:
         rows.append(("disagreement of student and teacher", number(report.disagreement.mean.abs_rel)))
     rows.append(("difference of neighbouring cameras", number(report.consistency.overlap_abs_rel)))
-    return Table("Results", NO_LIDAR, ("mean over cameras, or over their pairs", "AbsRel"), tuple(rows))
+    return Table("Results", NO_LIDAR, ("mean of cameras, or of their pairs", "AbsRel"), tuple(rows))
 
 
 def details(report: EvaluateReport) -> list[Table]:

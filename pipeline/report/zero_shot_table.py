@@ -76,7 +76,7 @@ def _zero_shot(trained_on: str, reports: Sequence[EvaluateReport]) -> Table:
         name = f"{trained_on} to {report.dataset} {report.split}"
         rows.append((name, *counts, f"{near_m:g}-{far_m:g}", *map(number, errors)))
     note = (
-        "Mean over the cameras. AbsRel, RMSE (metres) and d1 are of the metric depth; affine-invariant:"
+        "Mean of the cameras. AbsRel, RMSE (metres) and d1 are of the metric depth; affine-invariant:"
         " aligned per image by least squares in disparity."
     )
     header = ("source to target", "frames", "images", "valid pixels", "range m", "AbsRel", "RMSE", "d1")

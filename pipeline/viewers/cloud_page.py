@@ -15,7 +15,7 @@ from stages.inference.point_cloud import PointCloud, thinned
 
 TEMPLATES = Path(__file__).parent / "templates"
 POINT_LIMIT = 120_000
-"""Most points on a page: 1.4 MB of text. Of a larger cloud, a fixed random choice is shown."""
+"""Most points on a page: 1.4 MB of text. A larger cloud is shown by a fixed random choice."""
 SEEN_STERADIANS = 6.0
 """Rough solid angle that the cameras of a rig see together; it says how large points must be to leave no gaps."""
 _STEPS = 32767  # of an int16, to either side
