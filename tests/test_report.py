@@ -335,7 +335,7 @@ def test_views_without_lidar_are_compared_with_the_teacher(tmp_path):
     assert page.texts.count("no LiDAR") == 2
     labels = [attrs["aria-label"] for tag, attrs in page.tags if tag == "canvas"]
     assert {"Against teacher, back", "Against teacher, left", "Error, front"} <= set(labels)
-    assert any(text.endswith("to LiDAR where there is any, else to the student.") for text in page.texts)
+    assert any(text.endswith("to LiDAR if there is any, else to the student.") for text in page.texts)
     blind = pictures(
         lidar_depth_m=0 * some, teacher_on_lidar=(False,) * 4, errors=FrameErrors(None, 0.3), rank=1, ranked=1
     )

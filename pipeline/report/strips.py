@@ -172,7 +172,7 @@ def _error(label: str, of: str, grids: Mapping[str, Grid]) -> Layer:
     if "lidar" in grids:
         return Layer(label, "error", of, "lidar", note="against LiDAR, at the nearest return")
     if "teacher" in grids:
-        return Layer("Against teacher", "error", of, "teacher", note="as there is no LiDAR")
+        return Layer("Against teacher", "error", of, "teacher", note="there is no LiDAR")
     return Layer(label, absent="nothing to compare with")
 
 
