@@ -1,7 +1,7 @@
-# A thin skin over the `surround` command. Every target that needs it makes the environment first.
+# Short names for the `surround` command. Targets that need the environment make it first.
 .PHONY: help demo test browser lint check bench torture teacher-cache train-student eval
 .DEFAULT_GOAL := help
-# `make teacher-cache train-student eval` is an order, also under -j.
+# `make teacher-cache train-student eval` runs in this order, also with -j.
 .NOTPARALLEL:
 
 PYTHON ?= python3
@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 STAGE_ARGS = $(RECIPE) $(if $(DATA),--data "$(DATA)") $(if $(RUN),--run "$(RUN)") $(ARGS)
-# Exit code 3 is success with some frames quarantined; the list was printed.
+# Exit code 3: done, but some frames were quarantined. The command has listed them.
 QUARANTINE_OK = || { code=$$?; [ $$code -eq 3 ] || exit $$code; }
 
 help:           ## list targets
@@ -23,7 +23,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps nuscenes-devkit
 	@touch $(READY)
 
-demo: $(READY)  ## environment, weights, the three stages on the embedded synthetic drive, report
+demo: $(READY)  ## all three stages on the embedded synthetic drives, with a report
 	@$(MAKE) --no-print-directory teacher-cache train-student eval RECIPE=demo
 
 teacher-cache: $(READY)  ## stage 1: run the teacher once over every frame
@@ -35,13 +35,13 @@ train-student: $(READY)  ## stage 2: train the student from the cache and sparse
 eval: $(READY)  ## stage 3: measure the student and write the report
 	$(BIN)/surround eval $(STAGE_ARGS) $(QUARANTINE_OK)
 
-# Three at a time on two cores: many tests wait for processes that they have started. A file stays together, so that
-# its caches are made once.
+# Three processes on two cores: many tests wait for processes that they have started. The tests of a file stay
+# together, so that its caches are made once.
 test: $(READY)  ## all tests
 	-@$(BIN)/python tests/support/chromium.py
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-browser: $(READY) ## a Chromium for the tests of the report, from the npm registry where this machine has none
+browser: $(READY) ## fetch a Chromium for the tests of the report, if this machine has none
 	@$(BIN)/python tests/support/chromium.py
 
 lint: $(READY)  ## lint and types
@@ -49,7 +49,7 @@ lint: $(READY)  ## lint and types
 
 check: lint test  ## lint, types, tests
 
-bench: $(READY) ## print speed, memory and size; asserts nothing
+bench: $(READY) ## print speed, memory and size; assert nothing
 	$(BIN)/python -m pytest -m bench -o addopts=--import-mode=importlib tests/benchmarks $(ARGS)
 
 torture: $(READY) ## kill stages, workers and schedulers at random moments, flip bytes, feed parsers broken files; long

@@ -1,4 +1,4 @@
-"""For programs: a student that looks at images, and a cache to iterate over. The command line is not needed.
+"""The Python API: a student that predicts depth from images, and a cache to iterate over.
 
 README, "From Python", shows all of it in ten lines. Its types belong to the layers below: `Frame` in
 `data_cache.frames.rig`, `RigDescription` in `data_cache.sources.rig_folder.rig_json`, `FrameRecord` in
@@ -36,8 +36,8 @@ class SurroundStudent:
 
     Attributes:
         network: on its device, batch norms folded; `network.spec.input_size` is the size that images are stretched to.
-        lineage: where it comes from: teacher and its licence, data set, the depths in metres that it was trained on.
-        device, precision: where and how it computes.
+        lineage: its origin: teacher and licence, data set, the range of depth in metres that it was trained on.
+        device, precision: what it computes on and in.
     """
 
     network: Student
@@ -46,29 +46,30 @@ class SurroundStudent:
     precision: str
 
     def predict(self, images: Sequence[Image | None], rig: RigDescription) -> list[DepthMap | None]:
-        """Metric depth of one moment.
+        """Predict metric depth for the images of one moment.
 
         Args:
-            images: one per camera of the rig, in its order: RGB (H, W, 3) uint8, or a file; as the camera took it,
-                before undistortion. None where there is no image.
-            rig: of `load_rig`.
+            images: one per camera, in the rig's order: RGB (H, W, 3) uint8, or a file; as the camera took it, before
+                undistortion. None where there is no image.
+            rig: from `load_rig`.
 
         Returns:
-            For each image its depth (z in the camera frame) as float32 (H, W) metres, pixel by pixel; of a distorted
-            camera for the undistorted image, which `rig.cameras[name].calibration.camera` describes. None for None.
+            A depth map per image: z in the camera frame, float32 (H, W), metres, for every pixel of the image; for a
+            distorted camera, of the undistorted image, which `rig.cameras[name].calibration.camera` describes. None for
+            None.
 
         Raises:
-            FrameError: if an image cannot be read, is not of the size in the rig, or one is missing or too many.
+            FrameError: if an image cannot be read, is not of the rig's size, or one is missing or too many.
         """
         given = [Path(image) if isinstance(image, str) else image for image in images]
         return self.predict_frame(frame_of(given, rig))
 
     def predict_frame(self, frame: Frame) -> list[DepthMap | None]:
-        """The same for a frame of a data set (`data_cache.sources.registry.open_source`); raises FrameError."""
+        """Do the same for a frame of a data set (`data_cache.sources.registry.open_source`). Raises FrameError."""
         return list(self.look(frame).at_image_size(frame))
 
     def look(self, frame: Frame) -> Prediction:
-        """What the network itself says, at its input size; raises FrameError."""
+        """Predict at the network's own input size. Raises FrameError."""
         return predict_frame(self.network, frame, self.device, self.precision)
 
 
@@ -78,11 +79,11 @@ def load_student(checkpoint: str | Path, device: str = "auto", precision: str = 
     Args:
         checkpoint: such as RUN/student/last.safetensors.
         device: auto (the GPU where there is one), cpu or cuda.
-        precision: auto (bf16 where the hardware multiplies it), fp32, bf16 or fp16.
+        precision: auto (bf16 where the hardware has it), fp32, bf16 or fp16.
 
     Raises:
         CheckpointError: if it is missing, damaged or not a student.
-        SettingError: if the device is not there, or a word is unknown.
+        SettingError: if the device is not there, or `device` or `precision` is unknown.
     """
     where = resolve_device(device)
     how = resolve_precision(precision, where)
@@ -93,7 +94,7 @@ def load_student(checkpoint: str | Path, device: str = "auto", precision: str = 
 
 
 def load_rig(path: str | Path) -> RigDescription:
-    """Read the `rig.json` of a vehicle (data_cache/RIG_FOLDER.md); `cameras` are by name, in ring order.
+    """Read the `rig.json` of a vehicle (data_cache/RIG_FOLDER.md); its `cameras` are keyed by name, in ring order.
 
     Raises:
         SourceError: naming the file and the key, if anything in it is missing, unknown or impossible.
@@ -102,7 +103,7 @@ def load_rig(path: str | Path) -> RigDescription:
 
 
 def load_cache(location: str | Path, split: str = "train") -> Iterator[tuple[str, FrameRecord]]:
-    """The frames of a complete cache with their ids, in its order; quarantined ones are left out.
+    """Iterate over the frames of a complete cache with their ids, in its order; quarantined ones are left out.
 
     Args:
         location: a cache folder such as RUN/cache, or s3://bucket/prefix, gs://bucket/prefix.

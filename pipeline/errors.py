@@ -1,7 +1,7 @@
-"""Errors of the recipe, apart from what parses it: the command line knows them without importing torch."""
+"""The error of a recipe, in a module of its own: the command line imports it without importing torch."""
 
 from data_cache.errors import SurroundError
 
 
 class RecipeError(SurroundError):
-    """A recipe says something impossible or unknown."""
+    """A recipe holds something impossible or unknown."""

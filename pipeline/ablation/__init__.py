@@ -1,4 +1,4 @@
-"""`surround ablate`: many students of one recipe, trained, measured, compared.
+"""`surround ablate`: trains, measures and compares many students of one recipe.
 
-Read `table.py` for what is compared, `student.py` for one of them, `ablate.py` for all.
+Read `table.py` for what is compared, `student.py` for one student, `ablate.py` for all of them.
 """

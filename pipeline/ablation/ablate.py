@@ -6,7 +6,7 @@ import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -23,7 +23,7 @@ from data_cache.errors import SurroundError
 from data_cache.files import write_atomically
 from data_cache.shards.reader import CacheReader
 from data_cache.stop_signals import STOP_SIGNALS
-from pipeline.ablation.student import Cell, plan_cells, train_and_measure
+from pipeline.ablation.student import PlannedStudent, plan_students, train_and_measure
 from pipeline.ablation.table import Outcome, ablation_table, table_rows
 from pipeline.errors import RecipeError
 from pipeline.recipe.config import Recipe
@@ -46,9 +46,9 @@ class AblateRun:
     Attributes:
         table: for people.
         path: of the JSON; None where nothing was written.
-        done_before, done: students of this part, before and in this run.
-        elsewhere: students of this part that other processes were training.
-        missing: students of all parts.
+        done_before, done: students of this part that were done before, and in this run.
+        elsewhere: students of this part that other processes are training.
+        missing: students of all parts that are not done.
     """
 
     table: str
@@ -69,45 +69,45 @@ def run_ablate(
     command: Sequence[str] = (),
     say: Callable[[str], object] = lambda _: None,
 ) -> AblateRun:
-    """Train and measure what is missing of an ablation, and write RUN/ablate/table.json and table.md.
+    """Train and measure the missing students of an ablation, and write RUN/ablate/table.json and table.md.
 
     Any number of processes may work on one ablation: a student is locked by the process that trains it.
 
     Args:
         recipe, folder: of the run whose cache all students learn from.
         jobs: students at a time; 0 for one per GPU, or per core of a machine without.
-        part: (I, N), every N-th student from the I-th; the table has whatever is done by then.
-        train: False to look at what is done so far, and write nothing.
+        part: (I, N), every N-th student from the I-th; the table holds all students that are done by then.
+        train: False to make the table of what is done so far, and write nothing.
         command: as typed, for the table's provenance.
-        say: tells what goes on.
+        say: gets a line about progress.
 
     Raises:
-        Preempted: after the students under way have saved.
+        Preempted: after the students in training have saved.
         RecipeError: if a row's overrides make no recipe or no fair comparison, or test and training frames overlap.
-        CacheError, TrainingError: if the cache is not the recipe's or a row's, not complete, or lacks what a row needs.
-        AblationError: if students failed, naming each; the others are trained and in the table all the same.
+        CacheError, TrainingError: if the cache is not complete, is of another recipe, or lacks what a row needs.
+        AblationError: if students failed, naming each; the others are trained and in the table nevertheless.
     """
     if recipe.ablate.measure == "selection" and not recipe.data.selection:
         raise RecipeError(
             "ablate.measure = selection: the recipe names no data.selection; name drives, or measure the test split"
         )
-    here = surroundings()  # before hours pass in which the checkout may move
-    cells = plan_cells(recipe, folder)
+    here = surroundings()  # now: the checkout may change while students train
+    students = plan_students(recipe, folder)
     reader = CacheReader(cache_location(recipe, folder), expected=decided_identity(recipe))
     refuse_leak(reader.frames, frames_to_test(recipe, open_data(recipe.data)))
     my_part = slice(part[0] - 1, None, part[1])
-    mine = cells[my_part]
-    pending = [cell for cell in mine if cell.outcome() is None]
+    mine = students[my_part]
+    pending = [student for student in mine if student.outcome() is None]
     jobs = jobs or torch.cuda.device_count() or len(os.sched_getaffinity(0))
     failure: AblationError | None = None
     if pending and train:
-        say(f"ablate: {len(pending)} of {len(cells)} students to train, {jobs} at a time, in {folder.ablate}")
+        say(f"ablate: {len(pending)} of {len(students)} students to train, {jobs} at a time, in {folder.ablate}")
         with preemption() as should_stop, progress_bar(len(mine), len(mine) - len(pending), "ablate", "student") as bar:
             try:
-                run_cells(pending, jobs, here, lambda _: bar.update(), should_stop)
-            except AblationError as error:  # the others are in the table all the same
+                train_students(pending, jobs, here, lambda _: bar.update(), should_stop)
+            except AblationError as error:  # the table still shows the others
                 failure = error
-    outcomes = [cell.outcome() for cell in cells]
+    outcomes = [student.outcome() for student in students]
     left = outcomes[my_part].count(None)
     results = [outcome for outcome in outcomes if outcome is not None]
     rows = table_rows([Outcome(**{field.name: result[field.name] for field in fields(Outcome)}) for result in results])
@@ -124,24 +124,24 @@ def run_ablate(
         done_before=len(mine) - len(pending),
         done=len(pending) - left,
         elsewhere=left if train else 0,
-        missing=len(cells) - len(results),
+        missing=len(students) - len(results),
     )
 
 
-def run_cells(
-    cells: Sequence[Cell],
+def train_students(
+    students: Sequence[PlannedStudent],
     jobs: int,
     here: Mapping[str, object],
-    on_done: Callable[[Cell], object],
+    on_done: Callable[[PlannedStudent], object],
     should_stop: Callable[[], bool],
 ) -> None:
-    """Run cells in at most `jobs` processes of their own, one GPU or an equal share of the cores each.
+    """Train and measure students in at most `jobs` processes, each with one GPU or an equal share of the cores.
 
     Args:
-        cells: students to train and measure.
-        jobs: processes; also what the cores are divided by, so that the last student is trained like the others.
+        students: which ones.
+        jobs: number of processes; the cores are divided by it, also when fewer students are left.
         here: provenance of this process, kept with each result.
-        on_done: called in this process after each cell.
+        on_done: called in this process after each student.
         should_stop: asked twice a second.
     """
     context = get_context("spawn")
@@ -150,45 +150,47 @@ def run_cells(
     for index in range(jobs):
         devices.put(index)
     executor = ProcessPoolExecutor(
-        min(jobs, len(cells)), context, _start_worker, (os.getpid(), jobs, devices, stop, here)
+        min(jobs, len(students)), context, _start_worker, (os.getpid(), jobs, devices, stop, here)
     )
     failed: dict[str, SurroundError] = {}
     try:
         with _signals_blocked():
-            running: dict[Future[None], Cell] = {executor.submit(_run_cell, cell): cell for cell in cells}
+            running = {executor.submit(_train_in_worker, student): student for student in students}
         while running:
             finished, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
             if should_stop():
                 stop.set()
             for future in finished:
-                cell = running.pop(future)
+                student = running.pop(future)
                 try:
                     future.result()
                 except Preempted:
-                    raise Preempted("stopped; the students under way have saved, finished ones are kept") from None
+                    raise Preempted("stopped; the students in training have saved, finished ones are kept") from None
                 except BrokenProcessPool as error:
                     if should_stop():
                         raise Preempted("stopped; finished students are kept") from error
                     raise AblationError(
-                        "a process of the ablation was killed, perhaps for want of memory; finished students are kept."
-                        f" Run the same command again, with fewer --jobs than {jobs} if memory is the reason"
+                        "a process of the ablation was killed, perhaps because memory ran out; finished students are"
+                        f" kept. Run the same command again, with fewer --jobs than {jobs} if memory is the reason"
                     ) from error
-                except SurroundError as error:  # the other students do not wait for somebody to wake up
-                    failed[f"{cell.row}, LiDAR {cell.lidar_share:.0%}, seed {cell.seed}"] = error
-                on_done(cell)
+                except SurroundError as error:  # the other students go on
+                    failed[f"{student.row}, LiDAR {student.lidar_share:.0%}, seed {student.seed}"] = error
+                on_done(student)
     finally:
         stop.set()
         executor.shutdown(cancel_futures=True)
     if failed:
         lines = [f"  {name}: {error}" for name, error in failed.items()]
-        raise AblationError("\n".join([f"{len(failed)} of {len(cells)} students failed, the others are done:", *lines]))
+        raise AblationError(
+            "\n".join([f"{len(failed)} of {len(students)} students failed, the others are done:", *lines])
+        )
 
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Inside, processes are started that a signal to the whole group does not kill before they can ignore it.
+    """Start processes inside: they inherit the block, so a signal to the group cannot kill them before they ignore it.
 
-    They are born with it blocked. Multiprocessing's own tracker, which comes with the first event, unblocks some.
+    Multiprocessing's own tracker, which starts with the first event, unblocks some signals.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
@@ -199,7 +201,7 @@ def _signals_blocked() -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class _Worker:
-    """What a process that trains students knows besides them."""
+    """State of a process that trains students."""
 
     stop: Event
     here: Mapping[str, object]
@@ -212,11 +214,11 @@ _worker: _Worker | None = None
 def _start_worker(parent: int, jobs: int, devices: "Queue[int]", stop: Event, here: Mapping[str, object]) -> None:
     global _worker
     _worker = _Worker(stop, here, Lock())
-    os.environ["TQDM_DISABLE"] = "1"  # one bar is enough
+    os.environ["TQDM_DISABLE"] = "1"  # the parent shows the only bar
     for number in STOP_SIGNALS:  # the parent passes them on as the event
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    Thread(target=_outlive_nobody, args=(_worker, parent), daemon=True).start()
+    Thread(target=_end_with_parent, args=(_worker, parent), daemon=True).start()
     index = devices.get()
     if count := torch.cuda.device_count():
         given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
@@ -226,8 +228,8 @@ def _start_worker(parent: int, jobs: int, devices: "Queue[int]", stop: Event, he
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // jobs))
 
 
-def _outlive_nobody(worker: _Worker, parent: int) -> None:
-    """End this process, with its student saved, when the one that started it is no more."""
+def _end_with_parent(worker: _Worker, parent: int) -> None:
+    """End this process, with its student saved, when the process that started it has ended."""
     while os.getppid() == parent:
         time.sleep(1)
     worker.stop.set()
@@ -235,10 +237,10 @@ def _outlive_nobody(worker: _Worker, parent: int) -> None:
         os._exit(1)
 
 
-def _run_cell(cell: Cell) -> None:
+def _train_in_worker(student: PlannedStudent) -> None:
     assert _worker is not None
     with _worker.busy:
-        train_and_measure(cell, _worker.here, _worker.stop.is_set)
+        train_and_measure(student, _worker.here, _worker.stop.is_set)
 
 
 def _write_table(

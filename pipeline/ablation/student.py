@@ -19,7 +19,7 @@ from pipeline.errors import RecipeError
 from pipeline.recipe.ablate import BASELINE, slug
 from pipeline.recipe.config import READING, DataSpec, Recipe, parse_recipe, recipe_toml
 from pipeline.recipe.run_folder import RunFolder, cache_location
-from pipeline.runs.data import chosen, open_data
+from pipeline.runs.data import open_data, select_frames
 from pipeline.runs.evaluate import own_checkpoint
 from pipeline.runs.stage_one import decided_identity
 from pipeline.runs.train_student import train_recipe
@@ -34,14 +34,14 @@ from stages.student.checkpoint import load_student
 from stages.training.preflight import require_tokens
 
 KEPT_FRAMES = 32
-"""Up to so many frames to measure on stay in memory between students; the synthetic ones take seconds to render."""
+"""So many frames to measure on stay in memory between students; synthetic ones take seconds to render."""
 
 
 _RESULT_FIELDS = {"row", "lidar_share", "seed", "metrics", "frames", "images", "provenance"}
 
 
 @dataclass(frozen=True)
-class Cell:
+class PlannedStudent:
     """One student of the ablation.
 
     Attributes:
@@ -66,7 +66,7 @@ class Cell:
 
     @property
     def result(self) -> Path:
-        """Where its measurement is kept; measured otherwise, it is another one."""
+        """File of its measurement; another way of measuring has another file."""
         spec = self.recipe.eval
         data = self.recipe.data
         more = [value for value in (data.masks, data.unusual_reading) if value]
@@ -74,7 +74,7 @@ class Cell:
         return self.folder.root / f"measured-{hashlib.sha256(how.encode()).hexdigest()[:8]}.json"
 
     def outcome(self) -> dict[str, Any] | None:
-        """Its measurement; None where there is none, or none that can be read."""
+        """Its measurement; None if there is none, or it cannot be read."""
         try:
             content = json.loads(self.result.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -86,8 +86,8 @@ class Cell:
         return content if whole else None
 
 
-def plan_cells(recipe: Recipe, folder: RunFolder) -> list[Cell]:
-    """Every student, all rows of the first seed first: a table cut short compares what can be compared."""
+def plan_students(recipe: Recipe, folder: RunFolder) -> list[PlannedStudent]:
+    """Plan every student, all rows of the first seed first, so that an unfinished table compares whole seeds."""
     spec = recipe.ablate
     readers: dict[str, CacheReader] = {}
 
@@ -99,14 +99,14 @@ def plan_cells(recipe: Recipe, folder: RunFolder) -> list[Cell]:
         return readers[key]
 
     return [
-        _cell(recipe, folder, row, overrides, share, seed, open_cache)
+        _plan_student(recipe, folder, row, overrides, share, seed, open_cache)
         for seed in spec.seeds
         for share in spec.lidar_shares
         for row, overrides in spec.rows.items()
     ]
 
 
-def _cell(
+def _plan_student(
     recipe: Recipe,
     folder: RunFolder,
     row: str,
@@ -114,7 +114,7 @@ def _cell(
     lidar_share: float,
     seed: int,
     open_cache: Callable[[Recipe], CacheReader],
-) -> Cell:
+) -> PlannedStudent:
     off: dict[str, Any] = {field.name: 0.0 for field in fields(LossTerms) if field.name != "supervised"}
     try:
         bare = replace(
@@ -131,14 +131,13 @@ def _cell(
         raise RecipeError(f"row {row!r}: {error}") from error
     if row == BASELINE and overrides:
         raise RecipeError(f"row {row!r}: it is what the others are compared with and takes no overrides")
-    # Another recipe has another folder, so that nothing is taken for the result of another student. What does not
-    # change the student is left out.
+    # The folder's name holds a digest of all that changes the student, so that no result is taken for that of another.
     reader = open_cache(own)
     require_tokens(reader, own.losses)
     cache_id = reader.identity.sha256
     decisive = asdict(own) | {"cache_id": cache_id}
     for section, names in {
-        "data": ("root", "masks", "test", *READING),  # of what is read the cache's id tells
+        "data": ("root", "masks", "test", *READING),  # the cache's id covers what is read
         "teacher_cache": ("location", "device", "batch_images"),
     }.items():
         for name in names:
@@ -147,48 +146,50 @@ def _cell(
         del decisive[name]
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
     name = f"{slug(row)}-lidar{lidar_share:g}-seed{seed}-{digest}"
-    return Cell(row, lidar_share, seed, own, cache_id, RunFolder(folder.ablate / name))
+    return PlannedStudent(row, lidar_share, seed, own, cache_id, RunFolder(folder.ablate / name))
 
 
-def train_and_measure(cell: Cell, here: Mapping[str, object], should_stop: Callable[[], bool]) -> None:
-    """Train a student and measure it, if no other process does; what is done of either is not done again.
+def train_and_measure(student: PlannedStudent, here: Mapping[str, object], should_stop: Callable[[], bool]) -> None:
+    """Train and measure a student, unless another process does; steps that are done are not done again.
 
     Args:
-        cell: which one.
+        student: which one.
         here: provenance, kept with the result.
         should_stop: asked between steps and frames.
     """
     try:
-        cell.folder.root.mkdir(parents=True, exist_ok=True)
-        claims = Claims(cell.folder.root / "claim.lock")
+        student.folder.root.mkdir(parents=True, exist_ok=True)
+        claims = Claims(student.folder.root / "claim.lock")
     except OSError as error:
-        raise write_error(error, cell.folder.root) from error
-    if not claims.take(0) or cell.outcome() is not None:
+        raise write_error(error, student.folder.root) from error
+    if not claims.take(0) or student.outcome() is not None:
         return
     if should_stop():
         raise Preempted("stopped before it began")
-    with joined(cell.recipe.train_student.device) as device:
-        trained = train_recipe(cell.recipe, cell.folder, device, should_stop=should_stop)
-    report = _measure(cell, should_stop)
+    with joined(student.recipe.train_student.device) as device:
+        trained = train_recipe(student.recipe, student.folder, device, should_stop=should_stop)
+    report = _measure(student, should_stop)
     per_step = trained.seconds / trained.steps_done if trained.steps_done else None
-    minutes = per_step * cell.recipe.train_student.steps / 60 if per_step is not None else None
-    outcome = Outcome(cell.row, cell.lidar_share, cell.seed, report_metrics(report) | {"minutes": minutes})
-    provenance = {**here, "cache_id": cell.cache_id}
+    minutes = per_step * student.recipe.train_student.steps / 60 if per_step is not None else None
+    outcome = Outcome(student.row, student.lidar_share, student.seed, report_metrics(report) | {"minutes": minutes})
+    provenance = {**here, "cache_id": student.cache_id}
     content = {**asdict(outcome), "frames": report.frames, "images": report.images, "provenance": provenance}
-    write_atomically(cell.result, json.dumps(content, indent=1) + "\n")
+    write_atomically(student.result, json.dumps(content, indent=1) + "\n")
 
 
-def _measure(cell: Cell, should_stop: Callable[[], bool]) -> EvaluateReport:
-    recipe = cell.recipe
-    checkpoint = own_checkpoint(recipe, cell.folder)
+def _measure(planned: PlannedStudent, should_stop: Callable[[], bool]) -> EvaluateReport:
+    recipe = planned.recipe
+    checkpoint = own_checkpoint(recipe, planned.folder)
     student = load_student(checkpoint, expected=recipe.student, expected_bins=recipe.bins).student
     device = resolve_device(recipe.eval.device)
     place(student, device)
     source = _opened(recipe.data)
     return evaluate(
         source,
-        measured_frames(PROTOCOLS[recipe.eval.protocol], source, chosen(recipe.data, source, cell.measured_on)),
-        recipe.data.named(cell.measured_on),
+        measured_frames(
+            PROTOCOLS[recipe.eval.protocol], source, select_frames(recipe.data, source, planned.measured_on)
+        ),
+        recipe.data.named(planned.measured_on),
         student,
         None,
         replace(recipe.eval, latency=False, pictures=0),
@@ -200,7 +201,7 @@ def _measure(cell: Cell, should_stop: Callable[[], bool]) -> EvaluateReport:
 
 
 def report_metrics(report: EvaluateReport) -> dict[str, float | None]:
-    """The numbers of an ablation: against dense truth where the source knows it, else against LiDAR.
+    """Pick the numbers of an ablation: against dense truth if the data set has it, else against LiDAR.
 
     Raises:
         EvaluationError: if there is neither.
@@ -224,7 +225,7 @@ def _opened(data: DataSpec) -> Source:
 
 
 class _KeptFrames:
-    """A source whose frames, once read, stay in memory."""
+    """A source that keeps the frames it has read in memory."""
 
     def __init__(self, source: Source):
         self._source = source
@@ -248,11 +249,12 @@ class _KeptFrames:
 
     def frame(self, frame_id: str) -> Frame:
         if frame_id not in self._frames and len(self._frames) < KEPT_FRAMES:
-            self._frames[frame_id] = _remembering(self._source.frame(frame_id))
+            self._frames[frame_id] = _loaded_once(self._source.frame(frame_id))
         return self._frames.get(frame_id) or self._source.frame(frame_id)
 
 
-def _remembering(frame: Frame) -> Frame:
+def _loaded_once(frame: Frame) -> Frame:
+    """The frame with loaders that read a file once and keep what they read."""
     return replace(
         frame,
         views=tuple(replace(view, load_image=cache(view.load_image)) if view else None for view in frame.views),

@@ -17,7 +17,7 @@ class Outcome:
 
     Attributes:
         row, lidar_share, seed: which one.
-        metrics: by name; None where the source cannot tell.
+        metrics: by name; None where the data set cannot tell.
     """
 
     row: str
@@ -27,12 +27,12 @@ class Outcome:
 
 
 def table_rows(outcomes: Sequence[Outcome]) -> list[dict[str, object]]:
-    """One entry per row and density: mean and spread of each metric over seeds, and the gain over supervised.
+    """One entry per row and LiDAR share: mean and spread of each metric over seeds, and the gain over supervised.
 
     `<metric>_mean` and `<metric>_std` (sample standard deviation, None of one seed). `<metric>_gain_pct` is the mean
-    over seeds of 100 (supervised - row) / supervised, each against the supervised student of the same density and seed,
-    with its standard deviation over seeds in `<metric>_gain_std`; positive is better for every metric. `gain_pct` and
-    `gain_std` are those of abs_rel.
+    over seeds of 100 (supervised - row) / supervised, each against the supervised student of the same LiDAR share and
+    seed, with its standard deviation over seeds in `<metric>_gain_std`; positive is better for every metric. `gain_pct`
+    and `gain_std` are those of abs_rel.
     """
     rows = []
     baseline = {(o.lidar_share, o.seed): o.metrics for o in outcomes if o.row == BASELINE}
@@ -77,21 +77,23 @@ COLUMNS: Mapping[str, str] = {
     "overlap": "overlap",
     "minutes": "min",
 }
-"""Metrics of the printed table, with their headings; AbsRel where nothing else is said."""
+"""Metrics of the printed table, with their headings; from `edges` to `overlap` they are AbsRel."""
 
 
 def ablation_table(rows: Sequence[Mapping[str, object]]) -> str:
-    """The table for people: mean and spread over seeds, and gains in brackets."""
+    """Format the table for people: mean and spread over seeds, and gains in brackets."""
     shown = {metric: title for metric, title in COLUMNS.items() if any(f"{metric}_mean" in row for row in rows)}
     cells = []
     for row in rows:
         seeds, share = row["seeds"], row["lidar_share"]
         assert isinstance(seeds, list)
-        cells.append((str(row["name"]), f"{share:.0%}", str(len(seeds)), *(_cell(row, metric) for metric in shown)))
+        cells.append(
+            (str(row["name"]), f"{share:.0%}", str(len(seeds)), *(_cell_text(row, metric) for metric in shown))
+        )
     return markdown_table(Table("Ablation", "", ("row", "LiDAR", "seeds", *shown.values()), tuple(cells)))
 
 
-def _cell(row: Mapping[str, object], metric: str) -> str:
+def _cell_text(row: Mapping[str, object], metric: str) -> str:
     mean, deviation, gain, spread = (row.get(f"{metric}_{what}") for what in ("mean", "std", "gain_pct", "gain_std"))
     if not isinstance(mean, float):
         return "-"

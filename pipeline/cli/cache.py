@@ -1,4 +1,4 @@
-"""Verbs about caches, data of one's own, and weights."""
+"""The verbs `cache`, `rig` and `weights`."""
 
 import sys
 from pathlib import Path
@@ -8,23 +8,23 @@ import click
 from data_cache.files import count_text
 from pipeline.cli.console import (
     EXIT_FAILED,
+    exit_on_error,
     exit_quarantined,
     json_option,
     json_report,
     list_notes,
     open_run,
     recipe_options,
-    told_errors,
 )
 
 RETRY = "fix the files and run teacher-cache --retry"
 
 
-@click.group(short_help="Look at a cache, or at what one would take.")
+@click.group(short_help="Predict the size of a cache, show how far it is, verify it.")
 def cache() -> None:
-    """Look at a cache, or at what one would take.
+    """Predict the size of a cache, show how far it is, verify it.
 
-    TARGET is a run or cache folder, an s3:// or gs:// address, or a recipe.
+    TARGET is a run folder, a cache folder, an s3:// or gs:// address, or a recipe.
     """
 
 
@@ -32,7 +32,7 @@ def cache() -> None:
 @recipe_options
 @json_option
 @click.option(
-    "--frames", type=click.IntRange(min=1), default=4, show_default=True, help="Frames that are really encoded."
+    "--frames", type=click.IntRange(min=1), default=4, show_default=True, help="Frames to encode as a sample."
 )
 def cache_size(
     recipe: str, data: Path | None, run: Path | None, overrides: tuple[str, ...], frames: int, as_json: bool
@@ -40,7 +40,7 @@ def cache_size(
     """Predict the size of a cache before it is written, per encoding."""
     from pipeline.runs.cache import run_cache_size
 
-    with told_errors():
+    with exit_on_error():
         parsed, folder = open_run(recipe, data, run, overrides)
         predicted = run_cache_size(parsed, folder, frames)
     if as_json:
@@ -49,16 +49,18 @@ def cache_size(
     click.echo(
         f"{count_text(predicted.frame_count, 'frame')} in shards of {parsed.teacher_cache.shard_frames},", nl=False
     )
-    click.echo(f" judged by {predicted.sampled_count} of them")
+    click.echo(f" estimated from {predicted.sampled_count} of them")
     click.echo(f"{'encoding':<13}{'kB/frame':>9}{'bins, relations':>17}{'total GB':>10}{'files':>9}")
     for size in predicted.sizes:
-        chosen = "*" if size.encoding == parsed.bins.encoding else " "
+        mark = "*" if size.encoding == parsed.bins.encoding else " "
         click.echo(
-            f"{size.encoding + chosen:<13}{size.frame_bytes / 1e3:9.0f}{size.bins_bytes / 1e3:17.0f}"
+            f"{size.encoding + mark:<13}{size.frame_bytes / 1e3:9.0f}{size.bins_bytes / 1e3:17.0f}"
             f"{size.total_bytes / 1e9:10.3f}{size.file_count:9d}"
         )
     free = f"; {predicted.free_bytes / 1e9:.1f} GB are free at {predicted.location}" if predicted.free_bytes else ""
-    click.echo(f"* the recipe's (bins.encoding); closed_form is exact, smallest and leaves K and sigma open{free}")
+    click.echo(
+        f"* the recipe's encoding (bins.encoding); closed_form is exact, smallest and leaves K and sigma open{free}"
+    )
 
 
 @cache.command("status")
@@ -66,11 +68,11 @@ def cache_size(
 @click.option("--run", type=click.Path(path_type=Path), help="Run folder of a recipe; default runs/<recipe>.")
 @json_option
 def cache_status(target: str, run: Path | None, as_json: bool) -> None:
-    """How far a cache is; works at any moment, also while it is being written."""
+    """Show how far a cache is; works at any moment, also while it is being written."""
     from data_cache.shards.reader import cache_status as status_of
     from pipeline.recipe.run_folder import find_cache
 
-    with told_errors():
+    with exit_on_error():
         location = find_cache(target, run)
         status = status_of(location)
     identity = status.identity
@@ -99,24 +101,24 @@ def cache_status(target: str, run: Path | None, as_json: bool) -> None:
     type=click.IntRange(min=0),
     default=0,
     metavar="N",
-    help="Also ask the teacher again about N random frames.",
+    help="Also run the teacher again on N random frames and compare.",
 )
 @click.option("--data", type=click.Path(path_type=Path), help="Data set folder, for --recompute.")
 @click.option("--run", type=click.Path(path_type=Path), help="Run folder of a recipe; default runs/<recipe>.")
 def cache_verify(target: str, recompute: int, data: Path | None, run: Path | None, as_json: bool) -> None:
-    """Check every receipt, checksum and value of a cache; one that is not finished has not passed (exit 1)."""
+    """Check every receipt, checksum and value of a cache. An unfinished cache does not pass (exit 1)."""
     from pipeline.recipe.run_folder import find_cache
     from pipeline.runs.cache import run_cache_verify, run_recompute
 
-    with told_errors():
+    with exit_on_error():
         location = find_cache(target, run)
         verified = run_cache_verify(location)
     for fault in verified.faults:
         click.echo(fault, err=True)
     passed = (
         f"{'verified' if verified.complete else 'INCOMPLETE'}: {verified.shards_done} of {verified.shard_count} shards,"
-        f" every file is what its receipt says; {count_text(verified.frames_checked, 'frame')}: finite, probabilities"
-        " sum to one, not constant"
+        f" every file matches its receipt; {count_text(verified.frames_checked, 'frame')}: values are finite and not"
+        " constant, probabilities sum to one"
     )
     if as_json:
         click.echo(json_report(verified, complete=verified.complete))
@@ -125,25 +127,25 @@ def cache_verify(target: str, recompute: int, data: Path | None, run: Path | Non
     if verified.faults:
         sys.exit(EXIT_FAILED)
     if not verified.complete:
-        click.echo("Error: the cache is not finished; run teacher-cache again, it continues where it stopped", err=True)
+        click.echo("Error: the cache is not finished; run teacher-cache again to continue", err=True)
         sys.exit(EXIT_FAILED)
     if recompute:
-        with told_errors():
+        with exit_on_error():
             frames = run_recompute(target, location, recompute, data, run)
         for frame in frames:
             click.echo(
                 f"recomputed {frame.frame_id}: probabilities differ by {frame.prob_mean:.1e} on average,"
-                f" {frame.prob_max:.1e} at most, top bin changed in {100 * frame.top_bin_changed:.2f} % of pixels,"
-                f" relations by {frame.relation_max:.1e} at most, inputs"
+                f" {frame.prob_max:.1e} at most; the top bin differs in {100 * frame.top_bin_changed:.2f} % of pixels;"
+                f" relations differ by {frame.relation_max:.1e} at most; inputs"
                 f" {'equal' if frame.inputs_equal else 'DIFFER'}",
                 err=as_json,
             )
     exit_quarantined(verified.quarantined, RETRY)
 
 
-@click.group(short_help="A vehicle of your own.")
+@click.group(short_help="Export frames as a rig folder, the layout for your own vehicle.")
 def rig() -> None:
-    """A vehicle of your own, as a folder of images, LiDAR and two JSON files: data_cache/RIG_FOLDER.md."""
+    """Export frames as a rig folder, the layout for your own vehicle: data_cache/RIG_FOLDER.md."""
 
 
 @rig.command("export")
@@ -158,11 +160,14 @@ def rig() -> None:
 )
 @click.argument("recipe")
 def rig_export(recipe: str, data: Path | None, overrides: tuple[str, ...], out: Path) -> None:
-    """Write the frames of any recipe (data.train, data.selection, data.test) as a rig folder that reads back equal."""
+    """Write the frames of a recipe as a rig folder. It reads back equal.
+
+    The frames are those of data.train, data.selection and data.test.
+    """
     from pipeline.recipe.config import load_recipe
     from pipeline.runs.rig_export import run_rig_export
 
-    with told_errors():
+    with exit_on_error():
         done = run_rig_export(load_recipe(recipe, overrides, data), out)
     click.echo(
         f"rig export: {count_text(done.frame_count, 'frame')} in {out},"
@@ -174,10 +179,10 @@ def rig_export(recipe: str, data: Path | None, overrides: tuple[str, ...], out: 
 @click.command(short_help="Fetch pinned weights, or list them.")
 @click.argument("name", required=False)
 def weights(name: str | None) -> None:
-    """Fetch pinned weights, or list them."""
+    """Fetch the pinned weights NAME; without NAME, list all that are known."""
     from pipeline.weights.fetch import fetch_weights, known_weights_table
 
-    with told_errors():
+    with exit_on_error():
         if name is None:
             click.echo(known_weights_table())
             return

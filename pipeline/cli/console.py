@@ -1,4 +1,4 @@
-"""What all verbs of the command share: options, errors as exit codes, lists of frames."""
+"""What all verbs share: options, errors and their exit codes, lists of frames."""
 
 import os
 import re
@@ -28,12 +28,12 @@ quiet_option = click.option(
     is_flag=True,
     expose_value=False,
     callback=lambda _, __, quiet: os.environ.update({QUIET: "1"} if quiet else {}),
-    help="No progress: only results, warnings and errors.",
+    help="Show no progress, only results, warnings and errors.",
 )
 
 
 def recipe_options(command: F) -> F:
-    """What every stage takes: the recipe, where the data is, where the run goes, and overrides."""
+    """Add what every stage takes: the recipe, the data set folder, the run folder and overrides."""
     for option in (
         click.option(
             "--set",
@@ -51,11 +51,11 @@ def recipe_options(command: F) -> F:
     return command
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="For machines: one JSON document on stdout.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document for machines.")
 
 
 def json_report(report: Any, **derived: object) -> str:
-    """A report as JSON, with what follows from it."""
+    """A report as JSON, with values that are derived from it."""
     from dataclasses import asdict
 
     from pipeline.report.results_file import json_text
@@ -64,14 +64,14 @@ def json_report(report: Any, **derived: object) -> str:
 
 
 def say(text: str) -> None:
-    """Tell the user what goes on, unless they want silence."""
+    """Print a line about progress on stderr, unless --quiet was given."""
     if not is_quiet():
         click.echo(text, err=True)
 
 
 @contextmanager
-def told_errors(how_to_continue: str = "Run the same command to continue.") -> Iterator[None]:
-    """Turn our own errors into a message and an exit code; anything else is a bug and keeps its traceback."""
+def exit_on_error(how_to_continue: str = "Run the same command to continue.") -> Iterator[None]:
+    """Turn our own errors into a message and an exit code; any other error is a bug and keeps its traceback."""
     try:
         yield
     except Preempted as error:
@@ -88,7 +88,7 @@ def told_errors(how_to_continue: str = "Run the same command to continue.") -> I
 def open_run(
     recipe: str, data: Path | None, run: Path | None, overrides: tuple[str, ...]
 ) -> "tuple[Recipe, RunFolder]":
-    """The recipe with its overrides, and the folder of the run."""
+    """Read the recipe with its overrides and name the run folder."""
     from pipeline.recipe.config import load_recipe
     from pipeline.recipe.run_folder import RunFolder
 
@@ -97,7 +97,7 @@ def open_run(
 
 
 def parse_part(text: str) -> tuple[int, int]:
-    """I and N of `--part I/N`."""
+    """Parse the I and N of `--part I/N`."""
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise click.BadParameter(f"expected I/N with 1 <= I <= N, got {text!r}", param_hint="--part")
@@ -105,15 +105,15 @@ def parse_part(text: str) -> tuple[int, int]:
 
 
 def list_frames(title: str, entries: Mapping[str, str]) -> None:
-    """Frames with a reason each."""
+    """Print the number of frames before `title`, and each frame with its reason."""
     if entries:
-        click.echo(f"{title} in {count_text(len(entries), 'frame')}:", err=True)
+        click.echo(f"{count_text(len(entries), 'frame')} {title}:", err=True)
         for frame_id, reason in entries.items():
             click.echo(f"  {frame_id}: {reason}", err=True)
 
 
 def list_notes(notes: Mapping[str, str]) -> None:
-    """What usable frames lack, a line for each kind: a camera that is missing everywhere is one fact, not thousands."""
+    """Print what usable frames lack, one line per kind: a camera missing everywhere is one fact, not thousands."""
     frames: dict[str, list[str]] = {}
     for frame_id, note in notes.items():
         frames.setdefault(note, []).append(frame_id)
@@ -122,7 +122,7 @@ def list_notes(notes: Mapping[str, str]) -> None:
 
 
 def exit_quarantined(quarantined: Mapping[str, str], remedy: str) -> None:
-    """List quarantined frames, if there are any, and end with the exit code that says so."""
+    """If frames were quarantined, list them and exit with EXIT_QUARANTINED."""
     if quarantined:
-        list_frames(f"Quarantined ({remedy})", quarantined)
+        list_frames(f"quarantined ({remedy})", quarantined)
         sys.exit(EXIT_QUARANTINED)

@@ -1,4 +1,4 @@
-"""The command `surround` and its verbs in the order of use."""
+"""The command `surround`, with its verbs in the order of use."""
 
 import warnings
 
@@ -12,7 +12,7 @@ from stages.compute.waiting import wait_passively
 
 
 class _InOrder(click.Group):
-    """Verbs in the order in which they are used."""
+    """A group that lists its verbs in the order of use, not of the alphabet."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -23,9 +23,10 @@ class _InOrder(click.Group):
 def main() -> None:
     """Metric depth for full-surround cameras, distilled offline from a depth foundation model.
 
-    RECIPE is a built-in name (demo, evidence, pandaset, evidence_pandaset, nuscenes, ddad, rig) or a TOML file. Exit
-    codes: 0 done; 1 failed; 2 bad usage or recipe; 3 done, but some frames were quarantined; 75 stopped by a signal
-    after saving, run it again to go on.
+    RECIPE is a built-in name (demo, evidence, pandaset, evidence_pandaset, nuscenes, ddad, rig) or a TOML file.
+
+    Exit codes: 0 done; 1 failed; 2 bad usage, recipe or data folder; 3 done, but some frames were quarantined; 75
+    stopped by a signal after saving, run the same command again.
     """
     wait_passively()
     usual = warnings.formatwarning

@@ -1,4 +1,4 @@
-"""Verbs of the three stages, and of what comes before them. Heavy imports wait until a stage runs."""
+"""The verbs `doctor`, `fit-bins` and those of the three stages. Heavy imports wait until a verb runs."""
 
 import json
 import sys
@@ -10,6 +10,7 @@ import click
 from data_cache.files import count_text, size_text
 from pipeline.cli.console import (
     EXIT_FAILED,
+    exit_on_error,
     exit_quarantined,
     json_option,
     json_report,
@@ -19,30 +20,31 @@ from pipeline.cli.console import (
     parse_part,
     recipe_options,
     say,
-    told_errors,
 )
 
 if TYPE_CHECKING:
     from stages.training.plan import TrainingPlan
 
 
-@click.command(short_help="Before all: is what a recipe needs there?")
+@click.command(short_help="Check data, weights, disk and devices before a long run.")
 @recipe_options
-@click.option("--scheduler", default="threads", metavar="NAME", help="What stage one will be given; is it there?")
-@click.option("--json", "as_json", is_flag=True, help="A list of findings: check, level, found, remedy.")
+@click.option(
+    "--scheduler", default="threads", metavar="NAME", help="Also check that this scheduler of stage 1 is there."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON: check, level, found, remedy.")
 def doctor(
     recipe: str, data: Path | None, run: Path | None, overrides: tuple[str, ...], scheduler: str, as_json: bool
 ) -> None:
-    """Before anything: are data, calibration, weights, disk and devices fit for this recipe?
+    """Check data, calibration, weights, disk and devices before a long run.
 
-    Looks at a few frames, a minute at most on a CPU. Exit 0: no problem (there may be warnings); 1: problems.
+    Reads a few frames; takes a minute at most on a CPU. Exit code 0: no problems (but perhaps warnings); 1: problems.
     """
     from dataclasses import asdict
 
     from pipeline.doctor.checks import run_doctor
     from pipeline.doctor.findings import findings_text
 
-    with told_errors():
+    with exit_on_error():
         parsed, folder = open_run(recipe, data, run, overrides)
         found = run_doctor(parsed, folder, scheduler=scheduler)
     click.echo(json.dumps([asdict(finding) for finding in found], indent=1) if as_json else findings_text(found))
@@ -50,27 +52,27 @@ def doctor(
         sys.exit(EXIT_FAILED)
 
 
-@click.command("fit-bins", short_help="Stage 0, for fitted bins alone.")
+@click.command("fit-bins", short_help="Stage 0, only for fitted bins: fit them to LiDAR.")
 @recipe_options
 def fit_bins(recipe: str, data: Path | None, run: Path | None, overrides: tuple[str, ...]) -> None:
-    """Before stage 1, for bins.strategy = "fitted": fit where the teacher's bins lie to LiDAR of training frames."""
+    """Before stage 1, only for bins.strategy = "fitted": fit the teacher's bins to the LiDAR of training frames."""
     from pipeline.runs.fit_bins import run_fit_bins
 
-    with told_errors():
+    with exit_on_error():
         parsed, folder = open_run(recipe, data, run, overrides)
         done = run_fit_bins(parsed, folder)
     fitted = done.fitted
     click.echo(
-        f"fit-bins: {len(fitted.frames)} frames, {fitted.images} images, {fitted.points} LiDAR points"
-        f"{', already done' if done.already_done else ''}; log depth after scale and shift per image is off by"
-        f" {fitted.residual_before:.3f} before and {fitted.residual_after:.3f} after; {done.path}"
+        f"fit-bins: {len(fitted.frames)} frames, {fitted.images} images, {fitted.points} LiDAR returns"
+        f"{', already done' if done.already_done else ''}; error of log depth (RMS, after scale and shift per"
+        f" image) {fitted.residual_before:.3f} before the fit, {fitted.residual_after:.3f} after it; {done.path}"
     )
-    list_frames("Left out", fitted.skipped)
+    list_frames("left out", fitted.skipped)
     if parsed.bins.strategy != "fitted":
-        click.echo('Note: teacher-cache takes it where bins.strategy = "fitted"', err=True)
+        click.echo('Note: teacher-cache uses them only with bins.strategy = "fitted"', err=True)
 
 
-@click.command("teacher-cache", short_help="Stage 1: the teacher looks at every frame, once.")
+@click.command("teacher-cache", short_help="Stage 1: run the teacher over every frame, once.")
 @recipe_options
 @click.option(
     "--scheduler",
@@ -84,10 +86,10 @@ def fit_bins(recipe: str, data: Path | None, run: Path | None, overrides: tuple[
     default="1/1",
     metavar="I/N",
     show_default=True,
-    help="Do only every N-th shard, from the I-th; where N is more than the shards, the last parts do nothing, exit 0.",
+    help="Write only every N-th shard, from the I-th. With more parts than shards, the last parts do nothing (exit 0).",
 )
 @click.option("--retry", is_flag=True, help="Try quarantined frames again.")
-@click.option("--dry-run", is_flag=True, help="With slurm: print the batch script of a worker and stop.")
+@click.option("--dry-run", is_flag=True, help="With --scheduler slurm: print the batch script of a worker and stop.")
 def teacher_cache(
     recipe: str,
     data: Path | None,
@@ -98,15 +100,15 @@ def teacher_cache(
     retry: bool,
     dry_run: bool,
 ) -> None:
-    """Stage 1: run the teacher over every frame, once; what is done is skipped.
+    """Stage 1: run the teacher over every frame, once. Shards that are done are skipped.
 
-    Without any scheduler, job arrays call it with --part.
+    Job arrays need no scheduler: each job calls this verb with its own --part.
     """
     if dry_run and scheduler != "slurm":
-        raise click.BadParameter("goes with --scheduler slurm", param_hint="--dry-run")
+        raise click.BadParameter("works only with --scheduler slurm", param_hint="--dry-run")
     from pipeline.runs.teacher_cache import run_teacher_cache
 
-    with told_errors():
+    with exit_on_error():
         parsed, folder = open_run(recipe, data, run, overrides)
         if dry_run:
             from pipeline.runs.cluster import job_script
@@ -118,7 +120,7 @@ def teacher_cache(
         )
     report, status = done.report, done.status
     if not done.plan.in_part:
-        click.echo(f"teacher-cache: no shard to do in part {part}, there are only {status.identity.shard_count} in all")
+        click.echo(f"teacher-cache: no shards in part {part}; the cache has only {status.identity.shard_count}")
         return
     rate = f", {report.frames_written / done.seconds:.2f} frames/s" if report.frames_written else ""
     frames = status.identity.frame_count
@@ -134,8 +136,8 @@ def teacher_cache(
     if report.shards_elsewhere and not status.complete:
         click.echo(
             f"Error: {count_text(report.shards_elsewhere, 'shard')} left to another process that is writing now:"
-            " workers of an earlier run may still be finishing, or the same part was started twice. When it has ended,"
-            " run the same command to see that nothing is missing",
+            " workers of an earlier run may still be finishing, or the same part was started twice. Run the same"
+            " command again when that process has ended",
             err=True,
         )
         sys.exit(EXIT_FAILED)
@@ -144,8 +146,8 @@ def teacher_cache(
 
 @click.command("train-student", short_help="Stage 2: train the student.")
 @recipe_options
-@click.option("--resume/--fresh", default=True, show_default=True, help="Continue the saved state, or start over.")
-@click.option("--dry-run", is_flag=True, help="Time a few steps, print the plan, write nothing.")
+@click.option("--resume/--fresh", default=True, show_default=True, help="Continue from the saved state, or start over.")
+@click.option("--dry-run", is_flag=True, help="Time a few steps and print the plan; write nothing.")
 @json_option
 def train_student(
     recipe: str,
@@ -163,7 +165,9 @@ def train_student(
     from pipeline.runs.train_student import run_plan_training, run_train_student
     from stages.compute.parallel import leads
 
-    with told_errors("Run the same command to continue." if resume else "Run it again, without --fresh, to continue."):
+    with exit_on_error(
+        "Run the same command to continue." if resume else "Run it again, without --fresh, to continue."
+    ):
         parsed, folder = open_run(recipe, data, run, overrides)
         if dry_run:
             plan = run_plan_training(parsed, folder, fresh=not resume)
@@ -193,7 +197,7 @@ def _plan_text(plan: "TrainingPlan") -> str:
     samples = left * plan.batch_rigs
     minutes, seconds = divmod(round(plan.seconds_left), 60)
     shared = f" over {plan.process_count} processes" if plan.process_count > 1 else ""
-    reader = f"in {count_text(plan.workers, 'loader worker')} beside it" if plan.workers else "before it"
+    reader = f"at the same time in {count_text(plan.workers, 'loader worker')}" if plan.workers else "before each step"
     passes = f" in {plan.accumulate} passes" if plan.accumulate > 1 else ""
     return (
         f"frames       {plan.frames:,} to learn from, {plan.quarantined:,} quarantined,"
@@ -201,19 +205,19 @@ def _plan_text(plan: "TrainingPlan") -> str:
         f"steps        {left:,} of {plan.steps:,} left, {plan.batch_rigs} frames each{shared}{passes}:"
         f" {samples:,} samples, {samples / plan.frames:.1f} epochs\n"
         f"student      {plan.parameters / 1e6:.2f} M parameters, {plan.precision} on {plan.device}\n"
-        f"time         {minutes // 60} h {minutes % 60:02d} min {seconds:02d} s: {plan.seconds_per_step:.2f} s a step,"
-        f" {plan.read_seconds_per_step:.2f} s to read its frames {reader}; measuring and saving come on top\n"
-        f"memory       {plan.memory_bytes / 2**30:.2f} GiB per process, loader workers apart\n"
+        f"time         {minutes // 60} h {minutes % 60:02d} min {seconds:02d} s: {plan.seconds_per_step:.2f} s per"
+        f" step, {plan.read_seconds_per_step:.2f} s to read its frames {reader}; without measuring and saving\n"
+        f"memory       {plan.memory_bytes / 2**30:.2f} GiB per process, without loader workers\n"
         f"disk         {size_text(plan.disk_bytes)} for checkpoints"
     )
 
 
-@click.command("eval", short_help="Stage 3: measure it and write the report.")
+@click.command("eval", short_help="Stage 3: measure the student and write the report.")
 @recipe_options
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Student to measure; default: the run's own.")
-@click.option("--predictions", type=click.Path(path_type=Path), help="Measure depth maps in this folder instead.")
+@click.option("--predictions", type=click.Path(path_type=Path), help="Measure the depth maps of this folder instead.")
 @click.option(
-    "--protocol", help="surrounddepth, vfdepth or fsm; with --predictions zero-shot, too; default: eval.protocol."
+    "--protocol", help="surrounddepth, vfdepth or fsm; with --predictions also zero-shot; default: eval.protocol."
 )
 def evaluate(
     recipe: str,
@@ -226,15 +230,15 @@ def evaluate(
 ) -> None:
     """Stage 3: measure the student on the test split and write the report.
 
-    Predictions are CAMERA/FRAME ID.png (16 bit, metres x 256, 0 = none) or .npy (metres), as eval.save_predictions of
-    the recipe ("png16" or "npy") writes them to RUN/eval/predictions; neither student nor teacher is needed for them.
+    The folder of --predictions holds CAMERA/FRAME.png (16 bit, metres x 256, 0 = none) or .npy (metres), as
+    eval.save_predictions = "png16" or "npy" writes them to RUN/eval/predictions. No student or teacher is loaded then.
     """
     if checkpoint is not None and predictions is not None:
-        raise click.BadParameter("does not go with --checkpoint", param_hint="--predictions")
+        raise click.BadParameter("cannot be combined with --checkpoint", param_hint="--predictions")
     from pipeline.report.one_run import report_table
     from pipeline.runs.evaluate import run_evaluate
 
-    with told_errors():
+    with exit_on_error():
         if protocol is not None:
             overrides = (*overrides, f'eval.protocol="{protocol}"')
         parsed, folder = open_run(recipe, data, run, overrides)

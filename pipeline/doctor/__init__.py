@@ -1,4 +1,4 @@
-"""`surround doctor`: looks for what would stop a recipe before hours are spent on it.
+"""`surround doctor`: finds what would stop a recipe before hours are spent on it.
 
-Read `checks.py` first. What is measured is in `stages/checkup`.
+Read `checks.py` first. The measurements are in `stages/checkup`.
 """

@@ -1,4 +1,4 @@
-"""What stands in the way of a recipe, looked for before hours are spent. Nothing is downloaded, trained or cached."""
+"""The checks of `surround doctor`. Nothing is downloaded, trained or cached."""
 
 import importlib.util
 import os
@@ -46,22 +46,22 @@ CALIBRATION_FRAMES = 3
 PANEL_WIDTH_PX = 640
 PANELS_PER_ROW = 3
 STATE_BYTES = 16
-"""Of a saved state for each parameter: weight, two moments of AdamW and the average, in fp32."""
+"""Bytes of a saved state per parameter: weight, two moments of AdamW and the average, in fp32."""
 SHARDS_IN_MEMORY = 3
 BATCHES_AHEAD = 2
 TENSORS_PER_BATCH = 20
 FILES_OF_A_PROCESS = 200
 SHARED_MEMORY = Path("/dev/shm")
-_EXAMPLE = "--data DIR and --set 'data.train=[...]' do it for one run"
+_EXAMPLE = "for one run pass --data DIR or --set 'data.train=[...]'"
 
 
 def run_doctor(recipe: Recipe, folder: RunFolder, *, scheduler: str = "threads") -> tuple[Finding, ...]:
-    """Every check; what cannot be checked says why, and the others still run.
+    """Run every check; one that cannot run says why, and the others still run.
 
-    A few frames are read and shown to the teacher. RUN/doctor/lidar_on_images.png is all that is written.
+    A few frames are read and shown to the teacher. Only RUN/doctor/lidar_on_images.png is written.
 
     Raises:
-        SettingError: if `scheduler` is no scheduler that there could be.
+        SettingError: if `scheduler` is neither a known name nor an address.
     """
     if scheduler not in cluster.SCHEDULERS:
         cluster.require_address(scheduler)
@@ -74,13 +74,13 @@ def run_doctor(recipe: Recipe, folder: RunFolder, *, scheduler: str = "threads")
 
 
 def check_data(recipe: Recipe, folder: RunFolder, teacher: LoadedTeacher | None) -> list[Finding]:
-    """The data set, and all that needs it."""
+    """Check the data set, and everything that needs it."""
     spec = recipe.data
     try:
         source = open_data(spec)
         learnt = frames_to_learn(spec, source)
     except SourceError as error:
-        return [Finding("data", "problem", str(error), f"make [data] of the recipe and the folder fit; {_EXAMPLE}")]
+        return [Finding("data", "problem", str(error), f"correct [data] of the recipe; {_EXAMPLE}")]
     found = []
     tested: tuple[str, ...] = ()
     try:
@@ -120,7 +120,7 @@ def check_data(recipe: Recipe, folder: RunFolder, teacher: LoadedTeacher | None)
 
 
 def check_teacher(recipe: Recipe) -> tuple[LoadedTeacher | None, list[Finding]]:
-    """The teacher if its weights are here, and what is to be said about them."""
+    """Load the teacher, if its weights are on this machine, and check them."""
     name = recipe.teacher_cache.weights
     try:
         weights = find_teacher_weights(name)
@@ -129,11 +129,11 @@ def check_teacher(recipe: Recipe) -> tuple[LoadedTeacher | None, list[Finding]]:
         present = findings.weights_finding("teacher", name, (str(weights.path), weights.licence))
         return open_teacher(recipe), [present]
     except SurroundError as error:
-        return None, [Finding("teacher", "problem", str(error), "set teacher_cache.weights, input_size or device anew")]
+        return None, [Finding("teacher", "problem", str(error), "correct teacher_cache.weights, input_size or device")]
 
 
 def check_encoder(recipe: Recipe) -> list[Finding]:
-    """The weights that the student starts from."""
+    """Check the weights that the student starts from."""
     name = ENCODERS[recipe.student.encoder].weights
     if not recipe.student.pretrained or name is None:
         return []
@@ -144,20 +144,20 @@ def check_encoder(recipe: Recipe) -> list[Finding]:
 def check_calibration(
     camera_names: Sequence[str], teacher: LoadedTeacher | None, sample: ReadSample
 ) -> tuple[Finding, ...]:
-    """Whether LiDAR and the teacher's depth fit best with the calibration as it is."""
+    """Check that LiDAR and the teacher's depth agree best with the calibration as it is."""
     frames = [frame for frame in sample.frames if frame.lidar_depth.any()][:CALIBRATION_FRAMES]
     if teacher is None:
         return (Finding("calibration", "warning", "not checked: it needs the teacher", "see teacher"),)
     if not frames:
         return (Finding("calibration", "warning", "not checked: no frame with LiDAR was read", "see lidar"),)
     if (height := teacher.input_size[0]) < LEAST_INPUT_PX:
-        found = f"not checked: the teacher sees images of {height} px, the thresholds hold for {LEAST_INPUT_PX} or more"
+        found = f"not checked: the teacher sees images {height} px high, the thresholds need {LEAST_INPUT_PX} or more"
         return (Finding("calibration", "warning", found, "look at lidar_on_images.png"),)
     return findings.calibration_findings(camera_names, check_alignment(teacher, frames))
 
 
 def check_picture(frame: Frame, path: Path, range_m: tuple[float, float]) -> Finding:
-    """Draw a frame's LiDAR on its images, for eyes."""
+    """Draw a frame's LiDAR on its images, for people to look at."""
     try:
         picture = Image.fromarray(lidar_on_images(frame, range_m))
         replace_atomically(path, lambda partial: picture.save(partial, "PNG"))
@@ -167,7 +167,7 @@ def check_picture(frame: Frame, path: Path, range_m: tuple[float, float]) -> Fin
 
 
 def lidar_on_images(frame: Frame, range_m: tuple[float, float]) -> UInt8[np.ndarray, "H W 3"]:
-    """LiDAR coloured by depth on the darkened images, in ring order from left to right, front in the middle.
+    """Draw LiDAR, coloured by depth, on the darkened images, in ring order from left to right, front in the middle.
 
     Raises:
         FrameError: if an image or the sweep cannot be read.
@@ -195,7 +195,7 @@ def lidar_on_images(frame: Frame, range_m: tuple[float, float]) -> UInt8[np.ndar
 def check_room(
     recipe: Recipe, folder: RunFolder, source: Source, frames: SplitFrames, teacher: LoadedTeacher, frame_id: str
 ) -> list[Finding]:
-    """Disk for the cache and the student's saved states, memory for stage one, judged by one frame."""
+    """Estimate from one frame the disk for the cache and the student's saved states, and the memory of stage one."""
     stage = StageOne(recipe, source, frames, teacher, 1, 1, AffineBinning(), None)
     identity = stage.identity
     try:
@@ -211,7 +211,7 @@ def check_room(
     needed_bytes, what = cache_bytes, f"{location}: cache {size_text(cache_bytes)}"
     if "://" not in location:
         needed_bytes += state_bytes
-        what += f", states of the student {size_text(state_bytes)}; together"
+        what += f", saved states of the student {size_text(state_bytes)}; together"
     remedy = (
         'set --run or teacher_cache.location to a larger disk; bins.encoding = "closed_form" or fewer frames take less'
     )
@@ -219,7 +219,7 @@ def check_room(
         findings.room_finding("disk", what, needed_bytes, free_bytes, remedy),
         findings.room_finding(
             "memory",
-            "stage one, roughly",
+            "stage 1 needs about",
             _peak_bytes() + SHARDS_IN_MEMORY * recipe.teacher_cache.shard_frames * _frame_bytes(recipe, source),
             available_bytes(),
             "set teacher_cache.shard_frames lower",
@@ -228,7 +228,7 @@ def check_room(
 
 
 def check_devices(recipe: Recipe) -> list[Finding]:
-    """Where each stage would run."""
+    """Find where each stage would run."""
     machine = [f"{len(os.sched_getaffinity(0))} CPU cores"]
     if torch.cpu._is_amx_tile_supported():
         machine.append("AMX")
@@ -256,18 +256,18 @@ def _resolved(device: str, precision: str) -> str:
 
 
 def check_loaders(recipe: Recipe, view_count: int) -> list[Finding]:
-    """Shared memory and open files, which the loader workers of stage two need."""
+    """Check the shared memory and open files that the loader workers of stage two need."""
     spec = recipe.train_student
     if not spec.workers:
         return []
     height, width = recipe.student.input_size
     batches = BATCHES_AHEAD * spec.workers
-    # Image and LiDAR in fp32, and those of the frame that the photometric loss compares with.
+    # Image and LiDAR in fp32, for the frame and for the one that the photometric loss compares it with.
     batch_bytes = spec.batch_rigs // spec.accumulate * view_count * height * width * 7 * 2
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     found = [findings.open_files_finding(FILES_OF_A_PROCESS + batches * TENSORS_PER_BATCH, soft)]
     if SHARED_MEMORY.is_dir():
-        remedy = "docker: --shm-size; or train_student.workers lower, 0 needs none"
+        remedy = "raise it (docker: --shm-size), or set train_student.workers lower; 0 needs none"
         free = shutil.disk_usage(SHARED_MEMORY).free
         found.append(
             findings.room_finding(str(SHARED_MEMORY), "batches of loader workers", batches * batch_bytes, free, remedy)
@@ -276,7 +276,7 @@ def check_loaders(recipe: Recipe, view_count: int) -> list[Finding]:
 
 
 def check_scheduler(recipe: Recipe, scheduler: str) -> list[Finding]:
-    """Whether the workers of stage one can be had."""
+    """Check that the workers of stage one are available."""
     if scheduler == "threads":
         return []
     if scheduler == "local":
@@ -288,16 +288,23 @@ def check_scheduler(recipe: Recipe, scheduler: str) -> list[Finding]:
                 Finding("scheduler", "problem", "dask-jobqueue is missing", "pip install 'surround-distill[slurm]'")
             ]
         if shutil.which("sbatch") is None:
-            return [Finding("scheduler", "problem", "no sbatch here", "run on a machine that submits jobs, or --part")]
+            return [
+                Finding(
+                    "scheduler",
+                    "problem",
+                    "no sbatch on this machine",
+                    "run on a machine that submits jobs, or use --part",
+                )
+            ]
         return [Finding("scheduler", "ok", "slurm: sbatch is here; teacher-cache --dry-run shows the job")]
     try:
         return [findings.scheduler_finding(scheduler, cluster.count_workers(scheduler))]
     except SettingError as error:
-        return [Finding("scheduler", "problem", str(error), "start it, or open the way to it")]
+        return [Finding("scheduler", "problem", str(error), "start it, or make it reachable from here")]
 
 
 def available_bytes() -> int:
-    """Memory that this process may still take."""
+    """Memory that this process may still use."""
     from distributed.system import memory_limit
 
     lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
@@ -310,7 +317,7 @@ def _peak_bytes() -> int:
 
 
 def _frame_bytes(recipe: Recipe, source: Source) -> int:
-    """A frame as it is held before it is compressed: images, LiDAR, and bins in their widest form."""
+    """Bytes of a frame in memory before compression: images, LiDAR, and bins in their widest form."""
     height, width = recipe.student.input_size
     stride = recipe.bins.prob_stride
     bins = recipe.bins.count if recipe.bins.encoding == "dense" else recipe.bins.window + 1

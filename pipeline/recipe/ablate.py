@@ -1,4 +1,4 @@
-"""Which students an ablation compares: the section `ablate` of a recipe."""
+"""The section `ablate` of a recipe: which students an ablation compares."""
 
 import re
 from collections.abc import Mapping
@@ -47,10 +47,10 @@ class AblateSpec:
     """Which students `surround ablate` compares.
 
     Attributes:
-        rows: overrides by name of row, `section.key=value` each; gains are against the one called supervised.
+        rows: overrides `section.key=value` by name of row; gains are against the row called supervised.
         seeds: of the order of frames, the augmentation and the random parts of the student.
         lidar_shares: shares of the LiDAR pixels that teach, see `train_student.lidar_share`.
-        measure: the split that students are measured on, test or selection.
+        measure: the split to measure students on, test or selection.
     """
 
     rows: dict[str, tuple[str, ...]] = field(default_factory=lambda: dict(ROWS))
@@ -60,12 +60,12 @@ class AblateSpec:
 
     def __post_init__(self) -> None:
         if BASELINE not in self.rows:
-            raise ValueError(f"rows: expected one called {BASELINE!r}, which the others are compared with")
+            raise ValueError(f"rows: expected one called {BASELINE!r}, with which the others are compared")
         if len({slug(name) for name in self.rows}) < len(self.rows) or not all(slug(name) for name in self.rows):
             raise ValueError("rows: their names must differ in letters or digits")
         for name, values in {"seeds": self.seeds, "lidar_shares": self.lidar_shares}.items():
             if not values or len(set(values)) < len(values):
-                raise ValueError(f"{name}: expected at least one, each once, got {list(values)}")
+                raise ValueError(f"{name}: expected at least one value and none twice, got {list(values)}")
         if min(self.seeds) < 0:
             raise ValueError(f"seeds: expected 0 or more, got {min(self.seeds)}")
         if not all(0 < share <= 1 for share in self.lidar_shares):
@@ -80,5 +80,5 @@ class AblateSpec:
 
 
 def slug(name: str) -> str:
-    """The name of a row as part of a folder name."""
+    """Turn the name of a row into part of a folder name."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

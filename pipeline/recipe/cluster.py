@@ -1,4 +1,4 @@
-"""Workers of stage one: the section `cluster` of a recipe."""
+"""The section `cluster` of a recipe: the workers of stage one."""
 
 import re
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ class ClusterSpec:
     """Workers of `--scheduler local` and `slurm`. One worker process holds one teacher.
 
     Attributes:
-        workers: processes in all; for slurm, jobs. 0 is one per GPU or else per core, for slurm 1.
+        workers: number of processes; for slurm, of jobs. 0 means one per GPU, else one per core; for slurm one.
         cores, memory, walltime: of one SLURM job; memory as in "16GB", walltime as in "04:00:00" or "1-12:00:00".
-        partition, account: of SLURM; empty for its defaults.
+        partition, account: of SLURM; empty for the site's defaults.
         directives: further #SBATCH lines, such as "--gres=gpu:1".
-        prologue: shell lines before the worker starts, such as "module load cuda".
+        prologue: shell lines to run before the worker starts, such as "module load cuda".
     """
 
     workers: int = 0

@@ -1,4 +1,4 @@
-"""The recipe: one TOML file, one frozen tree, read once at the door."""
+"""The recipe: one TOML file, read once into one tree of frozen dataclasses."""
 
 import difflib
 import math
@@ -35,23 +35,23 @@ SUFFIX = ".toml"
 
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    """Which frames.
+    """The section `data` of a recipe: which frames a run uses, and how they are read.
 
     Attributes:
         source: synthetic, pandaset, nuscenes, ddad or rig_folder.
         root: data set folder; --data overrides it; empty for synthetic. This and the paths below are relative to the
-            recipe file, those of --set to the current folder.
-        version: which release under one root (nuScenes), empty where there is one.
+            recipe file; paths of --set are relative to the current folder.
+        version: which release under root (nuScenes); empty where there is only one.
         masks: folder of self-occlusion masks (DDAD); empty to look beside the data set.
         train, selection, test: selectors: a drive or split, or list:PATH, optionally sliced; see `select` in
             data_cache/sources/selectors.py.
-        depth_range_m: LiDAR depths outside are not learnt from.
-        limit_scenes, limit_frames: at most so many drives, and frames, of each of train, selection and test, the first
-            ones; 0 is all. A trial run of a few minutes needs no other selectors.
-        lidar: mechanical (360 degrees), forward or both. PandaSet alone has two LiDARs; the second sees farther, and
+        depth_range_m: LiDAR depths outside this range are not learnt from.
+        limit_scenes, limit_frames: use only the first so many drives, and frames, of each of train, selection and test;
+            0 means all. A trial run of a few minutes needs no other selectors.
+        lidar: mechanical (360 degrees), forward or both. Only PandaSet has two LiDARs; the second sees farther, but
             only ahead.
-        nearby_sweep_s: nuScenes keyframes without LiDAR take the nearest sweep of their scene, if it is no farther away
-            than so many seconds; 0 is off, because what moves has moved meanwhile.
+        nearby_sweep_s: nuScenes keyframes without LiDAR take the nearest sweep of their scene that is at most so many
+            seconds away. 0, the default, takes none: in the meantime objects have moved.
     """
 
     source: str
@@ -84,16 +84,16 @@ class DataSpec:
 
     @property
     def reading(self) -> dict[str, object]:
-        """Options of what is read, by name; all of them change what a cache holds."""
+        """The options of reading, by name; each of them changes what a cache holds."""
         return {name: getattr(self, name) for name in READING}
 
     @property
     def unusual_reading(self) -> dict[str, object]:
-        """Those of them that are not at their default."""
+        """The options of reading that are not at their defaults."""
         return {name: value for name, value in self.reading.items() if value != getattr(DataSpec, name)}
 
     def named(self, selectors: tuple[str, ...]) -> str:
-        """Selectors as a report names what they select, with the limits that are set."""
+        """Name what selectors select, as a report does, with the limits that are set."""
         counts = {"scenes": self.limit_scenes, "frames": self.limit_frames}
         limits = [f"{count} {what}" for what, count in counts.items() if count]
         return ", ".join(map(shown, selectors)) + (f" (first {', '.join(limits)})" if limits else "")
@@ -101,7 +101,7 @@ class DataSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that a run needs to know; each stage receives the sections it needs."""
+    """Everything a run needs to know; each stage receives only the sections it needs."""
 
     name: str
     data: DataSpec
@@ -116,7 +116,7 @@ class Recipe:
 
 
 def built_in_recipes() -> dict[str, Path]:
-    """Recipes that come with the program, by name."""
+    """The files of the recipes that come with the program, by name."""
     folder = Path(str(resources.files("pipeline"))) / "recipes"
     return {path.stem: path for path in sorted(folder.glob("*" + SUFFIX))}
 
@@ -162,9 +162,9 @@ def parse_recipe(text: str, where: str, overrides: Sequence[str] = (), name: str
 
     Args:
         text: the TOML.
-        where: stands in error messages.
+        where: file of the text, for error messages.
         overrides: `section.key=value`.
-        name: of the recipe, where the text does not give one.
+        name: of the recipe, if the text does not give one.
 
     Raises:
         RecipeError: if anything in it is unknown or impossible.
@@ -186,12 +186,12 @@ def parse_recipe(text: str, where: str, overrides: Sequence[str] = (), name: str
 
 
 def recipe_toml(recipe: Recipe) -> str:
-    """The resolved recipe as TOML that `load_recipe` reads back equal."""
+    """Write the resolved recipe as TOML; `load_recipe` reads it back equal."""
     return tomli_w.dumps(asdict(recipe))
 
 
 def keep_recipe(recipe: Recipe, path: Path) -> None:
-    """Write a recipe into a file that does not say the same already."""
+    """Write a recipe to a file, unless the file already holds the same."""
     text = recipe_toml(recipe)
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_atomically(path, text)

@@ -1,4 +1,4 @@
-"""Being asked to stop: by a cluster (SIGTERM, SIGUSR1) or by a person (Ctrl-C)."""
+"""Requests to stop, from a cluster (SIGTERM, SIGUSR1) or from a person (Ctrl-C)."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -10,7 +10,10 @@ from data_cache.stop_signals import STOP_SIGNALS
 
 @contextmanager
 def preemption() -> Iterator[Callable[[], bool]]:
-    """Inside, the first such signal only sets a flag, which the yielded function reads; a second one acts as usual."""
+    """Yield a function that says whether a stop signal came.
+
+    Inside, the first signal does nothing else; a second one acts as usual.
+    """
     asked = False
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
 

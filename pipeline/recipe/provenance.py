@@ -1,4 +1,4 @@
-"""Where numbers come from: program, machine, date."""
+"""The provenance of numbers: program, machine, date."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ VERSIONED = ("surround-distill", "torch", "transformers", "zarr", "numpy")
 
 
 def surroundings() -> dict[str, object]:
-    """Versions, commit, machine and date of this very process."""
+    """Versions, commit, machine and date of this process."""
     return {
         "versions": {name: metadata.version(name) for name in VERSIONED} | {"python": platform.python_version()},
         "git_commit": _git_commit(),
@@ -24,7 +24,7 @@ def surroundings() -> dict[str, object]:
 
 
 def _git_commit() -> str | None:
-    """Commit of this program's checkout, with a mark if it was changed; None when installed otherwise."""
+    """Commit of this program's checkout, with "+changes" if files differ from it; None outside a checkout."""
     here = Path(__file__).parent
     try:
         top = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Where a run keeps its things; light enough for commands that load no model."""
+"""The layout of a run folder; light enough for commands that load no model."""
 
 import tomllib
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run keeps its things."""
+    """A run folder, and where its files lie."""
 
     root: Path
 
@@ -22,17 +22,17 @@ class RunFolder:
 
     @property
     def cache(self) -> Path:
-        """Stage one."""
+        """The cache that stage one writes, unless the recipe names another location."""
         return self.root / "cache"
 
     @property
     def bins(self) -> Path:
-        """What fit-bins has fitted."""
+        """The bins that fit-bins has fitted."""
         return self.root / "bins.json"
 
     @property
     def fit_partials(self) -> Path:
-        """Frames that an unfinished fit-bins has looked at."""
+        """Frames that an unfinished fit-bins has already processed."""
         return self.root / "fit-bins"
 
     @property
@@ -42,22 +42,22 @@ class RunFolder:
 
     @property
     def student(self) -> Path:
-        """Stage two."""
+        """Checkpoints and log of stage two."""
         return self.root / "student"
 
     @property
     def eval(self) -> Path:
-        """Stage three."""
+        """Report and pictures of stage three."""
         return self.root / "eval"
 
     @property
     def predictions(self) -> Path:
-        """Depth maps of the test images, where the recipe says that they are kept."""
+        """Depth maps of the test images, if the recipe saves them."""
         return self.eval / "predictions"
 
     @property
     def doctor(self) -> Path:
-        """What the doctor has drawn."""
+        """The picture that the doctor draws."""
         return self.root / "doctor"
 
     @property
@@ -67,24 +67,24 @@ class RunFolder:
 
     @property
     def zero_shot(self) -> Path:
-        """Stage three on other data sets."""
+        """The table of `surround zero-shot`."""
         return self.root / "zero_shot"
 
     @staticmethod
     def of_checkpoint(checkpoint: Path) -> "RunFolder":
-        """The run whose student this is; the folder that holds it where it lies in no run."""
+        """The run that a checkpoint belongs to; outside of a run, the folder that holds it."""
         folder = checkpoint.absolute().parent
         run = RunFolder(folder.parent)
         return run if folder == run.student else RunFolder(folder)
 
 
 def cache_location(recipe: "Recipe", folder: RunFolder) -> str:
-    """Where the cache of a run lies: the recipe's own place for it, else RUN/cache."""
+    """Where the cache of a run lies: teacher_cache.location of the recipe, else RUN/cache."""
     return recipe.teacher_cache.location or str(folder.cache.absolute())
 
 
 def find_cache(target: str, run: Path | None = None) -> str:
-    """Location of the cache that a run or cache folder, an address or a recipe means.
+    """Find the cache of a run folder, a cache folder, an address or a recipe.
 
     Raises:
         RecipeError: if it is none of these.
@@ -107,7 +107,7 @@ def find_cache(target: str, run: Path | None = None) -> str:
 
 
 def _recorded_location(folder: RunFolder) -> str:
-    """Where the recipe of a run has put its cache, empty for its usual place; nothing heavy is imported for it."""
+    """Read teacher_cache.location from a recorded recipe, without heavy imports; empty for the usual place."""
     try:
         table = tomllib.loads(folder.recipe.read_text(encoding="utf-8"))
         return str(table["teacher_cache"].get("location", ""))

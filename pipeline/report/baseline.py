@@ -1,4 +1,4 @@
-"""What a student is worth beside one that LiDAR alone has taught: of the ablation of its run, or another run."""
+"""The supervised baseline: the student taught by LiDAR alone, with which others are compared."""
 
 import json
 import tomllib
@@ -12,7 +12,7 @@ from stages.evaluation.results import EvaluateReport
 
 @dataclass(frozen=True)
 class Supervised:
-    """AbsRel against LiDAR of students of the same recipe without distillation: mean and spread over seeds."""
+    """AbsRel against LiDAR of students of the same recipe without distillation: mean and deviation over seeds."""
 
     abs_rel: float
     deviation: float | None
@@ -21,7 +21,7 @@ class Supervised:
 
 
 def supervised_baseline(run: RunFolder, report: EvaluateReport) -> Supervised | None:
-    """The supervised row of RUN/ablate/table.json, all LiDAR teaching; None where it was measured otherwise."""
+    """Read the supervised row, with all LiDAR, of RUN/ablate/table.json; None if it was measured in another way."""
     try:
         table = json.loads((run.ablate / "table.json").read_text(encoding="utf-8"))
         measured, spec = table["measured_on"], table["recipe"]["eval"]
@@ -48,7 +48,7 @@ def supervised_baseline(run: RunFolder, report: EvaluateReport) -> Supervised | 
 
 
 def is_supervised(recipe: Path) -> bool:
-    """Whether a resolved recipe teaches by LiDAR alone; False where there is none."""
+    """Whether a resolved recipe teaches by LiDAR alone; False if there is no such file."""
     try:
         losses = tomllib.loads(recipe.read_text(encoding="utf-8"))["losses"]
     except (OSError, ValueError, LookupError, TypeError):

@@ -1,4 +1,4 @@
-"""Several reports beside each other, where their numbers compare."""
+"""One table of several reports, if their numbers compare."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from stages.evaluation.results import EvaluateReport, StudentScores
 from stages.evaluation.scores import Scores
 
 SAME = ("dataset", "split", "protocol", "flip", "range_m", "frames", "images", "masked_images")
-"""What reports must have in common, as report.json calls it."""
+"""Keys of report.json that must be equal in reports that compare."""
 ALIGNMENTS = {"metric": "metric", "median_scaled": "median-scaled", "affine_invariant": "affine-invariant"}
 
 
@@ -25,7 +25,7 @@ def read_comparable(paths: Sequence[Path]) -> list[ReportFile]:
         paths: run folders, or report.json files.
 
     Raises:
-        SourceError: if there is no report, or a file is none.
+        SourceError: if a report is missing, or a file is no report.
         RecipeError: if reports differ in anything that their numbers depend on, naming each difference.
     """
     files = [read_report_file(find_report(path)) for path in paths]
@@ -37,20 +37,20 @@ def read_comparable(paths: Sequence[Path]) -> list[ReportFile]:
         if (found := getattr(file.report, key)) != (expected := getattr(first.report, key))
     ]
     if differences:
-        raise RecipeError("these reports do not compare:\n" + "\n".join(differences) + "\nmake a table of each kind")
+        raise RecipeError("these reports do not compare:\n" + "\n".join(differences) + "\nmake one table per kind")
     return files
 
 
 def run_names(files: Sequence[ReportFile]) -> list[str]:
-    """The run folder of each report, or its whole path where two are called the same."""
+    """The name of each report's run folder, or the whole path if two have the same name."""
     short = [file.name for file in files]
     return [name if short.count(name) == 1 else str(file.path) for name, file in zip(short, files, strict=True)]
 
 
 def compare(paths: Sequence[Path]) -> str:
-    """A Markdown table of the student's errors in several reports, a line above it saying how they were measured.
+    """A Markdown table of the student's errors in several reports, under a line that says how they were measured.
 
-    The rows of each report are those that its protocol is about; without LiDAR, what can be told without it.
+    Each report has the rows that its protocol asks for; without LiDAR, the numbers that need none.
 
     Args:
         paths: run folders, or report.json files.
@@ -64,7 +64,7 @@ def compare(paths: Sequence[Path]) -> str:
 
 
 def measured_how(report: EvaluateReport) -> str:
-    """What reports that compare have in common."""
+    """How reports that compare were measured."""
     near_m, far_m = report.range_m
     flip = ", with flip averaging" if report.flip else ""
     how = (
@@ -78,7 +78,7 @@ def measured_how(report: EvaluateReport) -> str:
 
 
 def results_of(files: Sequence[ReportFile], names: Sequence[str]) -> Table:
-    """The rows of each report that its protocol is about; without LiDAR, what can be told without it."""
+    """The rows of each report that its protocol asks for; without LiDAR, the numbers that need none."""
     return _results(files, names) if files[0].report.student is not None else _without_lidar(files, names)
 
 
@@ -98,7 +98,7 @@ def _results(files: Sequence[ReportFile], names: Sequence[str]) -> Table:
 
 
 def _mean(student: StudentScores | None, alignment: str) -> DepthErrors:
-    # Reports that compare have measured equally many images, all or none.
+    # Reports that compare have the same number of images: all of them have scores, or none.
     assert student is not None
     scores: Scores = getattr(student, alignment)
     return scores.mean

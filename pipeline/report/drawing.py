@@ -1,4 +1,4 @@
-"""Pictures of depth for people: LiDAR points large enough to see, images that fit into a web page."""
+"""Pictures of depth for people: LiDAR returns large enough to see, images that fit into a web page."""
 
 import base64
 import io
@@ -37,7 +37,7 @@ class Tick:
 
 
 def scale_ticks(scale: DepthScale, range_m: tuple[float, float]) -> tuple[Tick, ...]:
-    """Labels at both ends and at the round numbers between them; the near end says whether nearer depths share it."""
+    """Labels at both ends and at round numbers between them; "≤" marks a near end that nearer depths share."""
     decades = range(math.floor(math.log10(scale.near_m)), math.ceil(math.log10(scale.far_m)) + 1)
     ticks = [Tick(0.0, f"{'≤ ' if range_m[0] < scale.near_m else ''}{scale.near_m:g}")]
     for round_m in (step * 10.0**decade for decade in decades for step in TICK_STEPS):
@@ -50,7 +50,7 @@ def scale_ticks(scale: DepthScale, range_m: tuple[float, float]) -> tuple[Tick, 
 def draw_points(
     image: UInt8[np.ndarray, "h w 3"], depth_m: Float[np.ndarray, "H W"], scale: DepthScale
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Draw sparse depth as discs on the darkened, colourless image; where discs overlap the nearest is on top."""
+    """Draw sparse depth as discs on the darkened, colourless image; where discs overlap, the nearest is on top."""
     size = (image.shape[0], image.shape[1])
     discs_m = _dilated(scattered(depth_m, size), POINT_RADIUS_PX)
     backdrop = (image.mean(axis=2, keepdims=True) * BACKDROP_BRIGHTNESS).astype(np.uint8)
@@ -63,7 +63,7 @@ def panel_image(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]
 
 
 def nearest_at(depth_m: Float[np.ndarray, "H W"], size: tuple[int, int]) -> Float[np.ndarray, "h w"]:
-    """A depth map at another size, by nearest neighbour: a mean of two depths is a surface that nobody saw."""
+    """A depth map at another size, by nearest neighbour: the mean of two depths is a surface that does not exist."""
     h, w = size
     rows = (np.arange(h) * 2 + 1) * depth_m.shape[0] // (2 * h)
     columns = (np.arange(w) * 2 + 1) * depth_m.shape[1] // (2 * w)
@@ -90,7 +90,7 @@ def _panel_size(image: np.ndarray) -> tuple[int, int]:
 
 
 def scattered(depth_m: Float[np.ndarray, "H W"], size: tuple[int, int]) -> Float[np.ndarray, "h w"]:
-    """Sparse depth on another grid; of points that meet, the nearest stays. inf = no point."""
+    """Sparse depth on another grid; where returns meet, the nearest stays. inf = no return."""
     scattered = np.full(size, np.inf)
     y, x = np.nonzero(depth_m > 0)
     rows = (2 * y + 1) * size[0] // (2 * depth_m.shape[0])

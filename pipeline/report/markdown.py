@@ -1,4 +1,4 @@
-"""Tables of texts, and how they look in Markdown and in a terminal."""
+"""Tables of texts, and their Markdown, which also lines up in a terminal."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ class Table:
 
     Attributes:
         title: heading.
-        note: what the numbers are; empty where the title says it.
+        note: what the numbers are; empty if the title says it.
         header: column names, the first over the row names.
         rows: cells; the first of each row is its name.
         numeric: align all but the first column to the right.
         empty: what to say if there are no rows.
-        bars: of each row, the share of a bar behind its first number, where the format has bars; empty for none.
+        bars: per row, the share of a bar behind its first number, if the format has bars; empty for none.
     """
 
     title: str
@@ -58,5 +58,5 @@ def markdown_page(title: str, intro: str, tables: Iterable[Table]) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Text of strangers as one line of Markdown that means nothing else."""
+    """Escape text from outside: one line of Markdown without markup."""
     return escape(" ".join(text.split()), quote=False).replace("|", "\\|")

@@ -33,7 +33,7 @@ HTML, CLOUD = "report.html", "cloud.html"
 
 
 def report_table(report: EvaluateReport) -> str:
-    """The table of results in Markdown, aligned for a terminal; without LiDAR, what can be told without."""
+    """The table of results in Markdown, aligned for a terminal; without LiDAR, the numbers that need none."""
     table = markdown_table(results(report))
     return table if report.student is not None else f"{NO_LIDAR}\n\n{table}"
 
@@ -43,14 +43,14 @@ def write_report(
 ) -> Path:
     """Write report.json, pictures.json, cloud.html, report.md and report.html, each in one step.
 
-    A number that is not finite becomes null in JSON and a dash in tables: JSON knows no NaN, and hours of measuring
-    are not thrown away for one.
+    A number that is not finite becomes null in JSON, which has no NaN, and a dash in tables: one such number does not
+    lose hours of measuring.
 
     Args:
         folder: RUN/eval; created if it is missing.
         evaluation: what was measured, with its pictures.
         provenance: where the numbers come from; values are texts, numbers, or mappings and lists of them.
-        cloud: points of a frame, and its name, to turn in the page.
+        cloud: name of a frame and its points, for the point viewer of the page.
 
     Returns:
         The path of report.html.
@@ -67,14 +67,14 @@ def write_report(
 
 
 def rewrite_html(folder: Path, out: Path | None = None) -> Path:
-    """Make report.html from what stage three has left: report.json, pictures.json, cloud.html, the run's ablation.
+    """Make report.html from the files of stage three, report.json, pictures.json, cloud.html, and the run's ablation.
 
     Args:
         folder: RUN/eval.
-        out: another file to write.
+        out: file to write instead of report.html.
 
     Returns:
-        The path of what was written.
+        The path of the page.
 
     Raises:
         SourceError: if there is no report, or a file is damaged.
@@ -112,7 +112,7 @@ def html_report(
     Args:
         file: what was measured.
         frames: to show, worst first.
-        baseline: of the same run, for the headline.
+        baseline: from the ablation of the same run, for the headline.
         more: sections that come after the frames.
     """
     report = file.report
@@ -132,7 +132,7 @@ def html_report(
 
 
 def headlines(report: EvaluateReport, baseline: Supervised | None) -> list[Headline]:
-    """What is read first."""
+    """The numbers to read first."""
     latency, found = report.latency, []
     if report.student is not None:
         errors = report.student.metric.mean
@@ -146,13 +146,15 @@ def headlines(report: EvaluateReport, baseline: Supervised | None) -> list[Headl
     if report.disagreement is not None:
         unlike = number(report.disagreement.mean.abs_rel)
         found.append(Headline("Disagreement", unlike, "AbsRel between student and teacher, after scale and shift"))
-    found.append(Headline("Overlap", number(report.consistency.overlap_abs_rel), "difference of adjacent cameras"))
+    found.append(
+        Headline("Overlap", number(report.consistency.overlap_abs_rel), "relative difference of neighbouring cameras")
+    )
     if latency is not None:
         detail = f"per rig of {count_text(latency.images_per_rig, 'image')}, {latency.precision} on {latency.device}"
         found.append(Headline("Latency", f"{latency.student_ms_per_rig:.1f} ms", detail))
         if latency.speedup is not None:
             seen = [f"{size[0]} x {size[1]}" if size else NO_VALUE for size in (latency.input, latency.teacher_input)]
-            detail = f"as fast as the teacher; it sees {seen[0]}, the teacher {seen[1]}"
+            detail = f"as fast as the teacher; input of the student {seen[0]}, of the teacher {seen[1]}"
             found.append(Headline("Speed-up", f"{latency.speedup:.1f} times", detail))
     return found
 
@@ -171,7 +173,7 @@ def _teacher(report: EvaluateReport) -> Headline:
     if report.teacher is None or report.student is None:
         return Headline("Teacher", NO_VALUE, "not measured: set eval.teacher = true")
     theirs, ours = report.teacher.affine_invariant.mean.abs_rel, report.student.affine_invariant.mean.abs_rel
-    detail = f"AbsRel after scale and shift to LiDAR; the student so aligned: {number(ours)}"
+    detail = f"AbsRel after scale and shift to LiDAR; the student, aligned the same way: {number(ours)}"
     return Headline("Teacher", number(theirs), detail)
 
 

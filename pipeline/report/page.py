@@ -1,4 +1,4 @@
-"""A page of a report: sections of HTML, each with the styles and scripts it needs, in one file that loads nothing."""
+"""Makes the page of a report: sections of HTML with their styles and scripts, in one file that loads nothing."""
 
 import base64
 import hashlib
@@ -20,11 +20,11 @@ class Section:
     """A part of a page.
 
     Attributes:
-        name: of its anchor, unique on the page: letters, digits and dashes.
+        name: of its anchor: letters, digits and dashes, unique on the page.
         title: heading.
         body: HTML below the heading.
-        styles, scripts: CSS and JavaScript that it needs; a text that several sections need is there once. Scripts run
-            when the page is parsed, in the order of the sections. Nothing may be loaded: pictures are data URIs.
+        styles, scripts: CSS and JavaScript that it needs; what several sections share is included once. Scripts run
+            when the page is parsed, in the order of the sections. They may load nothing: pictures are data URIs.
         wide: takes the whole width of the page.
     """
 
@@ -38,7 +38,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Headline:
-    """A number worth a large font."""
+    """A number in large type."""
 
     label: str
     value: str
@@ -46,7 +46,7 @@ class Headline:
 
 
 def page(title: str, summary: str, headlines: Sequence[Headline], sections: Sequence[Section]) -> str:
-    """One HTML file of sections in order, with a list of links to them.
+    """One HTML file of sections in order, with links to them at the top.
 
     Its content security policy allows no request, and no script but those of the sections.
     """
@@ -85,7 +85,7 @@ def asset(name: str) -> str:
 
 @cache
 def _environment() -> jinja2.Environment:
-    # The suffix of the templates would not switch escaping on by itself, and frame ids come from strangers.
+    # Frame ids come from outside, and the suffix of the templates does not switch escaping on by itself.
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,

@@ -1,4 +1,4 @@
-"""RUN/eval/pictures.json: frames as reports show them, small images and depth in a form that a browser decodes."""
+"""Writes and reads RUN/eval/pictures.json: small images, and depth in a form that a browser decodes."""
 
 import base64
 import json
@@ -19,11 +19,11 @@ from stages.evaluation.results import FramePictures
 NAME = "pictures.json"
 FORMAT = "surround-pictures/1"
 GRID_WIDTH_PX = 320
-"""Depth maps that are wider are sampled at so many columns: 0.6 MB a frame of six 352 x 640 views, images included."""
+"""Wider depth maps are sampled at so many columns; a frame of six 352 x 640 views takes 0.6 MB with its images."""
 
 NEAREST_M = 0.05
 LOG_STEP = 0.002
-"""Depth is kept in steps of 0.2 %, so that it is right to 0.1 %; what is nearer than NEAREST_M is kept as that."""
+"""Depth is kept in steps of 0.2 %, right to 0.1 %; anything nearer than NEAREST_M is kept as NEAREST_M."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Grid:
 
     Attributes:
         height, width: in pixels.
-        data: each code less the one to its left (in the first column, above it), zig-zag, all low bytes before all high
-            bytes, deflated with a zlib header, base64.
+        data: each code minus the one to its left (in the first column, above it), zig-zag encoded, all low bytes before
+            all high bytes, deflated with a zlib header, base64.
     """
 
     height: int
@@ -43,15 +43,15 @@ class Grid:
 
 @dataclass(frozen=True)
 class ShownView:
-    """What is shown of one camera of a frame.
+    """What a report shows of one camera of a frame.
 
     Attributes:
         camera: its name.
-        image: data URI of a WebP picture; None where the camera is missing, and then so is everything.
-        lidar: returns, z-buffered; None where there is none.
-        teacher: fitted to LiDAR, or to the student; None where it was not asked.
+        image: data URI of a WebP picture; None if the camera is missing, and then everything else is None, too.
+        lidar: LiDAR returns, z-buffered; None if there are none.
+        teacher: depth, fitted to LiDAR or to the student; None if the teacher was not asked.
         student: metric depth.
-        teacher_on_lidar: what it was fitted to.
+        teacher_on_lidar: whether the teacher was fitted to LiDAR.
     """
 
     camera: str
@@ -64,12 +64,12 @@ class ShownView:
 
 @dataclass(frozen=True)
 class ShownFrame:
-    """What is shown of a frame, its views from left to right (see `panorama_order`).
+    """What a report shows of a frame, its views from left to right (see `panorama_order`).
 
     Attributes:
         frame_id: which.
         abs_rel, disagreement: see stages/evaluation/ranking.py.
-        rank, ranked: place among so many, 1 = worst; 0 for a frame outside the ranking.
+        rank, ranked: place, 1 = worst, and number of ranked frames; rank 0 for a frame outside the ranking.
         views: every camera of the rig.
     """
 
@@ -82,7 +82,7 @@ class ShownFrame:
 
 
 def shown_frame(pictures: FramePictures) -> ShownFrame:
-    """Make what stage three has kept of a frame small enough for a page."""
+    """Make the pictures of a frame small enough for a page."""
     return ShownFrame(
         pictures.frame_id,
         pictures.errors.abs_rel,
@@ -111,7 +111,7 @@ def _view(pictures: FramePictures, i: int) -> ShownView:
 
 
 def grid_size(size: tuple[int, int]) -> tuple[int, int]:
-    """(h, w) at which a depth map of some (H, W) is kept."""
+    """The (h, w) at which a depth map of (H, W) is kept."""
     height, width = size
     return (height, width) if width <= GRID_WIDTH_PX else (round(GRID_WIDTH_PX * height / width), GRID_WIDTH_PX)
 
@@ -122,7 +122,7 @@ def encode_depth(depth_m: Float[np.ndarray, "h w"]) -> Grid:
     codes = np.where(depth_m > 0, np.minimum(1 + steps, 65535), 0).astype(np.int32)
     change = np.diff(codes, axis=1, prepend=0)
     change[:, 0] = np.diff(codes[:, 0], prepend=0)
-    # Wraps around: all that matters is the code modulo 2^16.
+    # Wraps around: only the code modulo 2^16 matters.
     signed = change.astype(np.int16).astype(np.int32)
     zigzag = (2 * signed ^ signed >> 31).astype(np.uint16)
     planes = (zigzag & 255).astype(np.uint8).tobytes() + (zigzag >> 8).astype(np.uint8).tobytes()
@@ -131,7 +131,7 @@ def encode_depth(depth_m: Float[np.ndarray, "h w"]) -> Grid:
 
 
 def write_frames(folder: Path, frames: Sequence[ShownFrame]) -> Path:
-    """Write pictures.json in one step, from which a report can be made again."""
+    """Write pictures.json in one step; a report can be made again from it."""
     path = folder / NAME
     content = {"format": FORMAT, "frames": [asdict(frame) for frame in frames]}
     write_atomically(path, json.dumps(content, allow_nan=False) + "\n")
@@ -139,7 +139,7 @@ def write_frames(folder: Path, frames: Sequence[ShownFrame]) -> Path:
 
 
 def read_frames(folder: Path) -> tuple[ShownFrame, ...]:
-    """Read the pictures.json of a folder; nothing where there is none, as of older versions.
+    """Read the pictures.json of a folder; empty if there is none, as in runs of older versions.
 
     Raises:
         SourceError: if it is damaged, or of another format.

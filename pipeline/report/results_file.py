@@ -1,4 +1,4 @@
-"""report.json: what stage three has measured, for machines, and the way back from it."""
+"""Writes and reads report.json: what stage three has measured, for machines."""
 
 import json
 import math
@@ -37,7 +37,7 @@ class ReportFile:
 
     @property
     def name(self) -> str:
-        """Of its run: the folder above that of the report."""
+        """Name of the run: of the folder above that of the report."""
         return self.path.resolve().parents[1].name
 
 
@@ -49,15 +49,15 @@ def write_report_file(folder: Path, report: EvaluateReport, provenance: Mapping[
 
 
 def find_report(path: Path) -> Path:
-    """The report.json that a run folder or a file means."""
+    """The report.json of a run folder, or the file itself."""
     return path / "eval" / NAME if path.is_dir() else path
 
 
 def read_report_file(path: Path) -> ReportFile:
-    """Read a report.json, of this version or an older one that has less in it.
+    """Read a report.json of this version, or of an older one with fewer keys.
 
     Raises:
-        SourceError: if it is none, or of a protocol that is unknown here.
+        SourceError: if it is missing or no report, or its protocol is unknown.
     """
     if not path.exists():
         raise SourceError(f"no report at {path}; pass run folders after `surround eval`")
@@ -66,7 +66,7 @@ def read_report_file(path: Path) -> ReportFile:
     try:
         report = _converter().structure(content, EvaluateReport)
     except cattrs.BaseValidationError as error:
-        first, *_ = cattrs.transform_error(error, format_exception=_told)
+        first, *_ = cattrs.transform_error(error, format_exception=_reason)
         raise SourceError(f"{where}: {first}; pass run folders") from error
     if report.protocol not in PROTOCOLS:
         raise SourceError(f"{path}: protocol {report.protocol!r} is none of {', '.join(PROTOCOLS)}")
@@ -74,7 +74,7 @@ def read_report_file(path: Path) -> ReportFile:
 
 
 def json_text(content: Mapping[str, object]) -> str:
-    """JSON that any program reads: what is not finite is null, what JSON does not know is text."""
+    """JSON that any program reads: numbers that are not finite become null, values that JSON lacks become text."""
     return json.dumps(_json_safe(content), indent=2, allow_nan=False) + "\n"
 
 
@@ -99,12 +99,12 @@ def _converter() -> cattrs.Converter:
 
 
 def _plain(value: Any, kind: type) -> Any:
-    """JSON's own value of a kind: no text that could be a number, no truth that counts as one."""
+    """Take only JSON's own values of a kind: a text is no number, and neither is true or false."""
     kinds = (int, float) if kind is float else kind
     if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
         raise TypeError(f"expected {_NAMES[kind]}, found {value!r:.80}")
     return value
 
 
-def _told(error: BaseException, _: object) -> str:
+def _reason(error: BaseException, _: object) -> str:
     return f"the key {error} is missing" if isinstance(error, KeyError) else str(error)

@@ -1,4 +1,4 @@
-"""The pictures of a report: strips of camera, LiDAR, teacher, student and error, with metres at every pixel."""
+"""The strips of a report: camera, LiDAR, teacher, student and error, with metres at every pixel."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,19 +14,19 @@ from stages.inference.colours import NO_DEPTH_RGB, colour_depth, depth_scale, er
 
 COLOUR_COUNT = 256
 ERROR_LIMIT = 0.5
-"""Relative errors beyond this have the colour of this."""
+"""Larger relative errors have the colour of this one."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One picture of a view that is drawn from depth.
+    """One picture of a view, drawn from depth.
 
     Attributes:
         label: on the picture.
-        kind: depth, of a grid; error, of a grid against another one.
-        of, against: names of grids.
-        note: what it is, in more words.
-        absent: in place of a picture, why there is none.
+        kind: depth of one grid, or error of one grid against another.
+        of, against: names of the grids.
+        note: what it shows, as a tooltip.
+        absent: why there is no picture, in its place.
     """
 
     label: str
@@ -39,7 +39,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class ViewStrip:
-    """All pictures of a camera in a frame; without an image, of a missing one."""
+    """All pictures of one camera in a frame; `image` is None if the camera is missing."""
 
     camera: str
     image: str | None
@@ -54,9 +54,9 @@ class FrameStrip:
 
     Attributes:
         frame_id: which.
-        place: what is special about it.
-        note: what holds for all of its pictures; empty for nothing.
-        views: all of the rig.
+        place: its rank and error, in words.
+        note: what holds for all of its pictures; may be empty.
+        views: one per camera of the rig.
     """
 
     frame_id: str
@@ -66,12 +66,12 @@ class FrameStrip:
 
     @property
     def grids(self) -> list[dict[str, object]]:
-        """Depth of each view, by name, as JSON."""
+        """The depth grids of each view, by name, for JSON."""
         return [{name: asdict(grid) for name, grid in view.grids.items()} for view in self.views]
 
 
 def frame_section(name: str, title: str, frames: Sequence[FrameStrip], range_m: tuple[float, float]) -> Section:
-    """Frames in order, under legends in metres and in percent."""
+    """A section of frames in order, under colour bars in metres and in percent."""
     scale = depth_scale(range_m)
     depths_m = np.geomspace(scale.near_m, scale.far_m, COLOUR_COUNT)[None]
     depth_rgb, error_rgb = colour_depth(depths_m, scale)[0], error_colours(COLOUR_COUNT)
@@ -79,13 +79,13 @@ def frame_section(name: str, title: str, frames: Sequence[FrameStrip], range_m: 
     limit = f"{ERROR_LIMIT:.0%}".replace("%", " %")
     bars = [
         {
-            "text": "Depth in metres, one logarithmic scale for every picture. Grey: none.",
+            "text": "Depth in metres, on one logarithmic scale for all pictures. Grey: no depth.",
             "uri": webp_uri(depth_rgb[None], lossless=True),
             "alt": f"Colour bar from yellow, {ticks[0].label} m, to dark blue, {ticks[-1].label} m",
             "ticks": ticks,
         },
         {
-            "text": "Error: how much nearer or farther. Dark: right.",
+            "text": "Error: how much too near (-) or too far (+). Dark: right.",
             "uri": webp_uri(error_rgb[None], lossless=True),
             "alt": f"Colour bar from orange, {limit} too near, over dark, right, to light blue, {limit} too far",
             "ticks": _error_ticks(),
@@ -106,12 +106,12 @@ def frame_section(name: str, title: str, frames: Sequence[FrameStrip], range_m: 
 
 
 def report_strip(frame: ShownFrame) -> FrameStrip:
-    """A frame of one report."""
+    """The strip of a frame of one report."""
     fitted = {view.teacher_on_lidar for view in frame.views if view.teacher is not None}
     fits = {
         frozenset({True}): "to LiDAR",
-        frozenset({False}): "to the student, there being no LiDAR",
-        frozenset({True, False}): "to LiDAR where there is any, else to the student",
+        frozenset({False}): "to the student, as there is no LiDAR",
+        frozenset({True, False}): "to LiDAR if there is any, else to the student",
     }
     note = f"Teacher: fitted per image, by scale and shift of disparity, {fits[frozenset(fitted)]}." if fitted else ""
     lidar = any(view.lidar is not None for view in frame.views)
@@ -120,7 +120,7 @@ def report_strip(frame: ShownFrame) -> FrameStrip:
 
 
 def compared_strip(names: tuple[str, str], frames: tuple[ShownFrame, ShownFrame]) -> FrameStrip:
-    """A frame that two reports show; image, LiDAR and teacher are those of the first."""
+    """The strip of a frame that two reports show; image, LiDAR and teacher are those of the first."""
     place = "; ".join(f"{name}: {_place(frame)}" for name, frame in zip(names, frames, strict=True))
     second = {view.camera: view for view in frames[1].views}
     views = tuple(_compared_view(names, view, second[view.camera]) for view in frames[0].views if view.camera in second)
@@ -162,7 +162,7 @@ def _strip(view: ShownView, grids: Mapping[str, Grid], layers: Sequence[Layer]) 
 
 def _lidar(grids: Mapping[str, Grid]) -> Layer:
     return (
-        Layer("LiDAR", "depth", "lidar", note="points enlarged")
+        Layer("LiDAR", "depth", "lidar", note="returns, enlarged")
         if "lidar" in grids
         else Layer("LiDAR", absent="no LiDAR")
     )
@@ -187,7 +187,7 @@ def _place(frame: ShownFrame) -> str:
     middle = (frame.ranked + 1) // 2
     names = {middle: "median", frame.ranked: "best", 1: "worst"}
     of = f"of {count_text(frame.ranked, 'frame')}"
-    place = f"{names[frame.rank]} {of}" if frame.rank in names else f"number {frame.rank} {of}, counted from the worst"
+    place = f"{names[frame.rank]} {of}" if frame.rank in names else f"number {frame.rank} {of}, from the worst"
     return ", ".join([place, *known])
 
 

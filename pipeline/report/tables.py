@@ -1,4 +1,4 @@
-"""The numbers of a report as tables of texts, whatever they are shown in."""
+"""The numbers of a report as tables of texts, for any format."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -24,23 +24,24 @@ ERRORS = {
 ERROR_COLUMNS = (*ERRORS.values(), "images", "pixels")
 COLUMN_GUIDE = "SqRel and RMSE in metres. AbsRel to RMSElog: lower is better; d1 to d3: higher is better."
 DISAGREEMENT_NOTE = (
-    "how far the teacher, aligned to the student per image by least squares in disparity, is from it at every pixel of"
-    " its input size; that needs no LiDAR and tells how alike they are, not who is right."
+    "how far the teacher, aligned to the student per image by least squares in disparity, is from the student at every"
+    " pixel of its input size. It needs no LiDAR; it says how alike the two are, not which one is right."
 )
 NO_LIDAR = "No frame has a LiDAR point in range: nothing is measured in metres."
+DENSE_TRUTH = "The data set knows the depth of every pixel."
 NO_VALUE = "-"
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number as tables show it; a dash for none and for what is not finite."""
+    """A number as tables show it; a dash for None and for numbers that are not finite."""
     return NO_VALUE if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
 def better(value: float, base: float, *, higher: bool = False) -> str:
-    """By how much a value is better or worse than another one, in words; a dash where that cannot be told.
+    """Say by how much a value is better or worse than another one; a dash if that cannot be said.
 
     Args:
-        value, base: what is judged, and by what.
+        value, base: the value that is judged, and the one it is compared with.
         higher: whether higher is better.
     """
     if not base or not math.isfinite(value) or not math.isfinite(base):
@@ -58,7 +59,7 @@ def subject(report: EvaluateReport) -> str:
 
 
 def summary(report: EvaluateReport) -> str:
-    """How it was measured, and on how much."""
+    """How it was measured, and on how many frames, images and pixels."""
     near_m, far_m = report.range_m
     flip = ", with flip averaging" if report.flip else ""
     how = f"Protocol {report.protocol}{flip}, {near_m:g} to {far_m:g} m: {count_text(report.frames, 'frame')}"
@@ -69,7 +70,7 @@ def summary(report: EvaluateReport) -> str:
 
 
 def _masks(report: EvaluateReport) -> str:
-    """What the report says about self-occlusion masks; nothing under a protocol that has none."""
+    """What to say about self-occlusion masks; nothing under a protocol that ignores them."""
     wish = PROTOCOLS[report.protocol].masks
     if wish == "ignored":
         return ""
@@ -81,7 +82,7 @@ def _masks(report: EvaluateReport) -> str:
 
 
 def results(report: EvaluateReport) -> Table:
-    """Student and teacher under each alignment; without LiDAR, what can be told without it, in two numbers."""
+    """Student and teacher under each alignment; without LiDAR, the two numbers that need none."""
     student = report.student
     if student is None:
         return _without_lidar(report)
@@ -101,12 +102,12 @@ def _without_lidar(report: EvaluateReport) -> Table:
     rows = []
     if report.disagreement is not None:
         rows.append(("disagreement of student and teacher", number(report.disagreement.mean.abs_rel)))
-    rows.append(("difference of adjacent cameras", number(report.consistency.overlap_abs_rel)))
+    rows.append(("difference of neighbouring cameras", number(report.consistency.overlap_abs_rel)))
     return Table("Results", NO_LIDAR, ("mean of cameras, or of their pairs", "AbsRel"), tuple(rows))
 
 
 def details(report: EvaluateReport) -> list[Table]:
-    """Everything behind the results."""
+    """The tables behind the results."""
     consistency = report.consistency
     pairs = [*consistency.pairs.items(), ("mean of pairs", consistency.overlap_abs_rel)]
     return [
@@ -115,10 +116,10 @@ def details(report: EvaluateReport) -> list[Table]:
         *([_dense(report.dense_truth)] if report.dense_truth else ()),
         Table(
             "Overlap consistency",
-            "Student: relative difference of depth where two adjacent cameras see the same surface; lower is better.",
+            "Student: relative difference of depth where two neighbours see the same surface; lower is better.",
             ("pair", "AbsRel"),
             tuple((name, number(value)) for name, value in pairs) if consistency.pairs else (),
-            empty="No adjacent cameras see the same surface.",
+            empty="No neighbouring cameras see the same surface.",
         ),
         _latency(report.latency),
     ]
@@ -135,7 +136,7 @@ def _against_lidar(student: StudentScores) -> list[Table]:
 
 
 def _teacher(report: EvaluateReport) -> Table:
-    """AbsRel of both where they can be compared, by camera and by distance, and how far apart they are."""
+    """AbsRel of both where they compare, by camera and by distance, and their disagreement."""
     student, teacher, unlike = report.student, report.teacher, report.disagreement
     columns = {
         "student": student.metric if student is not None else None,
@@ -149,7 +150,7 @@ def _teacher(report: EvaluateReport) -> Table:
     rows.append(("mean of cameras", *(_abs_rel(scores.mean) for scores in there.values())))
     bands = student.metric.by_distance_m if student is not None else {}
     for band in bands:
-        # The disagreement is by distance as the student sees it, which is another thing.
+        # The disagreement goes by the distance that the student predicts, not by the true one.
         found = (None if name == "disagreement" else scores.by_distance_m.get(band) for name, scores in there.items())
         rows.append((f"{band} m", *map(_abs_rel, found)))
     aligned = " Aligned: per image by least squares in disparity, to LiDAR." if student is not None else ""
@@ -169,7 +170,7 @@ def _dense(scores: Mapping[str, Scores]) -> Table:
         "at_lidar": "at LiDAR returns",
     }
     errors = {names[name]: entry.mean for name, entry in scores.items()}
-    note = "Student, metric, at its input size, where the source knows all."
+    note = f"Student, metric, at its input size. {DENSE_TRUTH}"
     return error_table("Dense truth", note, "where", errors)
 
 
@@ -195,10 +196,10 @@ def _latency_row(name: str, p50_ms: float, p95_ms: float | None, size: tuple[int
 
 
 def quarantined_table(quarantined: Mapping[str, str]) -> Table:
-    """Frames that could not be read, with the reason."""
+    """Frames that could not be read, with their reasons."""
     return Table(
         "Quarantined frames",
-        "Frames that could not be read; they are in none of the numbers." if quarantined else "",
+        "These frames could not be read; no number includes them." if quarantined else "",
         ("frame", "reason"),
         tuple(quarantined.items()),
         numeric=False,
@@ -212,19 +213,19 @@ def provenance_table(provenance: Mapping[str, object]) -> Table:
 
 
 def error_table(title: str, note: str, first: str, errors: Mapping[str, DepthErrors]) -> Table:
-    """One row of errors per entry, `first` being the heading over their names."""
+    """One row of errors per entry; `first` is the heading over their names."""
     rows = tuple((name, *error_cells(entry)) for name, entry in errors.items())
     return Table(title, note, (first, *ERROR_COLUMNS), rows, bars=_bars([entry.abs_rel for entry in errors.values()]))
 
 
 def _bars(values: Sequence[float]) -> tuple[float, ...]:
-    """Shares of the largest of some errors."""
+    """Each error as a share of the largest one."""
     known = [value if math.isfinite(value) else 0.0 for value in values]
     return tuple(value / (max(known) or 1.0) for value in known)
 
 
 def error_cells(errors: DepthErrors) -> tuple[str, ...]:
-    """Under ERROR_COLUMNS."""
+    """The cells of one row, under ERROR_COLUMNS."""
     return (*(number(getattr(errors, name)) for name in ERRORS), f"{errors.images:,}", f"{errors.pixels:,}")
 
 

@@ -1,4 +1,4 @@
-"""Two reports beside each other as a page."""
+"""The page that compares two reports."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from pipeline.report.page import Headline, Section, page, table_section
 from pipeline.report.pictures_file import read_frames
 from pipeline.report.results_file import ReportFile
 from pipeline.report.strips import compared_strip, frame_section
-from pipeline.report.tables import better, number, plain_text
+from pipeline.report.tables import DENSE_TRUTH, better, number, plain_text
 from stages.evaluation.metrics import DepthErrors
 from stages.evaluation.results import EvaluateReport
 
@@ -26,13 +26,13 @@ def write_comparison(first: Path, second: Path, out: Path | None = None) -> Path
 
     Args:
         first, second: run folders, or report.json files.
-        out: where to; compare-SECOND.html beside the report of the first otherwise.
+        out: file to write; without it, compare-SECOND.html beside the report of the first.
 
     Returns:
         The path of the page.
 
     Raises:
-        SourceError: if there is no report, or a file is damaged.
+        SourceError: if a report is missing, or a file is damaged.
         RecipeError: if the reports differ in anything that their numbers depend on.
     """
     files = read_comparable([first, second])
@@ -51,12 +51,12 @@ def html_comparison(first: ReportFile, second: ReportFile) -> str:
     sections += _frames(names, (first, second))
     sections.append(table_section(_provenance(names, (first, second)), "provenance"))
     title = f"{labels[1]} against {labels[0]}"
-    summary = f"{measured_how(first.report)} Differences are those of {title}."
+    summary = f"{measured_how(first.report)} Each difference is that of {title}."
     return page(title, summary, _headlines(names, *reports), sections)
 
 
 def _labels(first: ReportFile, second: ReportFile, names: Sequence[str]) -> list[str]:
-    """Names that say which of two runs LiDAR alone has taught."""
+    """Names of two runs that also say which one was taught by LiDAR alone."""
     return [
         f"{name} (supervised)" if is_supervised(file.path.parent / "recipe.toml") else name
         for name, file in zip(names, (first, second), strict=True)
@@ -64,7 +64,7 @@ def _labels(first: ReportFile, second: ReportFile, names: Sequence[str]) -> list
 
 
 def _headlines(names: tuple[str, str], first: EvaluateReport, second: EvaluateReport) -> list[Headline]:
-    """The numbers of the second, and how they differ from the first."""
+    """The numbers of the second run, and how they differ from those of the first."""
 
     def headline(label: str, before: float, after: float, change: str, digits: int = 3) -> Headline:
         return Headline(label, number(after, digits), f"{change}; {names[0]}: {number(before, digits)}")
@@ -104,16 +104,18 @@ def _differences(names: tuple[str, str], reports: tuple[EvaluateReport, Evaluate
     truths = [report.dense_truth for report in reports]
     if truths[0] and truths[1]:
         regions = {name.replace("_", " "): (a.mean, b.mean) for name, (a, b) in _joined(truths[0], truths[1]).items()}
-        note = "Student, metric, at its input size, where the source knows all."
+        note = f"Student, metric, at its input size. {DENSE_TRUTH}"
         tables["dense-truth"] = _difference("Dense truth", note, "where", names, regions)
     unlike = [report.disagreement for report in reports]
     if unlike[0] is not None and unlike[1] is not None:
         cameras = _joined(unlike[0].per_camera, unlike[1].per_camera)
         apart = {camera: (a.abs_rel, b.abs_rel) for camera, (a, b) in cameras.items()}
-        note = "AbsRel between the teacher, after scale and shift, and each student; neither is the truth."
+        note = "AbsRel between the teacher, after scale and shift, and each student. Neither of them is the truth."
         tables["disagreement"] = _pairs("Disagreement with the teacher", note, "camera", names, apart, _more)
     pairs = _joined(reports[0].consistency.pairs, reports[1].consistency.pairs)
-    tables["overlap"] = _pairs("Overlap consistency", "AbsRel between adjacent cameras.", "pair", names, pairs, better)
+    tables["overlap"] = _pairs(
+        "Overlap consistency", "AbsRel between neighbouring cameras.", "pair", names, pairs, better
+    )
     return tables
 
 
@@ -125,7 +127,7 @@ def _pairs(
     values: Mapping[str, tuple[float, float]],
     change: Callable[[float, float], str],
 ) -> Table:
-    """One number of both, and the difference."""
+    """One number of each run, and the difference."""
     rows = tuple((name, number(a), number(b), change(b, a)) for name, (a, b) in values.items())
     return Table(title, note, (first, *names, "difference"), rows)
 
@@ -137,7 +139,7 @@ def _joined(first: Mapping[str, T], second: Mapping[str, T]) -> dict[str, tuple[
 def _difference(
     title: str, note: str, first: str, names: tuple[str, str], errors: Mapping[str, tuple[DepthErrors, DepthErrors]]
 ) -> Table:
-    """Errors of both and the difference, metric by metric."""
+    """Errors of both runs and the difference, metric by metric."""
     header = [first]
     for label in COMPARED.values():
         header += [f"{label}, {names[0]}", names[1], "difference"]
@@ -159,7 +161,7 @@ def _frames(names: tuple[str, str], files: tuple[ReportFile, ReportFile]) -> lis
 
 
 def _provenance(names: tuple[str, str], files: tuple[ReportFile, ReportFile]) -> Table:
-    """Where both come from; what differs is said to."""
+    """The provenance of both runs, and whether each entry differs."""
     first, second = (file.provenance for file in files)
     rows = []
     for key in dict.fromkeys([*first, *second]):

@@ -15,7 +15,7 @@ ZERO_SHOT_TITLE = "Zero-shot: a sanity check, not a benchmark"
 
 
 def zero_shot_table(trained_on: str, reports: Sequence[EvaluateReport]) -> str:
-    """One row per target data set in Markdown, under a line that says what it is worth.
+    """One row per target data set in Markdown, under a title that says what it is worth.
 
     Raises:
         EvaluationError: if a report has no scores against LiDAR.
@@ -29,7 +29,7 @@ def write_zero_shot(
     """Write zero_shot.json, with all that was measured, and zero_shot.md, one table.
 
     Args:
-        folder: where to; created if it is missing.
+        folder: to write to; created if it is missing.
         lineage: what the student has learnt from.
         reports: one per target.
         provenance: where the numbers come from, see `write_report`.
@@ -47,8 +47,8 @@ def write_zero_shot(
     near_m, far_m = lineage.depth_range_m
     intro = (
         f"The student has learnt from {lineage.dataset} alone, {count_text(lineage.steps, 'step')}, LiDAR from"
-        f" {near_m:g} to {far_m:g} m. It sees every target at the input size it was trained at, its depth scaled by"
-        " focal length."
+        f" {near_m:g} to {far_m:g} m. It sees every target at the input size of its training; its depth is"
+        " scaled by focal length."
     )
     tables = [
         _zero_shot(lineage.dataset, reports),
@@ -61,7 +61,7 @@ def write_zero_shot(
 
 
 def zero_shot_quarantined(reports: Sequence[EvaluateReport]) -> dict[str, str]:
-    """Why frames were left out, by data set and frame."""
+    """The reasons of frames that were left out, by data set and frame."""
     return {f"{r.dataset} {frame_id}": reason for r in reports for frame_id, reason in r.quarantined.items()}
 
 
@@ -76,7 +76,7 @@ def _zero_shot(trained_on: str, reports: Sequence[EvaluateReport]) -> Table:
         name = f"{trained_on} to {report.dataset} {report.split}"
         rows.append((name, *counts, f"{near_m:g}-{far_m:g}", *map(number, errors)))
     note = (
-        "Mean of the cameras. AbsRel, RMSE (metres) and d1 of the student's metres as they are; affine-invariant:"
+        "Mean of the cameras. AbsRel, RMSE (metres) and d1 are of the metric depth; affine-invariant:"
         " aligned per image by least squares in disparity."
     )
     header = ("source to target", "frames", "images", "valid pixels", "range m", "AbsRel", "RMSE", "d1")

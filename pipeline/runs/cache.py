@@ -1,4 +1,4 @@
-"""Looks at a cache, or at what one would take: size, files and values, the teacher asked again. No click here."""
+"""`surround cache`: predicts the size of a cache, verifies its files and values, asks the teacher again."""
 
 import os
 from contextlib import suppress
@@ -20,7 +20,7 @@ from stages.compute.progress import progress_bar
 
 @dataclass(frozen=True)
 class PredictedSizes:
-    """What each encoding of a recipe's cache would take."""
+    """The predicted size of a recipe's cache in each encoding."""
 
     frame_count: int
     sampled_count: int
@@ -30,21 +30,21 @@ class PredictedSizes:
 
 
 def run_cache_size(recipe: Recipe, folder: RunFolder, sample_count: int) -> PredictedSizes:
-    """Predict the size of the cache of a recipe from a few frames, spread evenly; nothing is written."""
+    """Predict the size of a recipe's cache from a few evenly spread frames; writes nothing."""
     stage = open_run_stage_one(recipe, folder)
     frame_ids = stage.frames.ordered
-    chosen = spread(frame_ids, sample_count)
+    sampled = spread(frame_ids, sample_count)
     identity = stage.identity
-    with progress_bar(len(chosen), 0, "cache size", "frame") as bar:
+    with progress_bar(len(sampled), 0, "cache size", "frame") as bar:
         samples: list[SampledFrame] = []
-        for frame_id in chosen:
+        for frame_id in sampled:
             with suppress(FrameError):  # teacher-cache will quarantine it
                 samples += sample_frames(
                     stage.source, stage.teacher, stage.binning, [frame_id], identity.image_size, identity.prob_size
                 )
             bar.update()
     if not samples:
-        raise SourceError(f"none of the {len(chosen)} sampled frames can be read; see `surround teacher-cache`")
+        raise SourceError(f"none of the {len(sampled)} sampled frames can be read; see `surround teacher-cache`")
     sizes = []
     for encoding in ENCODINGS:
         variant = replace(stage, recipe=replace(recipe, bins=replace(recipe.bins, encoding=encoding)))
@@ -55,7 +55,7 @@ def run_cache_size(recipe: Recipe, folder: RunFolder, sample_count: int) -> Pred
 
 @dataclass(frozen=True)
 class VerifiedCache:
-    """What verification looked at, what it found wrong, a line each, and the reasons of quarantined frames."""
+    """What was verified, its faults, one line each, and the quarantined frames with their reasons."""
 
     shard_count: int
     shards_done: int
@@ -95,11 +95,11 @@ def run_recompute(
     """Ask the teacher again about random frames of a cache.
 
     Args:
-        target: the run or cache folder, whose recorded recipe is taken, or the recipe itself.
+        target: the run or cache folder, whose recorded recipe is used, or the recipe itself.
         location: of the cache.
         frame_count: how many frames.
-        data: data set folder, where it has moved.
-        run: run folder, whose recorded recipe is taken before that of the target.
+        data: data set folder, if it has moved.
+        run: run folder, whose recorded recipe is used rather than that of the target.
 
     Raises:
         StaleCacheError: if recipe or weights are not those of the cache.
@@ -107,7 +107,7 @@ def run_recompute(
     folders = (run or Path(target), Path(target).parent)
     recorded = next((path for folder in folders if (path := RunFolder(folder).recipe).is_file()), None)
     recipe = load_recipe(str(recorded) if recorded is not None else target, data=data)
-    # What was fitted comes from the cache itself, which may have been copied without its run folder.
+    # Fitted bins come from the cache itself, which may have been copied without its run folder.
     knots = CacheReader(location, expected=decided_identity(recipe)).identity.bin_knots
     stage = open_stage_one(recipe, knots)
     reader = CacheReader(location, expected=asdict(stage.identity))

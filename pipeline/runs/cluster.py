@@ -29,13 +29,13 @@ from pipeline.recipe.cluster import ClusterSpec
 ANY_PORT = ":0"
 SCHEDULERS = ("threads", "local", "slurm")
 SCHEMES = ("tcp", "tls", "ws", "wss", "ucx")
-"""Of addresses at which a scheduler of another process can answer."""
+"""Schemes of addresses at which a dask scheduler can answer."""
 POLL_S = 0.2
 PROBE_S = 5
 CONNECT_S = 15
 LOOK_S = 30
 ALLOWED_DEATHS = 10
-"""Workers that may die over one shard before it is taken to be what kills them; preempted ones count too."""
+"""Workers that may die over one shard before the shard is taken to be the cause; preempted ones count, too."""
 
 
 class ClusterError(SurroundError):
@@ -44,13 +44,13 @@ class ClusterError(SurroundError):
 
 @dataclass(frozen=True)
 class ShardJob:
-    """What a worker must know to write a shard, besides its number.
+    """Everything but its number that a worker needs to write a shard.
 
     Attributes:
-        recipe_toml: the resolved recipe, its folders absolute.
+        recipe_toml: the resolved recipe, with absolute folders.
         location: of the cache, absolute path or URL.
         retry_quarantined: whether finished shards with quarantined frames are written again.
-        knots: what fit-bins has fitted, None where the recipe's strategy needs none.
+        knots: what fit-bins has fitted; None if the recipe's strategy needs none.
         run_id: differs from run to run: a worker that outlives a run opens data, teacher and cache anew for the next.
     """
 
@@ -62,13 +62,13 @@ class ShardJob:
 
 
 def require_scheduler(name: str) -> None:
-    """Check the word after --scheduler, and that a scheduler answers where it is an address. Raises SettingError."""
+    """Check the value of --scheduler; at an address, a scheduler must answer. Raises SettingError."""
     if name not in SCHEDULERS:
         count_workers(name)
 
 
 def require_address(address: str) -> None:
-    """Check that a dask scheduler could be there; it is not asked. Raises SettingError."""
+    """Check the form of an address; no scheduler is asked. Raises SettingError."""
     scheme, colon, _ = address.partition("://")
     if not colon or scheme not in SCHEMES:
         raise SettingError(
@@ -78,7 +78,7 @@ def require_address(address: str) -> None:
 
 
 def count_workers(address: str) -> int:
-    """Workers of the scheduler at an address. Raises SettingError if none answers within PROBE_S."""
+    """Count the workers of the scheduler at an address. Raises SettingError if none answers within PROBE_S."""
     require_address(address)
     try:
         return asyncio.run(_call(address))
@@ -92,7 +92,7 @@ def count_workers(address: str) -> int:
 
 
 async def _call(address: str) -> int:
-    """Ask a scheduler for its workers; a Client that fails to would leave threads and complaints behind."""
+    """Ask a scheduler for its workers, without a Client: one that fails leaves threads and log messages behind."""
     from distributed.comm import connect
     from distributed.core import send_recv
     from distributed.security import Security
@@ -123,25 +123,25 @@ def write_on_cluster(
     say: Callable[[str], object],
     should_stop: Callable[[], bool],
 ) -> "TeacherCacheReport":
-    """Have `shards` written by the workers of a scheduler.
+    """Write shards on the workers of a scheduler.
 
-    A worker that dies gives its shard back to the scheduler, and another one writes it from the beginning.
+    If a worker dies, the scheduler gives its shard to another one, which writes it from the beginning.
 
     Args:
         scheduler: local, slurm or an address.
-        spec: the workers to start, where they are ours to start.
-        job: what every worker needs to know.
+        spec: the workers to start, for local and slurm.
+        job: what every worker needs.
         shards: numbers of shards.
         logs: folder for the logs of SLURM's jobs.
         on_shard: called with each shard as it is done.
-        say: tells the user that nothing is happening, and why.
+        say: gets a line when no worker is running.
         should_stop: asked several times a second.
 
     Raises:
-        Preempted: if `should_stop` says so. Finished shards are kept; workers that are not ours finish their shard.
+        Preempted: if `should_stop` says so. Finished shards are kept; workers at an address finish their shard.
         SettingError: if the scheduler does not answer or is not installed.
         ClusterError: if a shard brought down several workers, or the connection to the scheduler was lost.
-        SurroundError: the first error that a worker met; the other shards are then cancelled.
+        SurroundError: the first error of a worker; the other shards are then cancelled.
     """
     from distributed import CancelledError, KilledWorker, as_completed
     from distributed.comm import CommClosedError
@@ -172,35 +172,35 @@ def write_on_cluster(
         except KilledWorker as error:
             raise ClusterError(
                 f"a shard brought down {ALLOWED_DEATHS} workers in a row, the last one {error.last_worker.address};"
-                " look at the workers' logs, most often they had too little memory. Finished shards are kept"
+                " look at the workers' logs; most often memory ran out. Finished shards are kept"
             ) from error
         except (CancelledError, OSError) as error:
             lost = isinstance(error, (CancelledError, CommClosedError)) or client.status != "running"
             if not lost:  # an error of a shard
                 raise
             raise ClusterError(
-                f"the connection to the scheduler was lost ({scheduler}); finished shards are kept, workers may still"
-                " finish theirs; run the same command again"
+                f"the connection to the scheduler was lost ({scheduler}); finished shards are kept, and workers may"
+                " still finish theirs; run the same command again"
             ) from error
         finally:
-            with suppress(OSError):  # a scheduler that is gone has nothing to cancel
+            with suppress(OSError):  # the scheduler may be gone
                 client.cancel(list(numbers))
     return report
 
 
 def job_script(spec: ClusterSpec) -> str:
-    """The batch script of one SLURM worker, as it would be submitted."""
+    """Return the batch script of one SLURM worker, as it would be submitted."""
     with _slurm(spec, workers=0, logs=None) as cluster:
         script: str = cluster.job_script()
     return script
 
 
-_ALONE = threading.Lock()
+_ONE_SHARD_AT_A_TIME = threading.Lock()
 
 
 def write_shard(job: ShardJob, shard: int) -> "TeacherCacheReport":
     """Write one shard; runs in a worker, which opens data set and teacher once. Raises SurroundError."""
-    with _ALONE:  # a worker with several threads still has one teacher, which uses them
+    with _ONE_SHARD_AT_A_TIME:  # a worker with several threads has one teacher, which uses all of them
         stage, writer = _opened(job)
         return stage.write(writer, [shard], retry_quarantined=job.retry_quarantined)
 
@@ -216,7 +216,7 @@ def _opened(job: ShardJob) -> "tuple[StageOne, CacheWriter]":
 
 
 def _choose_gpu() -> None:
-    """Workers that we start on one machine are numbered: the i-th takes the i-th GPU."""
+    """Take the i-th GPU in the i-th worker of `local`, whose workers are numbered."""
     import torch
     from distributed import get_worker
 
@@ -227,7 +227,7 @@ def _choose_gpu() -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Workers:
-    """A connection to the scheduler, and what has to be done now and then to keep up the number of workers."""
+    """A connection to the scheduler; `keep_up`, called now and then, replaces lost workers."""
 
     client: "Client"
     keep_up: Callable[[], object] = lambda: None
@@ -254,7 +254,7 @@ def _workers(scheduler: str, spec: ClusterSpec, logs: Path | None) -> Iterator[_
             _slurm(spec, wanted, logs) as cluster,
             Client(cluster, set_as_default=False) as client,
         ):
-            # Asked again, it submits a job for every worker that it has lost: its time was up, or it was preempted.
+            # Scaling again submits a job for every worker whose time was up or that was preempted.
             yield _Workers(client, lambda: cluster.scale(jobs=wanted))
         return
     cores = len(os.sched_getaffinity(0))

@@ -31,14 +31,14 @@ def open_data(data: DataSpec) -> Source:
     )
 
 
-def chosen(data: DataSpec, source: Source, selectors: tuple[str, ...]) -> tuple[str, ...]:
-    """Frame ids that selectors of a recipe name, within its limits."""
+def select_frames(data: DataSpec, source: Source, selectors: tuple[str, ...]) -> tuple[str, ...]:
+    """Ids of the frames that selectors of a recipe select, within its limits."""
     return first(source, select(source, selectors), drives=data.limit_scenes, frames=data.limit_frames)
 
 
 def frames_to_learn(data: DataSpec, source: Source) -> SplitFrames:
-    """Frame ids of the splits that a cache of a recipe holds."""
-    return SplitFrames(chosen(data, source, data.train), chosen(data, source, data.selection))
+    """Ids of the frames that a cache of a recipe holds."""
+    return SplitFrames(select_frames(data, source, data.train), select_frames(data, source, data.selection))
 
 
 def refuse_leak(frames: SplitFrames, test: tuple[str, ...]) -> None:
@@ -57,7 +57,7 @@ def frames_to_test(recipe: Recipe, source: Source) -> tuple[str, ...]:
     A published split must be whole, unless the recipe limits it.
     """
     protocol = PROTOCOLS[recipe.eval.protocol]
-    selected = chosen(recipe.data, source, recipe.data.test)
+    selected = select_frames(recipe.data, source, recipe.data.test)
     frame_ids = measured_frames(protocol, source, selected)
     if not frame_ids:
         raise RecipeError(
@@ -70,7 +70,7 @@ def frames_to_test(recipe: Recipe, source: Source) -> tuple[str, ...]:
 
 
 def learnt_from(recipe: Recipe, folder: RunFolder, source: Source) -> SplitFrames:
-    """Frames that this run's student has seen: as its cache says, else as the recipe says, if its splits are here."""
+    """Frames that the run's student has learnt from, by its cache, else by the recipe if the data set is here."""
     try:
         store = open_store(cache_location(recipe, folder))
         identity, _ = load_description(store)

@@ -1,4 +1,4 @@
-"""Stage three of a recipe: measures the student of a run folder and writes its report."""
+"""Runs stage three of a recipe: measures the student of a run folder and writes its report."""
 
 import hashlib
 from contextlib import suppress
@@ -32,7 +32,7 @@ from stages.student.fold import folded
 
 @dataclass(frozen=True)
 class EvaluateRun:
-    """What stage three measured and where the report is."""
+    """The report of stage three, and the page that shows it."""
 
     report: EvaluateReport
     html: Path
@@ -45,13 +45,13 @@ def run_evaluate(
 
     Args:
         recipe, folder: of the run.
-        checkpoint: of another student than the run's own.
-        predictions: a folder of depth maps that are measured in place of a student; neither student nor teacher is
-            loaded then.
+        checkpoint: of a student to measure instead of the run's own.
+        predictions: a folder of depth maps to measure instead of a student; neither student nor teacher is loaded
+            then.
     """
     if predictions is not None:
         if recipe.eval.flip:
-            raise RecipeError("eval.flip: depth maps of a folder cannot be averaged with flipped ones; leave it out")
+            raise RecipeError("eval.flip: depth maps of a folder cannot be averaged with flipped ones; set it to false")
         return _evaluate_predictions(recipe, folder, predictions)
     if recipe.eval.protocol == ZERO_SHOT.name:
         raise RecipeError(f"protocol: {ZERO_SHOT.name} is for other data sets; see `surround zero-shot --help`")
@@ -91,7 +91,7 @@ def run_evaluate(
 
 
 def _cloud(source: Source, evaluation: Evaluation, student: SurroundStudent) -> tuple[str, PointCloud] | None:
-    """The first frame that the report shows, as points; None where nobody knows how the cameras sit on the vehicle."""
+    """Points of the first frame that the report shows; None if the cameras' places on the vehicle are unknown."""
     if not evaluation.pictures:
         return None
     frame = source.frame(evaluation.pictures[0].frame_id)
@@ -124,12 +124,12 @@ def _evaluate_predictions(recipe: Recipe, folder: RunFolder, predictions: Path) 
 
 
 def _keep_eval_recipe(recipe: Recipe, folder: RunFolder) -> None:
-    # What is measured here; written first, so that a folder that cannot be written is known before the hours are spent.
+    # The recipe of this measurement; written first, so that a read-only folder fails before hours are spent.
     write_atomically(folder.eval / "recipe.toml", recipe_toml(recipe))
 
 
 def own_checkpoint(recipe: Recipe, folder: RunFolder) -> Path:
-    """The student of a run that counts: the best on the selection split, where the recipe names one, else the last."""
+    """The checkpoint to use of a run: the best on the selection split, if the recipe names one, else the last."""
     best = recipe.data.selection and recipe.train_student.keep_best
     return folder.student / ("best.safetensors" if best else "last.safetensors")
 
@@ -139,7 +139,7 @@ def _recipe_provenance(recipe: Recipe) -> dict[str, object]:
 
 
 def student_provenance(loaded: LoadedStudent, checkpoint: Path) -> dict[str, object]:
-    """Where the numbers of a student come from: itself, this program, this machine, this moment."""
+    """Provenance of a student's numbers: the student, this program, this machine, this moment."""
     lineage = loaded.lineage
     return {
         "cache_id": lineage.cache_id,

@@ -1,4 +1,4 @@
-"""`surround export`: a checkpoint in, files for a vehicle and a table of what they cost out."""
+"""`surround export`: turns a checkpoint into files for a vehicle, and measures what they cost."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +20,7 @@ from pipeline.recipe.config import Recipe, load_recipe
 from pipeline.recipe.provenance import surroundings
 from pipeline.recipe.run_folder import RunFolder, find_cache
 from pipeline.report.markdown import Table, markdown_table
-from pipeline.runs.data import chosen, learnt_from, open_data, refuse_leak
+from pipeline.runs.data import learnt_from, open_data, refuse_leak, select_frames
 from pipeline.weights.catalog import KNOWN
 from stages.compute.progress import progress_bar
 from stages.deploy.export import ExportError, export_program, onnx_model, program_file, require_extra, with_metadata
@@ -55,7 +55,7 @@ class ExportRun:
         dataset, split, frames: what was compared on.
         truth: what abs_rel is measured against.
         batch: rigs at a time, None where the graph takes any number.
-        threads: that every runtime had.
+        threads: of every runtime.
         parity: one entry per way to run it.
         quarantined: frames that could not be read, and why.
         surroundings: versions, machine and date.
@@ -113,11 +113,11 @@ def run_export(
     folder = RunFolder.of_checkpoint(checkpoint)
     recipe = _recipe(on, folder, overrides)
     source = open_data(recipe.data)
-    test_ids = chosen(recipe.data, source, recipe.data.test)
+    test_ids = select_frames(recipe.data, source, recipe.data.test)
     if source.name == loaded.lineage.dataset:
         refuse_leak(learnt_from(recipe, folder, source), test_ids)
     calibration = []
-    if int8:  # looked at before anything that takes time
+    if int8:  # first, so that a wrong cache fails before anything that takes time
         calibration = _calibration_rigs(find_cache(cache or str(folder.root)), source.rig, size, test_ids)
     quarantined: dict[str, str] = {}
     rigs = list(_readable(source, spread(test_ids, frames), size, quarantined))

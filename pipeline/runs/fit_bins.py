@@ -1,4 +1,4 @@
-"""Fits the bins of a recipe to LiDAR and writes RUN/bins.json."""
+"""`surround fit-bins`: fits the bins of a recipe to LiDAR and writes RUN/bins.json."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from stages.compute.progress import progress_bar
 
 @dataclass(frozen=True)
 class FitBinsRun:
-    """What fit-bins has fitted, now or before, and where it is."""
+    """The fitted bins, from now or before, and their file."""
 
     fitted: FittedBins
     path: Path
@@ -25,10 +25,10 @@ class FitBinsRun:
 
 
 def run_fit_bins(recipe: Recipe, folder: RunFolder) -> FitBinsRun:
-    """Fit the map of the binning strategy `fitted` to LiDAR of training frames and write RUN/bins.json.
+    """Fit the map of the binning strategy `fitted` to the LiDAR of training frames and write RUN/bins.json.
 
     Raises:
-        FitError: if the one there belongs to another teacher or recipe, or there is nothing to fit to.
+        FitError: if RUN/bins.json belongs to another teacher or recipe, or there is nothing to fit to.
     """
     stage = open_stage_one(replace(recipe, bins=replace(recipe.bins, strategy="affine")))
     made_with = fit_settings(stage)
@@ -37,7 +37,7 @@ def run_fit_bins(recipe: Recipe, folder: RunFolder) -> FitBinsRun:
         require_made_with(folder.bins, fitted, made_with)
         return FitBinsRun(fitted, folder.bins, already_done=True)
     frame_ids = spread(stage.frames.train, recipe.bins.fit_frames)
-    # Frames looked at under another recipe are not these: each recipe has a folder of its own.
+    # Each recipe has its own folder of processed frames: those of another one cannot be used.
     key = hashlib.sha256(json.dumps([made_with, stage.teacher.precision, frame_ids]).encode()).hexdigest()[:16]
     identity = stage.identity
     with preemption() as should_stop, progress_bar(len(frame_ids), 0, "fit-bins", "frame") as bar:

@@ -1,4 +1,4 @@
-"""A student's depth in files: maps, pictures, point clouds. No click here."""
+"""`surround predict`: writes a student's depth as maps, pictures and point clouds."""
 
 import io
 import json
@@ -19,7 +19,7 @@ from pipeline.errors import RecipeError
 from pipeline.recipe.config import load_recipe
 from pipeline.recipe.preemption import preemption
 from pipeline.recipe.run_folder import RunFolder
-from pipeline.runs.data import chosen, open_data
+from pipeline.runs.data import open_data, select_frames
 from pipeline.viewers.cloud_page import cloud_page
 from pipeline.viewers.recording import Recording, require_rerun
 from stages.compute.progress import Preempted, progress_bar
@@ -31,9 +31,9 @@ from stages.inference.predict import Prediction
 from stages.student.checkpoint import CheckpointError
 
 IMAGE_KINDS = {**SUFFIXES, "colour": ".png"}
-"""What is written for each image, below OUT/KIND/CAMERA, by its suffix."""
+"""Kinds of files per image, below OUT/KIND/CAMERA, with their suffixes."""
 CLOUD_KINDS = {"ply": ".ply", "glb": ".glb", "html": ".html"}
-"""What is written for each frame, below OUT/KIND."""
+"""Kinds of files per frame, below OUT/KIND, with their suffixes."""
 RECORDING = "rrd"
 RECORDING_FILE = "drive.rrd"
 DESCRIPTION = "predict.json"
@@ -41,9 +41,9 @@ DESCRIPTION = "predict.json"
 
 @dataclass(frozen=True)
 class PredictRun:
-    """What was written, what was there already, and why frames were left out, by id.
+    """How many frames were written or already done, and why others were left out, by id.
 
-    `points` is how many the last cloud has, None where none was made.
+    `points` is the number of points in the last cloud; None if none was made.
     """
 
     out: Path
@@ -55,7 +55,7 @@ class PredictRun:
 
 @dataclass(frozen=True, eq=False)
 class _Target:
-    """Frames to look at; `described` tells them from those of another data set with the same ids."""
+    """Frames to predict; `described` tells them from frames of another data set with the same ids."""
 
     source: Source
     frame_ids: tuple[str, ...]
@@ -75,20 +75,20 @@ def run_predict(
     rig: Path | None = None,
     frames: Sequence[int] = (),
 ) -> PredictRun:
-    """Write what a student says of frames to files; what is there is not written again.
+    """Write a student's depth of frames to files; files that are up to date are not written again.
 
     Args:
         checkpoint: file of a student.
         out: folder to write to; it belongs to one student and one data set.
         kinds: of IMAGE_KINDS, CLOUD_KINDS and RECORDING.
-        on: RECIPE or RECIPE=DATA, whose test frames are looked at; empty for the recipe of the student's own run.
+        on: RECIPE or RECIPE=DATA, whose test frames to use; empty for the recipe of the student's own run.
         overrides: section.key=value for that recipe.
-        images, rig: look at these instead, see `LooseImages`.
+        images, rig: use these instead, see `LooseImages`.
         frames: numbers of the frames, from 0; none for all.
 
     Raises:
         CheckpointError: if there is no usable student.
-        RecipeError: if there is nothing to look at, or `out` holds what another student or data set gave.
+        RecipeError: if there are no frames, or `out` holds predictions of another student or data set.
         SourceError: if the data is not there, or none of the frames can be used.
         SettingError: if rerun-sdk is missing for a recording.
         WriteError: if the folder cannot be written.
@@ -122,7 +122,7 @@ def run_predict(
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """Frames, the student that looks at them, and the kinds of files that are wanted."""
+    """Frames, the student that predicts their depth, and the kinds of files to write."""
 
     out: Path
     student: SurroundStudent
@@ -170,7 +170,7 @@ class _Job:
         cloud_kinds = [kind for kind in missing if kind in CLOUD_KINDS]
         if recording is None and not cloud_kinds:
             return None
-        # After the rest, for a frame may have depth and no cloud.
+        # Last: a frame may have depth but no cloud.
         stride = self.student.network.bins.prob_stride
         cloud = frame_cloud(frame, prediction, self.student.lineage.depth_range_m, stride)
         for kind in cloud_kinds:
@@ -189,7 +189,7 @@ class _Job:
                     yield file.getvalue()
 
     def _is_done(self, kind: str, frame: Frame) -> bool:
-        """Whether the files are there, none older than what it was made from: loose images are often overwritten."""
+        """Whether all files exist and none is older than the images: loose images are often overwritten."""
         files = self._files(kind, frame)
         if not all(path.is_file() for path in files):
             return False
@@ -198,7 +198,7 @@ class _Job:
         return all(path.stat().st_mtime >= newest_s for path in files)
 
     def _files(self, kind: str, frame: Frame) -> list[Path]:
-        """What there is of a frame when a kind is done."""
+        """The files of one kind that a finished frame has."""
         if kind in CLOUD_KINDS:
             return [frame_file(self.out / kind, frame.id, CLOUD_KINDS[kind])]
         return [
@@ -232,7 +232,11 @@ def _of_recipe(checkpoint: Path, on: str, overrides: Sequence[str]) -> _Target:
     source = open_data(recipe.data)
     described = {key: getattr(recipe.data, key) for key in ("source", "root", "version", "masks")}
     return _Target(
-        source, chosen(recipe.data, source, recipe.data.test), described, recipe.eval.device, recipe.eval.precision
+        source,
+        select_frames(recipe.data, source, recipe.data.test),
+        described,
+        recipe.eval.device,
+        recipe.eval.precision,
     )
 
 
@@ -250,7 +254,7 @@ def _numbered(frame_ids: tuple[str, ...], numbers: Sequence[int]) -> tuple[str, 
 
 
 def _claim(out: Path, wanted: dict[str, object]) -> dict[str, Any]:
-    """The description of a folder, written if there is none."""
+    """Return the description of a folder; write it if there is none. Raises RecipeError if the folder is taken."""
     path = out / DESCRIPTION
     wanted = json.loads(_json(wanted))
     if not path.is_file():

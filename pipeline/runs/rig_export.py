@@ -1,15 +1,15 @@
-"""The frames of a recipe as a rig folder. No click here."""
+"""`surround rig export`: writes the frames of a recipe as a rig folder."""
 
 from pathlib import Path
 
 from data_cache.sources.rig_folder.export import RigExport, export_rig
 from pipeline.recipe.config import Recipe
-from pipeline.runs.data import chosen, open_data
+from pipeline.runs.data import open_data, select_frames
 from stages.compute.progress import progress_bar
 
 
 def run_rig_export(recipe: Recipe, out: Path) -> RigExport:
-    """Write every frame that the recipe teaches, selects or tests with, within its limits, to a new rig folder.
+    """Write every frame of data.train, data.selection and data.test, within the limits, to a new rig folder.
 
     Raises:
         SourceError: if the data set or a selector of the recipe cannot be used, or `out` holds a rig already.
@@ -17,7 +17,7 @@ def run_rig_export(recipe: Recipe, out: Path) -> RigExport:
     """
     source = open_data(recipe.data)
     data = recipe.data
-    splits = [chosen(data, source, selectors) for selectors in (data.train, data.selection, data.test)]
+    splits = [select_frames(data, source, selectors) for selectors in (data.train, data.selection, data.test)]
     frame_ids = tuple(dict.fromkeys(frame_id for split in splits for frame_id in split))
     with progress_bar(len(frame_ids), 0, "rig export", "frame") as bar:
         return export_rig(source, frame_ids, out, bar.update)

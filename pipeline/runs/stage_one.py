@@ -1,4 +1,4 @@
-"""Stage one of a recipe, opened in one process: its source, its teacher and the cache that it fills."""
+"""Opens stage one of a recipe in one process: its source, its teacher and the cache that it fills."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -16,7 +16,7 @@ from data_cache.sources.selectors import shown
 from pipeline.errors import RecipeError
 from pipeline.recipe.config import Recipe
 from pipeline.recipe.run_folder import RunFolder
-from pipeline.runs.data import chosen, frames_to_learn, open_data, refuse_leak
+from pipeline.runs.data import frames_to_learn, open_data, refuse_leak, select_frames
 from pipeline.weights.catalog import UNKNOWN_LICENCE
 from pipeline.weights.fetch import KNOWN, WeightFolder, fetch_weights, find_weights
 from pipeline.weights.hub import MODELS, PREFIX, cached_hub_weights, hub_weights, weights_sha256
@@ -30,14 +30,14 @@ from stages.teacher_cache import BATCH_IMAGES, TeacherCacheReport, teacher_cache
 
 @dataclass(frozen=True, eq=False)
 class StageOne:
-    """Everything that writing a shard takes.
+    """Everything that writing a shard needs.
 
     Attributes:
         frames: of the splits that the cache holds.
         batch_images: images per forward pass, resolved.
         lanes: batches side by side, see `stages.teacher_cache.teacher_lanes`.
         binning: where the teacher's bins lie.
-        knots: what was fitted for it, None where nothing is.
+        knots: what was fitted for the binning; None if nothing was.
     """
 
     recipe: Recipe
@@ -51,12 +51,12 @@ class StageOne:
 
     @cached_property
     def identity(self) -> CacheIdentity:
-        """Of the cache that this recipe fills."""
+        """The identity of the cache that this recipe fills."""
         decided = decided_identity(self.recipe)
         return cache_identity(decided, self.source, self.frames, self.teacher, self.knots)
 
     def writer(self, location: str) -> CacheWriter:
-        """The cache at a path or URL, created or taken up; see `CacheWriter`."""
+        """Create the cache at a path or URL, or continue it; see `CacheWriter`."""
         threads = 1 if self.lanes > 1 else torch.get_num_threads()
         resolved = Resolved(self.teacher.precision, self.batch_images, threads, self.teacher.attention)
         return CacheWriter(location, self.identity, resolved, self.frames)
@@ -91,15 +91,15 @@ def open_stage_one(recipe: Recipe, knots: tuple[float, ...] | None = None) -> St
 
     Args:
         recipe: of the run.
-        knots: what fit-bins has fitted for it; not looked at where its strategy needs none.
+        knots: what fit-bins has fitted for it; ignored if its strategy needs none.
 
     Raises:
-        SourceError, SettingError, RecipeError: if one of them is not to be had, or training and test frames overlap.
+        SourceError, SettingError, RecipeError: if one of them cannot be opened, or training and test frames overlap.
     """
     source = open_data(recipe.data)
     frames = frames_to_learn(recipe.data, source)
     with suppress(SourceError):  # the test split may live on another machine; eval looks again
-        refuse_leak(frames, chosen(recipe.data, source, recipe.data.test))
+        refuse_leak(frames, select_frames(recipe.data, source, recipe.data.test))
     teacher = open_teacher(recipe)
     batch_images = recipe.teacher_cache.batch_images or BATCH_IMAGES[teacher.device.type]
     knots = knots if recipe.bins.strategy == "fitted" else None
@@ -108,7 +108,7 @@ def open_stage_one(recipe: Recipe, knots: tuple[float, ...] | None = None) -> St
 
 
 def open_run_stage_one(recipe: Recipe, folder: RunFolder) -> StageOne:
-    """`open_stage_one` with what fit-bins has left in the run folder, where the recipe's strategy needs it."""
+    """`open_stage_one` with the fitted bins of the run folder, if the recipe's strategy needs them."""
     if recipe.bins.strategy != "fitted":
         return open_stage_one(recipe)
     fitted = load_fitted(folder.bins)
@@ -118,7 +118,7 @@ def open_run_stage_one(recipe: Recipe, folder: RunFolder) -> StageOne:
 
 
 def decided_identity(recipe: Recipe) -> dict[str, object]:
-    """Fields of the cache identity that the recipe decides."""
+    """The fields of the cache identity that the recipe decides."""
     data = recipe.data
     train, selection = (tuple(map(shown, selectors)) for selectors in (data.train, data.selection))
     made = recipe_identity(data.source, train, selection, recipe.teacher_cache, recipe.bins, recipe.student.input_size)
@@ -126,7 +126,7 @@ def decided_identity(recipe: Recipe) -> dict[str, object]:
 
 
 def fit_settings(stage: StageOne) -> dict[str, object]:
-    """What a fitted map depends on besides the frames' content; recorded beside it and compared before use."""
+    """What fitted bins depend on besides the frames' content; recorded with them and compared before use."""
     recipe, identity = stage.recipe, stage.identity
     names = (
         *("source", "train", "image_size", "image_definition", "prob_size", "teacher_name"),
@@ -138,12 +138,12 @@ def fit_settings(stage: StageOne) -> dict[str, object]:
         "depth_range_m": recipe.data.depth_range_m,
         "fit_frames": recipe.bins.fit_frames,
         **({"metadata_sha256": identity.metadata_sha256} if identity.metadata_sha256 else {}),
-        **recipe.data.unusual_reading,  # a map that was fitted before there were any remains what it is
+        **recipe.data.unusual_reading,  # left out at their defaults, so that older files stay valid
     }
 
 
 def open_teacher(recipe: Recipe) -> LoadedTeacher:
-    """The teacher of a recipe, on its device."""
+    """Load the teacher of a recipe on its device."""
     spec = recipe.teacher_cache
     weights = _weights(spec.weights)
     device = resolve_device(spec.device)
@@ -159,14 +159,14 @@ def open_teacher(recipe: Recipe) -> LoadedTeacher:
 
 
 def find_teacher_weights(name: str) -> WeightFolder | None:
-    """The weights of a recipe if they are on this machine; nothing is downloaded. Raises RecipeError."""
+    """Find a teacher's weights on this machine, without downloading; None if they are not here. Raises RecipeError."""
     if name in KNOWN:
         return find_weights(name)
     return cached_hub_weights(name) if name.startswith(PREFIX) else _weights(name)
 
 
 def _weights(name: str) -> WeightFolder:
-    """Known weights by name, some of the model hub, else a folder of the user's."""
+    """Get known weights by name, weights of the model hub, or a folder of the user's."""
     if name in KNOWN:
         return fetch_weights(name)
     if name.startswith(PREFIX):

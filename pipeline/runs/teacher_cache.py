@@ -1,4 +1,4 @@
-"""Stage one of a recipe: fills the cache of a run folder."""
+"""Runs stage one of a recipe: fills the cache of a run folder."""
 
 import time
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from stages.teacher_cache import TeacherCacheReport
 
 @dataclass(frozen=True)
 class TeacherCacheRun:
-    """What stage one did in this run, and how the whole cache stands."""
+    """What stage one did in this run, and the status of the whole cache."""
 
     location: str
     plan: CachePlan
@@ -40,14 +40,14 @@ def run_teacher_cache(
     retry_quarantined: bool = False,
     say: Callable[[str], object] = lambda _: None,
 ) -> TeacherCacheRun:
-    """Stage one: fill the cache with what is missing of it.
+    """Stage one: write the missing shards of the cache.
 
     Args:
         recipe, folder: of the run.
         scheduler: threads, local, slurm or the address of a dask scheduler.
         part: (I, N), every N-th shard from the I-th.
         retry_quarantined: try quarantined frames again.
-        say: tells the user the plan, and why nothing is happening.
+        say: gets a line with the plan, and one whenever no worker is running.
     """
     cluster.require_scheduler(scheduler)
     stage = open_run_stage_one(recipe, folder)
@@ -79,7 +79,7 @@ def run_teacher_cache(
                 say=say,
                 should_stop=should_stop,
             )
-            writer.plan(part=part)  # clears away what workers that were killed on the way have left
+            writer.plan(part=part)  # removes partial files of workers that were killed
     return TeacherCacheRun(writer.store.location, plan, report, time.perf_counter() - begin, cache_status(location))
 
 
@@ -96,7 +96,7 @@ def _announcement(plan: CachePlan, store: CacheStore) -> str:
 
 
 def _portable(recipe: Recipe) -> Recipe:
-    """The recipe as a worker with another working folder understands it."""
+    """The recipe with an absolute weights folder, for workers in another working folder."""
     spec = recipe.teacher_cache
     if spec.weights in KNOWN or spec.weights.startswith(PREFIX):
         return recipe

@@ -1,4 +1,4 @@
-"""Stage two of a recipe: trains the student of a run folder."""
+"""Runs stage two of a recipe: trains the student of a run folder."""
 
 import os
 from collections.abc import Callable
@@ -25,8 +25,8 @@ from stages.training.spec import TrainStudentSpec
 
 
 def run_train_student(recipe: Recipe, folder: RunFolder, *, fresh: bool = False) -> TrainStudentReport:
-    """Stage two: train RUN/student from RUN/cache, continuing what is there unless `fresh`."""
-    # A signal ends those that still wait for the others at once: nothing has begun.
+    """Stage two: train RUN/student from RUN/cache; continues a saved state unless `fresh`."""
+    # A process that still waits for the others ends at once on a signal: nothing has begun.
     with joined(recipe.train_student.device) as device, preemption() as should_stop:
         return train_recipe(recipe, folder, device, fresh=fresh, should_stop=should_stop)
 
@@ -34,7 +34,7 @@ def run_train_student(recipe: Recipe, folder: RunFolder, *, fresh: bool = False)
 def train_recipe(
     recipe: Recipe, folder: RunFolder, device: torch.device, *, fresh: bool = False, should_stop: Callable[[], bool]
 ) -> TrainStudentReport:
-    """`run_train_student` for a caller that minds signals and devices itself."""
+    """Do as `run_train_student`, for a caller that handles signals and devices itself."""
     stage_to = _stage_to(recipe.train_student)
     return train_student(
         _training_job(recipe, folder, device, fresh=fresh),
@@ -45,7 +45,7 @@ def train_recipe(
 
 
 def run_plan_training(recipe: Recipe, folder: RunFolder, *, fresh: bool = False) -> TrainingPlan:
-    """What stage two would do and cost; writes nothing."""
+    """Plan stage two and estimate its cost; writes nothing."""
     _stage_to(recipe.train_student)
     with joined(recipe.train_student.device) as device:
         return plan_training(_training_job(recipe, folder, device, fresh=fresh))
@@ -68,17 +68,17 @@ def _training_job(recipe: Recipe, folder: RunFolder, device: torch.device, *, fr
 
 
 def _stage_to(spec: TrainStudentSpec) -> Path | None:
-    """The folder on a disk of this machine that the recipe names, its variables filled in."""
+    """The folder of train_student.stage_to, a disk of this machine, with its variables filled in."""
     if not spec.stage_to:
         return None
     folder = Path(os.path.expandvars(spec.stage_to)).expanduser()
     if "$" in str(folder):
-        raise RecipeError(f"train_student.stage_to: {spec.stage_to!r} names a variable that is not set here; set it")
+        raise RecipeError(f"train_student.stage_to: {spec.stage_to!r} names a variable that is not set; set it")
     return folder
 
 
 def _staged(reader: CacheReader, folder: Path | None, should_stop: Callable[[], bool]) -> CacheReader:
-    """A copy there of what is learnt from."""
+    """Copy the frames that are learnt from to `folder`, if there is one, and read them there."""
     if folder is None:
         return reader
     with progress_bar(1, 0, "stage", "B", quiet=not leads(), unit_scale=True) as bar:

@@ -1,4 +1,4 @@
-"""A student on data sets that it has not learnt from. A sanity check: few frames say little about a data set."""
+"""`surround zero-shot`: measures a student on data sets that it has not learnt from, as a sanity check."""
 
 import hashlib
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from stages.student.fold import folded
 
 @dataclass(frozen=True)
 class ZeroShotRun:
-    """What was measured, one report per target, and where the table is."""
+    """The reports, one per target, and the page with the table."""
 
     trained_on: str
     reports: tuple[EvaluateReport, ...]
@@ -35,7 +35,7 @@ class ZeroShotRun:
 
 @dataclass(frozen=True, eq=False)
 class _Target:
-    """A data set to measure on, opened; `name` is that of the recipe's file."""
+    """An open data set to measure on; `name` is that of the recipe's file."""
 
     name: str
     recipe: Recipe
@@ -59,7 +59,7 @@ def run_zero_shot(
 
     Raises:
         CheckpointError: if there is no usable student.
-        RecipeError: if a target cannot be used, or is of the data set that the student has learnt from.
+        RecipeError: if a target cannot be used, or is the data set that the student has learnt from.
         SourceError: if the data of a target is not there.
         EvaluationError: if a target has nothing to measure.
     """
@@ -70,7 +70,7 @@ def run_zero_shot(
         _refuse_same_source(name, recipe, loaded.lineage)
     opened = [_open(name, recipe) for name, recipe in recipes.items()]
     folder = out if out is not None else RunFolder.of_checkpoint(checkpoint).zero_shot
-    # Written first, so that a folder that cannot be written is known before the hours are spent.
+    # Written first, so that a read-only folder fails before hours are spent.
     for target in opened:
         write_atomically(folder / f"{target.name}{SUFFIX}", recipe_toml(target.recipe))
     reports = []
@@ -122,8 +122,8 @@ def _recipes(targets: Sequence[str], overrides: Sequence[str]) -> dict[str, Reci
 def _refuse_same_source(name: str, recipe: Recipe, lineage: Lineage) -> None:
     if recipe.data.source == lineage.dataset:
         raise RecipeError(
-            f"target {name}: same source: not zero-shot; the student has learnt from {lineage.dataset} (cache"
-            f" {lineage.cache_id[:12]}): measure it there with `surround eval`"
+            f"target {name}: not zero-shot: the student has learnt from {lineage.dataset} (cache"
+            f" {lineage.cache_id[:12]}); measure it there with `surround eval`"
         )
 
 
@@ -134,6 +134,6 @@ def _open(name: str, recipe: Recipe) -> _Target:
         return _Target(name, recipe, source, frames_to_test(measured, source))
     except SourceError as error:
         raise SourceError(
-            f"target {name}: {error}. Of a target, --on {name}=DIR is the folder and --set {name}.SECTION.KEY=VALUE the"
-            " rest"
+            f"target {name}: {error}. For a target, give the folder as --on {name}=DIR and values as"
+            f" --set {name}.SECTION.KEY=VALUE"
         ) from error

@@ -1,1 +1,1 @@
-"""Point clouds to turn: a page for a browser, a recording for Rerun."""
+"""Point clouds for viewers: a page for a browser, a recording for Rerun."""

@@ -1,4 +1,4 @@
-"""A point cloud to look at in a browser: a part of a page that loads nothing, or a page of its own."""
+"""The point viewer for a browser: a section of a page that loads nothing, or a page of its own."""
 
 import base64
 import hashlib
@@ -15,9 +15,9 @@ from stages.inference.point_cloud import PointCloud, thinned
 
 TEMPLATES = Path(__file__).parent / "templates"
 POINT_LIMIT = 120_000
-"""Points that a page gets: 1.4 MB of text. Of a larger cloud a fixed random choice is shown."""
+"""Most points on a page: 1.4 MB of text. A larger cloud is shown by a fixed random choice."""
 SEEN_STERADIANS = 6.0
-"""What the cameras of a rig see together, roughly: how large a point has to be to leave no gaps."""
+"""Rough solid angle that the cameras of a rig see together; it says how large points must be to leave no gaps."""
 _STEPS = 32767  # of an int16, to either side
 
 
@@ -29,16 +29,15 @@ def cloud_section(
     *,
     with_script: bool = True,
 ) -> str:
-    """A `<section>` with a viewer of a point cloud and its points, and the script unless the page brings it itself.
+    """A `<section>` with the point viewer and its points, and with the script unless the page brings it.
 
-    It needs no styles of the page and no file. A page with a Content-Security-Policy must allow `script_source()` in
-    `script-src` and inline styles; several sections on a page need it once. Places are rounded to 1/32767 of the
-    farthest coordinate, 2.4 mm at 80 m.
+    It needs no styles of the page and no file. A page with a Content-Security-Policy must allow inline styles and, in
+    `script-src`, `script_source()`. Coordinates are rounded to 1/32767 of the largest one, 2.4 mm at 80 m.
 
     Args:
         points_m: x forward, y left, z up from the vehicle, metres.
         colours: sRGB.
-        label: what it is, for people.
+        label: what the cloud is, for people.
         height: of the canvas, in CSS.
     """
     shown = thinned(PointCloud(points_m.astype(np.float32), colours), POINT_LIMIT)
@@ -64,13 +63,13 @@ def cloud_page(points_m: Float[np.ndarray, "N 3"], colours: UInt8[np.ndarray, "N
 
 
 def script_source() -> str:
-    """What a Content-Security-Policy has to name in `script-src` for the viewer to run."""
+    """The source that a Content-Security-Policy must name in `script-src` for the viewer to run."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(viewer_script().encode()).digest()).decode()}'"
 
 
 @cache
 def viewer_script() -> str:
-    """JavaScript of the viewer; outside of its section it serves the only one of the page."""
+    """The JavaScript of the viewer; placed outside a section, it serves the only section of the page."""
     return (TEMPLATES / "cloud_viewer.js").read_text(encoding="utf-8")
 
 

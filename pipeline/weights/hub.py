@@ -1,4 +1,4 @@
-"""Teachers on the model hub, named by id and commit."""
+"""Teachers of the model hub, named by id and commit."""
 
 import hashlib
 import re
@@ -13,20 +13,20 @@ PREFIX = "hub:"
 _NAME = re.compile(rf"{PREFIX}(?P<id>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{{40}})")
 _WANTED = ["*.json", "*.safetensors", "*.txt"]
 _UNWANTED = ["*.fp16.safetensors", "*.non_ema.safetensors"]
-"""Rounded or superfluous copies that lie beside the weights that are loaded."""
+"""Rounded or unused copies beside the weights that are loaded."""
 MODELS = (MODEL_FILE, "model_index.json")
 """Either one makes a folder a teacher: a model of transformers or a pipeline of diffusers."""
 
 
 def hub_weights(name: str) -> WeightFolder:
-    """The files of one commit, from the hub client's own cache or downloaded.
+    """Get the files of one commit, from the hub client's own cache or by download.
 
     Args:
         name: hub:owner/name@<40-digit commit>.
 
     Raises:
         RecipeError: if the name is malformed or has no commit.
-        WeightsError: if it is neither in the cache nor to be had.
+        WeightsError: if it is not in the cache and cannot be downloaded.
     """
     from huggingface_hub import snapshot_download
 
@@ -48,14 +48,14 @@ def hub_weights(name: str) -> WeightFolder:
             reason = (str(error).strip() or "no message").splitlines()[0]
             raise WeightsError(
                 f"cannot get {hub_id} at {revision} from the model hub: {type(error).__name__}: {reason}\n"
-                f"Remedy: where there is a network run `hf download {hub_id} --revision {revision}` and copy its cache"
-                " here (HF_HOME), or name a folder with the files in teacher_cache.weights."
+                f"Remedy: on a machine with a network run `hf download {hub_id} --revision {revision}` and copy its"
+                " cache here (HF_HOME), or name a folder with the files in teacher_cache.weights."
             ) from error
     return _weight_folder(hub_id, folder)
 
 
 def cached_hub_weights(name: str) -> WeightFolder | None:
-    """Like `hub_weights`, but only looks into the hub client's own cache; None if they are not there."""
+    """Find the files of one commit in the hub client's own cache; None if they are not there."""
     hub_id, revision = _id_and_revision(name)
     folder = _cached(hub_id, revision)
     return _weight_folder(hub_id, folder) if folder is not None else None

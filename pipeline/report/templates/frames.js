@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  // Decodes the depth grids of pipeline/frames.py, draws them, and says what they hold at a pixel.
+  // Decodes the depth grids of pipeline/report/pictures_file.py, draws them, and shows their value at a pixel.
   const SEARCH_PX = 3; // how far from the cursor a LiDAR return may lie
   const BACKDROP = {points: 0.7, error: 0.5}; // how much the image is darkened below points
   const colours = JSON.parse(document.getElementById("frame-colours").textContent);
@@ -28,7 +28,7 @@
       metres: grid.metres[row * grid.width + column]};
   }
 
-  // The pixel with a depth that is nearest to a place, in a grid that is mostly empty.
+  // The nearest pixel with a depth, in a grid that is mostly empty.
   function nearest(grid, x, y) {
     const {column, row} = at(grid, x, y);
     let found = null, best = SEARCH_PX * SEARCH_PX + 1;
@@ -47,7 +47,7 @@
   const isSparse = (name) => name === "lidar";
   const look = (grids, name, x, y) => (isSparse(name) ? nearest : at)(grids[name], x, y);
 
-  // (of - against) / against where both are known: of LiDAR, at the nearest return.
+  // (of - against) / against where both are known; against LiDAR, at the nearest return.
   function errorAt(grids, of, against, x, y) {
     const truth = look(grids, against, x, y);
     if (!truth || !truth.metres) return null;
@@ -107,7 +107,7 @@
     const {kind, of, against} = canvas.dataset;
     if (kind === "depth" && isSparse(of)) {
       const points = Array.from(returns(grids[of]), (p) => ({...p, colour: depthColour(p.metres)}));
-      points.sort((p, q) => q.metres - p.metres); // where they overlap the nearest is on top
+      points.sort((p, q) => q.metres - p.metres); // where they overlap, the nearest is on top
       drawPoints(canvas, image, points, BACKDROP.points);
     } else if (kind === "depth") {
       const {metres} = grids[of];

@@ -1,6 +1,6 @@
-// A cloud of points in a canvas: orbit, move, zoom; mouse, touch, keyboard. Nothing is loaded. The vehicle's frame is
-// x forward, y left, z up. The script stands in its section, behind the canvas, the message and the points, or at the
-// end of a page that has one such section.
+// Shows a point cloud in a canvas: turn, move and zoom by mouse, touch or keyboard. Nothing is loaded. The vehicle's
+// frame is x forward, y left, z up. The script stands at the end of its section, or at the end of a page that has only
+// one such section.
 (() => {
   const section = document.currentScript.closest("section.cloud") ?? document.querySelector("section.cloud");
   const canvas = section.querySelector("canvas");
@@ -24,7 +24,7 @@
     gl.attachShader(program, made);
   };
   const program = gl.createProgram();
-  // A point is as large as the cell of its image, which grows with the distance from the vehicle.
+  // A point is as large as its pixel in the camera image, which covers more the farther it is from the vehicle.
   shader(gl.VERTEX_SHADER, `
     attribute vec3 place; attribute vec3 colour; uniform mat4 clip; uniform float cell; varying vec3 shown;
     void main() {
@@ -110,7 +110,7 @@
     ask();
   };
 
-  const down = new Map(); // pointers that are pressed: one turns, two move and zoom
+  const down = new Map(); // pressed pointers: one turns, two move and zoom
   const middle = () => [0, 1].map((k) => [...down.values()].reduce((sum, at) => sum + at[k], 0) / down.size);
   const apart = () => {
     const [a, b] = down.values();

@@ -13,7 +13,7 @@ from data_cache.shards.identity import load_description
 from data_cache.storage.claims import Claims
 from data_cache.storage.locations import open_store
 from pipeline.ablation import ablate as module
-from pipeline.ablation.student import plan_cells, train_and_measure
+from pipeline.ablation.student import plan_students, train_and_measure
 from pipeline.recipe.config import load_recipe
 from pipeline.recipe.run_folder import RunFolder
 
@@ -43,7 +43,7 @@ def run_here(cells, jobs, here, on_done, should_stop):
 
 @pytest.fixture
 def in_process(monkeypatch):
-    monkeypatch.setattr(module, "run_cells", run_here)
+    monkeypatch.setattr(module, "train_students", run_here)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def run(recipe) -> Path:
     folder = recipe.parent / "run"
     assert surround("teacher-cache", recipe, "--run", folder)[0] == 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "run_cells", run_here)
+        patch.setattr(module, "train_students", run_here)
         code, text = surround("ablate", recipe, "--run", folder)
     assert (code, "4 students trained, 0 already done" in text) == (0, True), text
     return folder
@@ -86,7 +86,7 @@ def test_rows_of_one_seed_differ_and_each_trained_what_it_says(run):
 def test_a_second_run_trains_nothing_and_a_lost_row_is_done_again_to_the_same_numbers(run, recipe, in_process):
     (lost,) = (run / "ablate").glob("kl-lidar1-seed4-*")
     (result,) = lost.glob("measured-*.json")
-    (cell,) = [cell for cell in plan_cells(load_recipe(str(recipe)), RunFolder(run)) if cell.result == result]
+    (cell,) = [cell for cell in plan_students(load_recipe(str(recipe)), RunFolder(run)) if cell.result == result]
     before = json.loads(result.read_text())["metrics"]
     odd = json.dumps(json.loads(result.read_text()) | {"metrics": {"abs_rel": "x"}})
     for damage in ("", '{"row": "KL", "metr', '{"row": "KL", "metrics": {}}', odd):
@@ -110,14 +110,14 @@ def test_a_dry_run_prints_what_is_done_and_writes_nothing(run, recipe):
 
 def test_another_recipe_is_another_student_and_where_things_lie_is_not(run, recipe):
     folders = {
-        name: [cell.folder.root.name for cell in plan_cells(load_recipe(str(recipe), overrides), RunFolder(run))]
+        name: [cell.folder.root.name for cell in plan_students(load_recipe(str(recipe), overrides), RunFolder(run))]
         for name, overrides in {
             "same": (), "longer": ("train_student.steps=4",), "root": ("data.root=x",),
             "test": ("data.test=[\"drive-02\"]",), "measure": ("ablate.measure=selection",),
         }.items()
     }  # fmt: skip
     assert len({cell.result.name for overrides in ((), ("data.test=[\"drive-02\"]",), ("eval.flip=true",))
-                for cell in plan_cells(load_recipe(str(recipe), overrides), RunFolder(run))}) == 3  # fmt: skip
+                for cell in plan_students(load_recipe(str(recipe), overrides), RunFolder(run))}) == 3  # fmt: skip
     assert folders["root"] == folders["test"] == folders["measure"] == folders["same"]
     assert not {*folders["longer"]} & {*folders["same"]}
     assert len({*folders["same"]}) == 4
@@ -133,7 +133,7 @@ def test_parts_share_the_students_and_the_last_one_has_them_all(run, recipe, in_
 
 def test_a_student_that_another_process_trains_is_left_to_it(run, recipe, in_process):
     arguments = ("ablate", recipe, "--run", run, "--set", "ablate.seeds=[9]", "--set", "ablate.lidar_shares=[1.0]")
-    cells = plan_cells(load_recipe(str(recipe), ["ablate.seeds=[9]", "ablate.lidar_shares=[1.0]"]), RunFolder(run))
+    cells = plan_students(load_recipe(str(recipe), ["ablate.seeds=[9]", "ablate.lidar_shares=[1.0]"]), RunFolder(run))
     cells[1].folder.root.mkdir(parents=True)
     claims = Claims(cells[1].folder.root / "claim.lock")
     assert claims.take(0)
@@ -152,7 +152,7 @@ def test_a_killed_worker_is_a_clear_error_and_its_student_goes_on_later(run, rec
     (worker,) = workers(command)
     os.kill(worker, signal.SIGKILL)
     assert command.process.wait(60) == 1, command.output
-    assert "was killed, perhaps for want of memory" in command.output
+    assert "was killed, perhaps because memory ran out" in command.output
     assert "Traceback" not in command.output
 
 
@@ -215,7 +215,7 @@ def test_students_of_a_cache_that_was_written_anew_are_other_students(run, recip
     for receipt in (other / "receipts").iterdir():
         receipt.write_text(json.dumps(json.loads(receipt.read_text()) | {"identity_sha256": identity.sha256}))
     here, there = (
-        {cell.folder.root.name for cell in plan_cells(load_recipe(str(recipe), overrides), RunFolder(run))}
+        {cell.folder.root.name for cell in plan_students(load_recipe(str(recipe), overrides), RunFolder(run))}
         for overrides in ((), (f"teacher_cache.location={other}",))
     )
     assert not here & there
@@ -223,7 +223,7 @@ def test_students_of_a_cache_that_was_written_anew_are_other_students(run, recip
 
 def test_losses_of_the_recipe_reach_every_row(run, recipe):
     parsed = load_recipe(str(recipe), ["losses.completion_radius_px=7", "losses.kl=0.9", "losses.frame=literal"])
-    losses = [cell.recipe.losses for cell in plan_cells(parsed, RunFolder(run))]
+    losses = [cell.recipe.losses for cell in plan_students(parsed, RunFolder(run))]
     assert {(spec.completion_radius_px, spec.frame) for spec in losses} == {(7, "literal")}
     assert {spec.kl for spec in losses} == {0.0, 0.3}
 

@@ -189,7 +189,7 @@ def test_the_page_can_be_read_aloud_and_in_the_dark(tmp_path):
 def test_the_page_shows_the_numbers(tmp_path):
     texts = page_of(tmp_path).texts
     assert {"100.00 m", "100.004", "103.001", "8.0 times", "12.5 ms", "0.031", "drive/07"} <= set(texts)
-    assert "AbsRel after scale and shift to LiDAR; the student so aligned: 300.000" in texts
+    assert "AbsRel after scale and shift to LiDAR; the student, aligned the same way: 300.000" in texts
     assert "not measured; surround ablate trains it, surround report RUN OTHER compares with it" in texts
     assert "Protocol surrounddepth, 0.1 to 80 m: 3 frames, 11 images, 1,234 valid pixels." in texts
 
@@ -223,7 +223,7 @@ def test_every_camera_can_be_reached_by_keyboard(tmp_path):
         (1, 9, "worst of 9 frames, AbsRel 0.125"),
         (5, 9, "median of 9 frames, AbsRel 0.125"),
         (9, 9, "best of 9 frames, AbsRel 0.125"),
-        (3, 9, "number 3 of 9 frames, counted from the worst, AbsRel 0.125"),
+        (3, 9, "number 3 of 9 frames, from the worst, AbsRel 0.125"),
         (1, 1, "worst of 1 frame, AbsRel 0.125"),
         (0, 9, "not ranked, AbsRel 0.125"),
     ],
@@ -246,14 +246,14 @@ def test_views_without_lidar_are_compared_with_the_teacher(tmp_path):
     assert page.texts.count("no LiDAR") == 2
     labels = [attrs["aria-label"] for tag, attrs in page.tags if tag == "canvas"]
     assert {"Against teacher, back", "Against teacher, left", "Error, front"} <= set(labels)
-    assert any(text.endswith("to LiDAR where there is any, else to the student.") for text in page.texts)
+    assert any(text.endswith("to LiDAR if there is any, else to the student.") for text in page.texts)
     blind = pictures(
         lidar_depth_m=0 * some, teacher_on_lidar=(False,) * 4, errors=FrameErrors(None, 0.3), rank=1, ranked=1
     )
     page = page_of(tmp_path, frames=(blind,))
     assert "no LiDAR" not in page.texts
     assert "worst of 1 frame, disagreement with the teacher 0.300" in page.texts
-    assert any(text.endswith("to the student, there being no LiDAR.") for text in page.texts)
+    assert any(text.endswith("to the student, as there is no LiDAR.") for text in page.texts)
 
 
 def test_without_lidar_the_report_tells_what_can_be_told(tmp_path):
@@ -271,7 +271,7 @@ def test_without_lidar_the_report_tells_what_can_be_told(tmp_path):
     assert rows[0] == ["No frame has a LiDAR point in range: nothing is measured in metres."]
     assert rows[-2:] == [
         ["disagreement of student and teacher", "500.000"],
-        ["difference of adjacent cameras", "0.062"],
+        ["difference of neighbouring cameras", "0.062"],
     ]
 
 
@@ -288,7 +288,9 @@ def test_a_report_without_teacher_latency_overlap_or_pictures_renders(tmp_path):
     bare = replace(REPORT, teacher=None, latency=None, consistency=Consistency(None, {}), quarantined={})
     page = page_of(tmp_path, bare, (pictures(teacher_depth_m=None),), {})
     assert len(page.images) == 2 + 4
-    assert {"Not measured.", "None.", "Not recorded.", "No adjacent cameras see the same surface."} <= set(page.texts)
+    assert {"Not measured.", "None.", "Not recorded.", "No neighbouring cameras see the same surface."} <= set(
+        page.texts
+    )
     assert not [text for text in page.texts if text.startswith("teacher")]
     assert "not measured: set eval.teacher = true" in page.texts
     assert len(cells(report_table(bare))) == 2 + 3

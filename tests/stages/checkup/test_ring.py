@@ -36,6 +36,6 @@ def test_rings_that_are_wrong_are_problems_and_gaps_are_warnings():
     order, gap = findings.ring_findings(RingCheck(("front", "right", "left"), False, apart), names)
     assert (order.level, gap.level) == ("problem", "warning")
     assert "clockwise front, right, left" in order.found
-    assert "nothing in common at 10 m: front-left, left-right" in gap.found
+    assert "no overlap at 10 m: front-left, left-right" in gap.found
     order, shared = findings.ring_findings(RingCheck(names, True, apart | {("left", "right"): 0.25}), names)
     assert (order.level, shared.level, "left-right 25%" in shared.found) == ("ok", "ok", True)

@@ -238,7 +238,7 @@ def test_the_command_saves_and_measures_a_folder_without_student_and_teacher(rec
 def test_bad_folders_are_one_clear_error_and_exit_2(recipe, tmp_path):
     run = ("--run", tmp_path / "run")
     code, text = surround("eval", recipe, *run, "--predictions", tmp_path, "--checkpoint", "x")
-    assert (code, "does not go with --checkpoint" in text) == (2, True), text
+    assert (code, "cannot be combined with --checkpoint" in text) == (2, True), text
     code, text = surround("eval", recipe, *run, "--predictions", tmp_path / "none")
     assert (code, "expected a folder of predictions" in text) == (2, True), text
     code, text = surround("eval", recipe, *run, "--predictions", tmp_path)
