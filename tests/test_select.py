@@ -86,7 +86,7 @@ def test_a_list_names_frames_in_its_own_order(tmp_path):
     ("content", "message"),
     [
         (b"a1\nx1\nx2\n", "2 of 3 frames are not in this fake: x1, ...; its ids look like a0$"),
-        (b"x1 5\nx2 6\n", "2 of 2 .*: x1 5, .*is it the list of another data set or release"),
+        (b"x1 5\nx2 6\n", "2 of 2 .*: x1 5, .*is the list of another data set, or of another release of it"),
         (b"\n", "found an empty file"),
         (b"\xff", "expected a text file of frame ids"),
     ],

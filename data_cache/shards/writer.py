@@ -226,7 +226,7 @@ class CacheWriter:
         return receipt
 
     def _disk_full(self, error: DiskFullError, shard: int, files: Mapping[str, StoredFile]) -> DiskFullError:
-        """Remove the files of the shard; the error, with an estimate of the space that the rest of the cache needs."""
+        """Remove the shard's files; returns the error, with an estimate of the space that the remaining shards needs."""
         for name in files:
             self.store.remove(name)
         written = self.store.sizes(RECEIPTS)

@@ -86,7 +86,7 @@ def _listed(source: Source, selector: str) -> Sequence[str]:
     ids = [_leading_id(line, known) for line in lines]
     unknown = [line for line, frame_id in zip(lines, ids, strict=True) if frame_id is None]
     if unknown:
-        hint = "" if len(unknown) < len(ids) else "; is it the list of another data set or release?"
+        hint = "" if len(unknown) < len(ids) else "; is the list of another data set, or of another release of it?"
         raise SourceError(
             f"selector {selector!r}: {len(unknown)} of {len(ids)} frames are not in this {source.name}:"
             f" {unknown[0][:80]}, ...; its ids look like {next(iter(known), 'nothing')}{hint}"
