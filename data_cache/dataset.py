@@ -208,7 +208,7 @@ def batches(
         SurroundError: during iteration, if a frame cannot be read; LoaderError if a worker has died.
     """
     loader = DataLoader(
-        _Caught(dataset),
+        _FramesOrErrors(dataset),
         batch_sampler=order,
         num_workers=workers,
         collate_fn=_collate_or_error,
@@ -217,12 +217,12 @@ def batches(
         worker_init_fn=_end_with_parent,
     )
     if not workers:
-        yield _raised(iter(loader))
+        yield _raise_errors(iter(loader))
         return
     with deaf_children():
         reading = iter(loader)
     try:
-        yield _raised(reading)
+        yield _raise_errors(reading)
     finally:
         # torch has no public call for this: it waits until the last reference is gone.
         reading._shutdown_workers()  # type: ignore[attr-defined]
@@ -244,7 +244,7 @@ def _end_with_parent(_: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-class _Caught(Dataset[CachedRigs | SurroundError]):
+class _FramesOrErrors(Dataset[CachedRigs | SurroundError]):
     """Frames, or the error met while reading them: torch would turn an error raised in a worker into traceback text."""
 
     def __init__(self, frames: CachedFrames):
@@ -262,7 +262,7 @@ def _collate_or_error(rigs: Sequence[CachedRigs | SurroundError]) -> CachedRigs 
     return errors[0] if errors else collate(cast("Sequence[CachedRigs]", rigs))
 
 
-def _raised(reading: Iterator[CachedRigs | SurroundError]) -> Iterator[CachedRigs]:
+def _raise_errors(reading: Iterator[CachedRigs | SurroundError]) -> Iterator[CachedRigs]:
     while True:
         try:
             found = next(reading)

@@ -101,7 +101,7 @@ def train_student(
     with ExitStack() as stack:
         log = None
         if leads():
-            stack.callback(_alone_in(job.folder).release, 0)
+            stack.callback(_training_lock(job.folder).release, 0)
             on_accepted()
             files.tidy(begin)
             log = stack.enter_context(TrainingLog(job.folder, begin))
@@ -216,7 +216,7 @@ def _preempted(step: int, job: TrainingJob) -> Preempted:
     return Preempted(f"stopped after step {step} of {job.spec.steps}; the state is saved in {job.folder}")
 
 
-def _alone_in(folder: Path) -> Claims:
+def _training_lock(folder: Path) -> Claims:
     """Lock a folder of checkpoints; release shard 0 of the result to unlock it.
 
     Raises:

@@ -226,7 +226,7 @@ class CacheWriter:
         return receipt
 
     def _disk_full(self, error: DiskFullError, shard: int, files: Mapping[str, StoredFile]) -> DiskFullError:
-        """Remove the shard's files; returns the error, with an estimate of the space that the remaining shards needs."""
+        """Remove the shard's files; returns the error, with the estimated needs of the remaining shards."""
         for name in files:
             self.store.remove(name)
         written = self.store.sizes(RECEIPTS)

@@ -44,8 +44,8 @@ def select(source: Source, selectors: Iterable[str]) -> tuple[str, ...]:
             if not source.splits and source.name == "rig_folder":
                 remedy += ", or write splits.json"
             raise SourceError(
-                f"{source.name}: no drive or split {unknown[0]!r}; splits: {_some(source.splits)};"
-                f" drives: {_some(source.drives)}{remedy}"
+                f"{source.name}: no drive or split {unknown[0]!r}; splits: {_shortened(source.splits)};"
+                f" drives: {_shortened(source.drives)}{remedy}"
             )
         ids = _sliced([frame_id for drive in drives for frame_id in source.drives[drive]], match["slice"])
         if not ids:
@@ -124,6 +124,6 @@ def spread(frame_ids: Sequence[str], count: int) -> tuple[str, ...]:
     return tuple(frame_ids[int((i + 0.5) * step)] for i in range(min(count, len(frame_ids))))
 
 
-def _some(names: Iterable[str]) -> str:
+def _shortened(names: Iterable[str]) -> str:
     listed = list(names)
     return ", ".join(listed[:8]) + (f", ... ({len(listed)})" if len(listed) > 8 else "") or "none"

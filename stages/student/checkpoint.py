@@ -188,7 +188,7 @@ def load_state(folder: Path, run: Mapping[str, Any]) -> TrainingState | None:
     for path in states:
         try:
             tensors, header = _load(path, STATE_FORMAT)
-            found, step, best, measured = _told(path, header)
+            found, step, best, measured = _header_values(path, header)
         except DamagedCheckpointError as error:
             if path == states[-1]:
                 raise CheckpointError(f"{error}; no older state is left: start again with --fresh") from error
@@ -205,7 +205,7 @@ def load_state(folder: Path, run: Mapping[str, Any]) -> TrainingState | None:
     return None
 
 
-def _told(path: Path, header: Mapping[str, str]) -> tuple[dict[str, Any], int, float, bool]:
+def _header_values(path: Path, header: Mapping[str, str]) -> tuple[dict[str, Any], int, float, bool]:
     try:
         run, measured = json.loads(header["run"]), json.loads(header["measured"])
         return run, int(header["step"]), float(header["best"]), measured
