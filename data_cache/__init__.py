@@ -1,1 +1,1 @@
-"""Frames of surround rigs at rest: rigs, sources, and the Zarr cache of what a teacher said about them."""
+"""Data at rest: rigs and frames, the data sets they come from, and the Zarr cache of the teacher's targets."""

@@ -1,4 +1,4 @@
-"""Cached frames as torch tensors: a frame joined with what the teacher said about it."""
+"""Cached frames as torch tensors: images, calibration, LiDAR depth and the teacher's targets."""
 
 import math
 import multiprocessing
@@ -23,11 +23,11 @@ from data_cache.shards.records import FrameCameras, FrameRecord, unpack_depth_m
 from data_cache.stop_signals import deaf_children
 
 MIN_MOVED_M, MAX_MOVED_M = 0.2, 15.0
-"""A rig that moved less shows no parallax; one that moved further sees other things or is on another drive."""
+"""Limits on the motion between neighbours in time: below there is no parallax; above, the scene or drive changes."""
 
 
 class LoaderError(SurroundError):
-    """The processes that read ahead cannot go on."""
+    """A worker process that reads batches ahead has died."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +37,8 @@ class CachedViews:
     Attributes:
         image: RGB bytes.
         intrinsics: pixels of `image`, pixel centres at half-integers; the identity for missing cameras.
-        rig_from_cam: poses in a frame that all views of a rig share, near enough for float32; its axes are those of
-            the first camera that is there (x right, y down, z forward). The identity for missing cameras.
+        rig_from_cam: poses in a frame that all views of a rig share, with its origin close enough for float32; its axes
+            are those of the first valid camera (x right, y down, z forward). The identity for missing cameras.
         view_valid: False for missing cameras.
     """
 
@@ -50,7 +50,7 @@ class CachedViews:
 
 @dataclass(frozen=True, eq=False)
 class CachedRigs(CachedViews):
-    """Views joined with what LiDAR and teacher said about them.
+    """Views with their LiDAR depth and the teacher's targets.
 
     Attributes:
         frame_ids: one per frame.
@@ -58,8 +58,8 @@ class CachedRigs(CachedViews):
         bins: the teacher's probabilities as stored; stages/targets/bins.py decodes them.
         relation: the teacher's view relations.
         tokens: the teacher's pooled features; C = 0 where the cache has none.
-        neighbour: the same rigs a moment before or after, poses in the frame of `rig_from_cam`; a frame without such a
-            neighbour has no valid view there. None where it was not asked for.
+        neighbour: the same rigs a moment before or after, with poses in the frame of `rig_from_cam`; a frame without
+            such a neighbour has no valid view there. None if neighbours were not asked for.
     """
 
     frame_ids: tuple[str, ...]
@@ -75,22 +75,22 @@ class CachedRigs(CachedViews):
         return self.intrinsics[..., 0, 0]
 
     def pin_memory(self) -> "CachedRigs":
-        """The rigs in memory from which a GPU copies by itself; the loader calls it."""
+        """Copy the tensors to pinned memory; the DataLoader calls this."""
         return map_rigs(Tensor.pin_memory, self)
 
 
 class CachedFrames(Dataset[CachedRigs]):
-    """Frames of a cache by position in `frame_ids`."""
+    """Frames of a cache, indexed by position in `frame_ids`."""
 
     def __init__(self, reader: CacheReader, frame_ids: Sequence[str], *, neighbours: bool = False):
-        """Serve these frames of `reader`, each with its neighbour in time if asked for.
+        """Serve these frames of `reader`, each with its neighbour in time if `neighbours` is set.
 
-        A neighbour is one of these frames, too: those of another split must not teach.
+        A neighbour is always one of these frames: frames of another split must not teach.
         """
         self.reader, self.frame_ids, self.neighbours = reader, tuple(frame_ids), neighbours
 
     def read_from(self, reader: CacheReader) -> "CachedFrames":
-        """The same frames out of a copy of the cache."""
+        """The same frames, read from a copy of the cache."""
         return CachedFrames(reader, self.frame_ids, neighbours=self.neighbours)
 
     def __len__(self) -> int:
@@ -112,7 +112,7 @@ class CachedFrames(Dataset[CachedRigs]):
         )
 
     def _neighbour(self, position: int, record: FrameRecord, world_from_rig: Float64[np.ndarray, "4 4"]) -> CachedViews:
-        """The frame before, or else the one after: what a rig sees ahead it mostly saw from further back, too."""
+        """The frame before, or else the one after: most of what a rig sees ahead was visible from further back, too."""
         for other in (position - 1, position + 1):
             if 0 <= other < len(self) and same_drive(self.frame_ids[position], self.frame_ids[other]):
                 cameras = self.reader.read_cameras(self.frame_ids[other])
@@ -123,16 +123,16 @@ class CachedFrames(Dataset[CachedRigs]):
 
 
 def same_drive(frame_id: str, other_id: str) -> bool:
-    """Whether two frames may be of one drive, by their ids: the part before the last slash, where there is one.
+    """Whether two frames may belong to one drive: their ids agree up to the last slash.
 
-    The cache stores no drives, and poses alone cannot tell: drives of PandaSet or the synthetic source all begin near
-    the origin of a world of their own.
+    The cache stores no drives, and poses cannot tell them apart: each drive of PandaSet and of the synthetic source
+    begins near the origin of its own world.
     """
     return frame_id.rpartition("/")[0] == other_id.rpartition("/")[0]
 
 
 def moved_m(cameras: FrameCameras, other: FrameCameras) -> float:
-    """Distance in metres between the places of the first camera that both frames have; infinite if there is none."""
+    """Distance in metres between the positions of the first camera that both frames have; infinite if none is."""
     both = cameras.view_valid & other.view_valid
     if not both.any():
         return math.inf
@@ -144,10 +144,10 @@ def _views(
     cameras: FrameCameras, image: UInt8[np.ndarray, "V H W 3"], world_from_rig: Float64[np.ndarray, "4 4"]
 ) -> CachedViews:
     valid = cameras.view_valid
-    # The picture of another camera keeps the black frames of missing ones out of batch statistics; `view_valid` keeps
-    # them out of every loss.
+    # A missing camera shows the first valid camera's image, so that black frames do not enter batch statistics;
+    # `view_valid` keeps it out of every loss.
     shown = np.where(valid, np.arange(len(valid)), np.argmax(valid))
-    # Subtracted in float64: world coordinates are kilometres, and float32 would lose centimetres of them.
+    # In float64: world coordinates reach kilometres, where float32 would lose centimetres.
     rig_from_cam = np.linalg.solve(world_from_rig, cameras.world_from_cam)
     there = valid[:, None, None]
     return CachedViews(
@@ -159,7 +159,7 @@ def _views(
 
 
 def map_rigs(function: Callable[..., Tensor], *rigs: CachedRigs) -> CachedRigs:
-    """Apply `function` to the tensors of one or several rigs, as `map` does to lists; their frame ids are joined."""
+    """Apply `function` to corresponding tensors of one or several rigs; their frame ids are concatenated."""
     return cast("CachedRigs", _map(function, *rigs))
 
 
@@ -193,22 +193,22 @@ def _tensor(array: np.ndarray) -> Tensor:
 def batches(
     dataset: CachedFrames, order: Sequence[list[int]], workers: int, *, pin_memory: bool = False
 ) -> Iterator[Iterator[CachedRigs]]:
-    """Batches in the given order of positions; the order does not depend on the number of workers.
+    """Iterate over batches in the given order, whatever the number of workers.
 
-    Workers end with the context. They hear no signal, so one that outlived it would keep this process from its end.
-    Workers are spawned, never forked: forked ones deadlock with some codecs once the parent has read.
+    Workers end with the context. They ignore stop signals, so a worker that outlived it would keep this process alive.
+    Workers are spawned, never forked: forked ones deadlock in some codecs once the parent has read.
 
     Args:
         dataset: the frames.
         order: positions of each batch.
-        workers: processes that read ahead; 0 to read in this one.
-        pin_memory: hand them over in pinned memory, for a GPU.
+        workers: processes that read ahead; 0 to read in this process.
+        pin_memory: deliver batches in pinned memory, for a GPU.
 
     Raises:
-        SurroundError: while it is read, what a frame could not be read for, or that a worker has died.
+        SurroundError: during iteration, if a frame cannot be read; LoaderError if a worker has died.
     """
     loader = DataLoader(
-        _Caught(dataset),
+        _FramesOrErrors(dataset),
         batch_sampler=order,
         num_workers=workers,
         collate_fn=_collate_or_error,
@@ -217,22 +217,22 @@ def batches(
         worker_init_fn=_end_with_parent,
     )
     if not workers:
-        yield _raised(iter(loader))
+        yield _raise_errors(iter(loader))
         return
     with deaf_children():
         reading = iter(loader)
     try:
-        yield _raised(reading)
+        yield _raise_errors(reading)
     finally:
-        # torch has no public word for it: it waits for the last reference to go.
+        # torch has no public call for this: it waits until the last reference is gone.
         reading._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def _end_with_parent(_: int) -> None:
-    """Have a worker end when the process that started it is killed.
+    """End a worker when the process that started it is killed.
 
-    Torch's own watch begins when a worker has imported everything; it never sees the death of a parent that was killed
-    before, and the worker, which hears no signal, would stay for ever.
+    Torch's own watchdog starts once a worker has imported everything. It misses a parent that was killed before that,
+    and the worker, which ignores stop signals, would stay for ever.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -244,8 +244,8 @@ def _end_with_parent(_: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-class _Caught(Dataset[CachedRigs | SurroundError]):
-    """Frames, or what they could not be read for: an error that a worker raises arrives with its traceback as text."""
+class _FramesOrErrors(Dataset[CachedRigs | SurroundError]):
+    """Frames, or the error met while reading them: torch would turn an error raised in a worker into traceback text."""
 
     def __init__(self, frames: CachedFrames):
         self._frames = frames
@@ -262,20 +262,20 @@ def _collate_or_error(rigs: Sequence[CachedRigs | SurroundError]) -> CachedRigs 
     return errors[0] if errors else collate(cast("Sequence[CachedRigs]", rigs))
 
 
-def _raised(reading: Iterator[CachedRigs | SurroundError]) -> Iterator[CachedRigs]:
+def _raise_errors(reading: Iterator[CachedRigs | SurroundError]) -> Iterator[CachedRigs]:
     while True:
         try:
             found = next(reading)
         except StopIteration:
             return
-        # Torch says so unless the worker died while it was handing over a batch: then the connection ends.
+        # Torch raises RuntimeError, unless the worker died while handing over a batch: then the connection breaks.
         except (RuntimeError, EOFError, ConnectionError) as error:
             if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
             raise LoaderError(
-                f"a loader worker has died ({error!r}); it may have been killed for memory, of which /dev/shm is part:"
-                " lower train_student.workers or the number of frames of a step. The same command goes on from the"
-                " newest state"
+                f"a loader worker has died ({error!r}); it may have run out of memory, which includes /dev/shm: lower"
+                " train_student.workers or the number of frames per step. The same command continues from the newest"
+                " state"
             ) from error
         if isinstance(found, SurroundError):
             raise found

@@ -1,4 +1,4 @@
-"""Errors that are meant for the user. Each says what was expected, what was found, where, and what to do."""
+"""Errors for the user. Each says what was expected, what was found, where, and what to do."""
 
 
 class SurroundError(Exception):
@@ -6,13 +6,13 @@ class SurroundError(Exception):
 
 
 class SourceError(SurroundError):
-    """A data set is missing, empty or laid out unlike its format."""
+    """A data set is missing, empty, or not laid out as its format requires."""
 
 
 class FrameError(SurroundError):
     """One frame cannot be used (damaged image, NaN calibration, empty LiDAR).
 
-    Stage one quarantines the frame with this text and goes on.
+    Stage one quarantines the frame, with this text as the reason, and goes on.
     """
 
 
@@ -21,4 +21,4 @@ class SettingError(SurroundError, ValueError):
 
 
 class SurroundWarning(UserWarning):
-    """Something to know of that nothing has to be done about; the command line shows it as one line."""
+    """A notice that needs no action; the command line shows it as one line."""

@@ -1,4 +1,4 @@
-"""Files that are replaced in one step or not at all, and the words for a disk that says no."""
+"""Atomic replacement of files, checked opening of files, and errors for a disk that is full or read-only."""
 
 import errno
 import hashlib
@@ -18,7 +18,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class WriteError(SurroundError):
-    """A file cannot be written; what was there before stays."""
+    """A file cannot be written; its old content stays."""
 
 
 class DiskFullError(WriteError):
@@ -27,12 +27,12 @@ class DiskFullError(WriteError):
 
 @contextmanager
 def open_regular(path: Path, byte_limit: int, what: str) -> Iterator[BufferedReader]:
-    """A file of a frame, opened for reading; `what` it is stands in the messages.
+    """Open a file of a frame for reading; error messages call it `what`.
 
-    Nothing but a regular file is read from: a pipe of that name would wait for ever.
+    Only a regular file is opened: a pipe of that name would block for ever.
 
     Raises:
-        FrameError: if it is missing, no regular file, larger than `byte_limit`, or cannot be opened.
+        FrameError: if it is missing, not a regular file, larger than `byte_limit`, or cannot be opened.
     """
     try:
         status = path.stat()
@@ -43,7 +43,7 @@ def open_regular(path: Path, byte_limit: int, what: str) -> Iterator[BufferedRea
         stream = path.open("rb")
     except FileNotFoundError as error:
         raise FrameError(f"{what} missing: {path}") from error
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+    except (OSError, ValueError) as error:  # ValueError: not a possible file name
         raise FrameError(f"{what} cannot be read: {path}: {getattr(error, 'strerror', None) or error}") from error
     with stream:
         yield stream
@@ -59,12 +59,12 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a partial file, then move it to `path` in one step, flushed to disk.
+    """Let `write` fill a partial file, flush it to disk, then move it to `path` in one step.
 
     Raises:
-        WriteError: if the system refuses; `path` is then as it was and no partial file stays.
+        WriteError: if the system refuses; `path` is then unchanged and no partial file stays.
     """
-    # Not the process id: containers and machines that share a folder share those, too.
+    # Random, not the process id: machines and containers that share a folder may have the same ids.
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_error(error: OSError, path: Path) -> WriteError:
-    """What the system said about writing `path`, and what to do about it."""
+    """An error that says why the system could not write `path` and what to do about it."""
     if error.errno in _FULL:
         existing = next(folder for folder in (path, *path.parents) if folder.exists())
         free_mb = shutil.disk_usage(existing).free / 1e6

@@ -1,4 +1,4 @@
-"""Starting processes that leave being asked to stop to the one that started them."""
+"""Stop signals, and starting child processes that ignore them so that the parent decides when to stop."""
 
 import signal
 import sys
@@ -7,15 +7,16 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-"""How a cluster (SIGTERM, SIGUSR1) or a person (Ctrl-C) asks; often the whole process group at once."""
+"""How a cluster (SIGTERM, SIGUSR1) or a person (Ctrl-C) asks to stop; often the whole process group gets them."""
 
 
 @contextmanager
 def deaf_children() -> Iterator[None]:
-    """Processes that are started inside never see STOP_SIGNALS; this one sees them, at the latest afterwards."""
+    """Processes started inside never receive STOP_SIGNALS; this process receives them, at the latest afterwards."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
-        # Started now because it lets two of them through again; it would warn of what a killed worker leaves.
+        # Start the resource tracker first, because doing so unblocks two of the signals. Its warnings about what a
+        # killed worker leaves behind are silenced.
         sys.warnoptions.append("ignore:resource_tracker")
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)

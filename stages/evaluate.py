@@ -1,4 +1,4 @@
-"""Stage three: measure the student the way the field measures, and keep what a picture of it needs."""
+"""Stage three: evaluate the student under a protocol of the field, and keep the maps that the report draws."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,7 +44,7 @@ Pixels = Float[np.ndarray, " N"]
 
 @dataclass(frozen=True, eq=False)
 class _Setting:
-    """What is measured, on what, and how."""
+    """The models, data and settings of an evaluation."""
 
     source: Source
     student: Student | PredictionFolder
@@ -60,14 +60,14 @@ class _Setting:
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """A frame, what student and teacher say of it, and how that compares.
+    """A frame with the predictions of student and teacher and the pixels to compare.
 
     Attributes:
-        frame, sweep, rig: what the rig saw, `rig` at the student's input size.
-        predicted_m: depth of each view as it came; None where a camera is missing.
+        frame, sweep, rig: the frame, its LiDAR sweep and its views at the student's input size.
+        predicted_m: predicted depth of each view at its own size; None where a camera is missing.
         student_m: the same at the student's input size; 0 = none.
-        disparity: of the teacher, by view.
-        on_student_m: the teacher fitted to the student, by view.
+        disparity: the teacher's disparity, by view.
+        on_student_m: the teacher's depth fitted to the student's, by view.
         measured: pixels with LiDAR, by view.
     """
 
@@ -95,17 +95,16 @@ def evaluate(
     save_to: Path | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
-    """Measure `student` (and `teacher`) on the frames of a split, as a protocol says (stages/evaluation/protocols.py).
+    """Evaluate `student` (and `teacher`) on the frames of a split under a protocol (stages/evaluation/protocols.py).
 
-    Unreadable frames are left out and listed. Images are decoded as stage one decoded them where `decode_size` is what
-    was enough for it. What a student says goes into files below `save_to`, if `spec` names their format; a folder of
-    predictions is measured in place of a student and has no latency.
+    Unreadable frames are left out and listed. With stage one's `decode_size` images are decoded as in stage one.
+    Predictions are saved below `save_to` if `spec` names a format. A folder of predictions is evaluated in place of a
+    student; it has no latency.
 
     Raises:
-        EvaluationError: if no frame can be read. Without any LiDAR point in range there is a report without scores
-            against LiDAR.
-        PredictionError: if a prediction cannot be read, or says nothing about a pixel that is to be measured.
-        Preempted: if `should_stop` says so between two frames.
+        EvaluationError: if no frame can be read. If no LiDAR point is in range, the report has no scores against LiDAR.
+        PredictionError: if a prediction cannot be read, or has no depth at a pixel to be measured.
+        Preempted: if `should_stop` returns True between two frames.
     """
     protocol = PROTOCOLS[spec.protocol]
     setting = _Setting(
@@ -151,7 +150,7 @@ def evaluate(
             for name, overlap in ring_overlaps(seen.frame, rig, seen.student_m).items():
                 overlaps[name].append(overlap)
             errors[frame_id] = _frame_errors(seen, range_m)
-            # Whatever will be among the worst, or the best, is so as soon as it is seen.
+            # A frame that ends up among the worst or the best is already among them now.
             shown = shown_frames(errors, spec.pictures, middle)
             if frame_id in shown:
                 drawn[frame_id] = _pictures(seen, setting)
@@ -185,7 +184,7 @@ def evaluate(
     ranked = ranking(errors)
     pictures = []
     for frame_id in shown_frames(errors, spec.pictures, middle):
-        if frame_id not in drawn:  # the median, say, need not have been one when it was seen
+        if frame_id not in drawn:  # the median, for one, may not have been the median when it was measured
             with suppress(FrameError):
                 drawn[frame_id] = _pictures(_look(setting, frame_id), setting)
         if frame_id in drawn:
@@ -194,7 +193,7 @@ def evaluate(
 
 
 def _look(setting: _Setting, frame_id: str) -> _Seen:
-    """Read a frame and ask student and teacher about it; raises FrameError."""
+    """Read a frame and predict its depth with student and teacher; raises FrameError."""
     frame = setting.source.frame(frame_id)
     images = load_images(frame, setting.decode_size)
     sweep = frame.load_sweep() if frame.load_sweep is not None else None
@@ -230,7 +229,7 @@ def _require_depth(frame_id: str, pixels: ImagePixels) -> None:
     if holes:
         raise PredictionError(
             f"prediction of {pixels.camera} in frame {frame_id}: no depth at {holes} of {len(pixels.truth_m)} measured"
-            " pixels; a protocol measures all of them: fill the holes"
+            " pixels; a protocol needs depth at all of them: fill the holes"
         )
 
 
@@ -241,7 +240,7 @@ def _save(folder: Path, seen: _Seen, suffix: str) -> None:
 
 
 def _compared(seen: _Seen, range_m: tuple[float, float]) -> Iterator[tuple[str, Pixels, Pixels]]:
-    """The name of each camera, and what fitted teacher and student say at every pixel."""
+    """For each camera its name, the fitted teacher's depth and the student's depth, at every pixel with depth."""
     for i, fitted_m in seen.on_student_m.items():
         view, there = seen.frame.views[i], seen.student_m[i] > 0
         if view is not None and there.any():
@@ -284,7 +283,7 @@ def _pictures(seen: _Seen, setting: _Setting) -> FramePictures:
 def _on_lidar(
     pixels: ImagePixels, disparity: Float[np.ndarray, "_ _"], size: tuple[int, int], range_m: tuple[float, float]
 ) -> Float[np.ndarray, "H W"]:
-    """The teacher's depth after the fit of its image to LiDAR."""
+    """The teacher's depth of an image after its fit to LiDAR."""
     assert pixels.disparity is not None
     fit = metrics.fit_affine_disparity(disparity=pixels.disparity, truth_m=pixels.truth_m)
     return metrics.affine_depth_m(resized(disparity, size), fit, range_m)
@@ -295,7 +294,7 @@ def _add_dense(
     seen: _Seen,
     range_m: tuple[float, float],
 ) -> None:
-    """Measure a frame against dense truth, region by region, where its source knows it."""
+    """Measure a frame against dense truth, region by region, if its source has dense truth."""
     if seen.frame.load_truth_m is None:
         return
     for i, view in enumerate(seen.frame.views):

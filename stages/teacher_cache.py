@@ -1,4 +1,4 @@
-"""Stage one: run the teacher over every frame, once, and keep what it says about order and about neighbours."""
+"""Stage one: run the teacher once over every frame, and cache its bin probabilities and view relations."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -25,17 +25,18 @@ from stages.teacher.base import Teacher
 PREFETCH_FRAMES = 3
 PREFETCH_THREADS = 2
 BATCH_IMAGES = {"cpu": 2, "cuda": 12}
-"""On a CPU a small batch stays in its caches: of 1, 2, 3, 6, 12 the fastest is 2 (bench_stage_one.py)."""
+"""Images per forward pass by device. On a CPU a small batch fits its caches: of 1, 2, 3, 6, 12 the fastest is 2
+(bench_stage_one.py)."""
 
 
 @dataclass(frozen=True)
 class TeacherCacheReport:
-    """What a run of stage one did.
+    """The result of a run of stage one.
 
     Attributes:
-        shards_written: by this run.
-        shards_elsewhere: left to other processes that were writing them.
-        shards_found_done: finished by another process after this run was planned.
+        shards_written: shards written by this run.
+        shards_elsewhere: shards left to other processes that were writing them.
+        shards_found_done: shards that another process finished after this run was planned.
         frames_written: usable frames in the shards written.
     """
 
@@ -45,15 +46,15 @@ class TeacherCacheReport:
     frames_written: int = 0
 
     def __add__(self, other: "TeacherCacheReport") -> "TeacherCacheReport":
-        """Both together."""
+        """The sum of both, field by field."""
         return TeacherCacheReport(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 def teacher_lanes(device: torch.device) -> int:
-    """How many batches the teacher should look at side by side.
+    """How many batches the teacher should process in parallel.
 
-    On a CPU one batch per core, each on one thread: threads that share a batch wait for each other, and above all for
-    the one that is held up by a frame being decoded. On a GPU one at a time.
+    On a CPU one batch per core, each on one thread: threads that share a batch wait for each other, and most of all for
+    a thread that is delayed by a frame being decoded. On a GPU one at a time.
     """
     return torch.get_num_threads() if device.type == "cpu" else 1
 
@@ -74,22 +75,25 @@ def teacher_cache(
 ) -> TeacherCacheReport:
     """Write those of `shards` that are not done and that no other process is writing.
 
-    Reading, the teacher, and compressing with writing overlap; at most three shards are in memory, the last one just
-    begun. What is written depends on the shard alone, not on lanes, order or interruptions. A frame that cannot be
-    read, or about which the teacher says something that is not finite, is quarantined with its reason.
+    Reading, inference, and compression with writing overlap; at most three shards are in memory, the last one just
+    begun. The bytes written depend on the shard alone, not on lanes, order or interruptions. A frame that cannot be
+    read, or for which the teacher gives values that are not finite, is quarantined with its reason.
 
     Args:
-        source, teacher, writer, bin_spec: what to read, ask, fill and how to store it.
+        source: the data set.
+        teacher: the model to run.
+        writer: the cache to fill.
+        bin_spec: how bins are cut and stored.
         binning: where the teacher's bins lie.
-        shards: numbers, as from `CacheWriter.pending`.
+        shards: shard numbers, as from `CacheWriter.pending`.
         batch_images: images per forward pass; batches never cross shards.
-        lanes: batches that the teacher looks at side by side, see `teacher_lanes`.
-        retry_quarantined: write finished shards that hold quarantined frames once more.
+        lanes: batches that the teacher processes in parallel, see `teacher_lanes`.
+        retry_quarantined: rewrite finished shards that hold quarantined frames.
         on_frame: called when a frame has been handed to the teacher.
-        should_stop: asked between frames.
+        should_stop: called between frames.
 
     Raises:
-        Preempted: if `should_stop` says so; the open shard is dropped, finished ones are kept.
+        Preempted: if `should_stop` returns True; the open shard is dropped, finished ones are kept.
         WriteError: if the cache cannot be written.
         SettingError: if a batch does not fit into the GPU's memory.
     """
@@ -106,7 +110,7 @@ def teacher_cache(
     ):
 
         def hand_over(images: list[UInt8[np.ndarray, "H W 3"]]) -> Future[list[SeenView]]:
-            while len(looking) > lanes:  # what waits for the teacher is bounded
+            while len(looking) > lanes:  # bounds the queue in front of the teacher
                 looking.popleft().result()
             looking.append(lookers.submit(look, teacher, images, writer.identity.prob_size, binning))
             return looking[-1]
@@ -117,7 +121,7 @@ def teacher_cache(
             for read in reads:
                 if should_stop():
                     raise Preempted(f"stopped before shard {shard} was finished; finished shards are kept")
-                if commits and commits[0].done():  # a full disk is known now, not a shard later
+                if commits and commits[0].done():  # raises its error, such as a full disk, now and not a shard later
                     report += commits.popleft().result()
                 try:
                     frame = read.prepared.result()
@@ -125,7 +129,7 @@ def teacher_cache(
                     filled.quarantined[read.frame_id] = str(error)
                 else:
                     waiting += frame.teacher_images
-                    filled.frames.append(replace(frame, teacher_images=[]))  # the teacher has them: free them after it
+                    filled.frames.append(replace(frame, teacher_images=[]))  # so that the batch alone keeps the images
                 while len(waiting) >= batch_images:
                     filled.batches.append(hand_over(waiting[:batch_images]))
                     del waiting[:batch_images]
@@ -151,7 +155,7 @@ class _Read:
 
 @dataclass(frozen=True, eq=False)
 class _FilledShard:
-    """A shard all of whose frames have been read; its batches may still be with the teacher."""
+    """A shard with all its frames read; its batches may still be with the teacher."""
 
     number: int
     frames: list[PreparedFrame]
@@ -160,7 +164,7 @@ class _FilledShard:
 
 
 class _Claims:
-    """Shards that are ours to write, claimed one by one as they are asked for; all given back at the end."""
+    """Iterates over the shards to write, claiming each one when it is reached; releases all claims at the end."""
 
     def __init__(self, writer: CacheWriter, shards: Sequence[int], retry_quarantined: bool):
         self._writer, self._shards, self._retry = writer, shards, retry_quarantined
@@ -174,7 +178,7 @@ class _Claims:
                 yield from self._ours(shard)
             else:
                 refused.append(shard)
-        for shard in refused:  # perhaps its process has ended since
+        for shard in refused:  # its process may have ended by now
             if self._writer.claim(shard):
                 yield from self._ours(shard)
             else:
@@ -203,7 +207,7 @@ class _Claims:
 def _read_ahead(
     readers: ThreadPoolExecutor, source: Source, teacher: Teacher, writer: CacheWriter, claims: _Claims
 ) -> Iterator[_Read]:
-    """Frames of all claimed shards in order, read a few ahead of the teacher; memory is bounded by PREFETCH_FRAMES."""
+    """Frames of all claimed shards in order, read at most PREFETCH_FRAMES ahead of the teacher."""
     sizes = (teacher.input_size, writer.identity.image_size)
     jobs = (
         _Read(shard, frame_id, readers.submit(prepare_frame, source, frame_id, *sizes))
@@ -218,7 +222,7 @@ def _read_ahead(
 
 
 def _commit(filled: _FilledShard, writer: CacheWriter, bin_spec: BinSpec, claims: _Claims) -> TeacherCacheReport:
-    """Join the frames of a shard with what the teacher said, and write it."""
+    """Combine the frames of a shard with the teacher's output, and write the shard."""
     shard, quarantined = filled.number, filled.quarantined
     views = chain.from_iterable(batch.result() for batch in filled.batches)
     records: dict[str, FrameRecord] = {}
@@ -239,7 +243,7 @@ def _commit(filled: _FilledShard, writer: CacheWriter, bin_spec: BinSpec, claims
 
 
 def _constant(frame: PreparedFrame, seen: Sequence[SeenView], camera_names: Sequence[str]) -> list[str]:
-    """A remark for each camera in which the teacher sees no order at all, as behind a covered lens."""
+    """A note for each camera in which the teacher sees no depth order at all, as behind a covered lens."""
     names = (camera_names[i] for i in np.flatnonzero(frame.view_valid).tolist())
     return [f"{name} {CONSTANT_NOTE}" for name, view in zip(names, seen, strict=True) if view.constant]
 

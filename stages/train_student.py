@@ -1,7 +1,7 @@
 """Stage two: train the student from the cache and sparse LiDAR. The teacher is not in memory.
 
-The learning rate, the sample order and every random number are functions of (seed, step): a run that was interrupted
-and resumed is the same run, byte for byte on a CPU with the same number of processes.
+The learning rate, the sample order and every random number are functions of (seed, step). So a run that was interrupted
+and resumed gives the same student, byte for byte on a CPU with the same number of processes.
 """
 
 import math
@@ -40,15 +40,15 @@ LOG_EVERY = 10
 
 @dataclass(frozen=True)
 class TrainStudentReport:
-    """What a run of stage two did.
+    """The result of a run of stage two.
 
     Attributes:
-        steps_done, steps_skipped: in this run, and before it.
-        seconds, frames_per_s: of this run, over all processes.
-        waiting_share: of the time of its steps but the first, measuring and saving apart, what was spent waiting for
-            frames; None of a single step.
-        best_abs_rel: None where the recipe names no selection split.
-        quarantined_count: training frames that were left out.
+        steps_done, steps_skipped: steps in this run, and before it.
+        seconds, frames_per_s: duration and throughput of this run, over all processes.
+        waiting_share: share of step time spent waiting for frames, without the first step, selection and saving; None
+            after a single step.
+        best_abs_rel: best score on the selection split; None if the recipe names none.
+        quarantined_count: training frames left out because they are in quarantine.
     """
 
     steps_done: int
@@ -67,20 +67,20 @@ def train_student(
     on_accepted: Callable[[], None] = lambda: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainStudentReport:
-    """Train the student of `job` for `spec.steps` steps; leave last (and best) checkpoints, states and logs.
+    """Train the student of `job` up to step `spec.steps`; write last (and best) checkpoints, states and logs.
 
-    The newest state in the job's folder is continued unless `fresh`; running it twice does nothing the second time. Of
-    several processes (stages/compute/parallel.py) all call it alike, and the first one writes.
+    Training continues from the newest state in the job's folder unless `fresh`; running it again does nothing. With
+    several processes (stages/compute/parallel.py) all make the same call, and the first one writes.
 
     Args:
-        job: what is asked for.
-        staged: gives a reader of the same cache that is nearer; called where there are steps to do, after everything
-            has been looked at.
+        job: the training to run.
+        staged: returns a reader of a copy of the cache that is faster to read; called after all checks, and only if
+            frames will be read.
         on_accepted: called once the cache and the state are known to fit.
-        should_stop: asked before each step, and for each frame of the selection split.
+        should_stop: called before each step, and for each frame of the selection split.
 
     Raises:
-        Preempted: after saving, if `should_stop` says so to any process.
+        Preempted: after saving, if `should_stop` returns True in any process.
         SettingError, TrainingError, CheckpointError, DamagedCacheError: as `open_job`; also if a loss is not finite
             (term, step and frames named), another process trains in this folder, or a state cannot be written.
     """
@@ -92,8 +92,8 @@ def train_student(
         begin, best, measured = state.step, state.best, state.measured
     if len(set(begins := everybody(begin))) > 1:
         raise CheckpointError(
-            f"{job.folder}: the processes found states of different steps there, {begins}; all of them must see the"
-            " same folder: give --run a path on a disk that they share"
+            f"{job.folder}: expected one state for all processes, found states of different steps {begins}; give --run"
+            " a path on a disk that all processes share"
         )
     order = sample_order(spec.seed, len(opened.frames), spec.batch_rigs, range(begin, spec.steps))
     passes = [part for batch in order for part in split(batch, rank(), process_count(), spec.accumulate)]
@@ -101,7 +101,7 @@ def train_student(
     with ExitStack() as stack:
         log = None
         if leads():
-            stack.callback(_alone_in(job.folder).release, 0)
+            stack.callback(_training_lock(job.folder).release, 0)
             on_accepted()
             files.tidy(begin)
             log = stack.enter_context(TrainingLog(job.folder, begin))
@@ -118,7 +118,7 @@ def train_student(
         job.student.train()
 
         def measure(done: int) -> bool:
-            """Whether the student after `done` steps is the best so far of the selection split."""
+            """Score the student after `done` steps on the selection split; True if it is the best so far."""
             nonlocal best
             score = _selection_abs_rel(training, selection, should_stop)
             if score is None:
@@ -130,7 +130,7 @@ def train_student(
                 return False
             best = score
             if spec.keep_best and leads():
-                # Before the state that knows of it: killed in between, the resumed run finds it again.
+                # Before the state that records it: if killed in between, the resumed run measures and saves it again.
                 files.save_student("best.safetensors", done)
             return True
 
@@ -183,7 +183,7 @@ def train_student(
 
 @dataclass(frozen=True, eq=False)
 class _Files:
-    """The checkpoints and states of a training."""
+    """Writes the checkpoints and states of a training."""
 
     job: TrainingJob
     training: Training
@@ -195,14 +195,14 @@ class _Files:
         save_student(self.job.folder / name, self.training.student, lineage)
 
     def save(self, state: TrainingState) -> None:
-        """Of several processes the first one writes."""
+        """Write student and state; of several processes only the first one does."""
         if leads():
-            # The state last: a student without its state is trained again, a state without one would count as done.
+            # The state last: a student without its state is trained again, a state without a student counts as done.
             self.save_student("last.safetensors", state.step)
             save_state(self.job.folder / STATES, state, self.run, self.job.spec.keep_last)
 
     def tidy(self, begin: int) -> None:
-        """Remove what killed or unwanted trainings have left, and write what they have not come to."""
+        """Remove files of killed or discarded trainings, and write the student if only its state was saved."""
         folder = self.job.folder
         clear_partials(folder)
         for old in (*saved_states(folder / STATES), *folder.glob("*.safetensors")) if self.job.fresh else ():
@@ -212,15 +212,15 @@ class _Files:
 
 
 def _preempted(step: int, job: TrainingJob) -> Preempted:
-    meet()  # one that ends early may take the others with it before the first has saved
+    meet()  # a process that ends early may end the others before the first one has saved
     return Preempted(f"stopped after step {step} of {job.spec.steps}; the state is saved in {job.folder}")
 
 
-def _alone_in(folder: Path) -> Claims:
-    """A lock on a folder of checkpoints, for the shard 0 of what is returned.
+def _training_lock(folder: Path) -> Claims:
+    """Lock a folder of checkpoints; release shard 0 of the result to unlock it.
 
     Raises:
-        TrainingError: if another process trains there, as a job that was queued again before it had ended.
+        TrainingError: if another process trains there, such as a job that was requeued before it had ended.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -228,14 +228,16 @@ def _alone_in(folder: Path) -> Claims:
     except OSError as error:
         raise write_error(error, folder) from error
     if not claims.take(0):
-        raise TrainingError(f"another process is training in {folder}; wait for its end, or give --run another folder")
+        raise TrainingError(
+            f"another process is training in {folder}; wait for it to end, or give --run another folder"
+        )
     return claims
 
 
 def _selection_abs_rel(training: Training, frames: CachedFrames, should_stop: Callable[[], bool]) -> float | None:
-    """Mean AbsRel over the images of the selection frames at the student's own size; each process takes its share.
+    """Mean AbsRel over the images of the selection frames at the student's input size; processes share the frames.
 
-    None if any process is asked to stop.
+    Returns None if any process is asked to stop.
     """
     depth_range_m = training.setting.depth_range_m
     total = torch.zeros(2, dtype=torch.float64, device=training.device)

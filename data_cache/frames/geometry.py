@@ -1,4 +1,4 @@
-"""Projection, z-buffered sparse depth, and what a resize does to intrinsics."""
+"""Projection, z-buffered sparse depth, and intrinsics of a resized image."""
 
 from dataclasses import dataclass
 
@@ -8,17 +8,17 @@ from jaxtyping import Float, Int
 from data_cache.frames.rig import Sweep, View
 
 OCCLUSION_RATIO = 1.5
-"""Depths further apart than this factor are two surfaces, one hiding the other, and are not compared."""
+"""Depths that differ by more than this factor belong to two surfaces, one hiding the other, and are not compared."""
 
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """Points that fall into an image.
+    """Points projected into an image; only those inside it.
 
     Attributes:
         u_px, v_px: (M,) image coordinates; pixel centres lie at half-integers.
         depth_m: (M,) z in the camera frame, metres.
-        index: (M,) which of the projected points these are.
+        index: (M,) indices into the N points that were projected.
     """
 
     u_px: Float[np.ndarray, " M"]
@@ -51,12 +51,12 @@ def project(
 
     Args:
         points_m: points in any frame.
-        cam_from_points: pose that takes them to the camera.
+        cam_from_points: (4, 4) pose from the frame of the points to the camera.
         K_px: intrinsics for an image of `size`.
         size: (H, W) of the image.
         min_depth_m: points with z <= min_depth_m are dropped.
     """
-    # Written out: a matrix product this thin is slower, and its threads fight those of the teacher for the cores.
+    # Written out: a matrix product this thin is slower, and its threads compete with the teacher's for the cores.
     points_x, points_y, points_z = points_m.T
     x, y, z = (a * points_x + b * points_y + c * points_z + d for a, b, c, d in cam_from_points[:3])
     ahead = np.flatnonzero(z > min_depth_m)
@@ -69,7 +69,7 @@ def project(
 
 
 def cam_from_lidar(view: View, sweep: Sweep) -> Float[np.ndarray, "4 4"]:
-    """LiDAR points into the camera through both poses: the vehicle moved between the two time stamps."""
+    """Pose from the LiDAR to the camera, through the world: the vehicle moves between the two time stamps."""
     pose: np.ndarray = np.linalg.inv(view.world_from_cam) @ sweep.world_from_lidar
     return pose
 
@@ -78,7 +78,7 @@ def sparse_depth(view: View, sweep: Sweep, size: tuple[int, int]) -> Float[np.nd
     """Z-buffered LiDAR depth of a view, stretched to (H, W) `size`.
 
     Returns:
-        (H, W) float32 depth (z) in metres, 0 where no point falls; of several points in a pixel the nearest stays.
+        (H, W) float32 depth (z) in metres, 0 where no point falls; a pixel keeps the nearest of its points.
     """
     K_px = resized_intrinsics(view.camera.K_px, (view.camera.height_px, view.camera.width_px), size)
     return zbuffer(project(sweep.points_m, cam_from_lidar(view, sweep), K_px, size), size)

@@ -1,4 +1,4 @@
-"""Decoding of images; one definition for teacher, cache, student and evaluation."""
+"""Decoding of images: one definition for teacher, cache, student and evaluation."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,14 +16,14 @@ DEFINITION = (
 )
 """Part of the cache identity: a change to the definitions below must change this text."""
 
-# What Pillow reads besides is rare on a vehicle, and some of it starts other programs (EPS) on a stranger's file.
+# Pillow's other formats are rare on a vehicle, and some of them (EPS) start other programs on an untrusted file.
 FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP")
 BYTE_LIMIT = 512 * 2**20
-"""Of an image file: as much as the largest image that Pillow decodes takes without compression."""
+"""Largest image file: the size without compression of the largest image that Pillow decodes."""
 
 
 def larger(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
-    """The smallest (H, W) that neither size exceeds: what to decode when an image is wanted in both."""
+    """The smallest (H, W) that covers both sizes: what to decode when an image is needed at both."""
     return max(one[0], other[0]), max(one[1], other[1])
 
 
@@ -33,13 +33,13 @@ def load_rgb(
     """Decode an image file to RGB.
 
     Args:
-        path: a file of one of FORMATS.
-        size: (H, W) that the calibration was made for; another size is an error, before anything is decoded.
+        path: a file in one of FORMATS.
+        size: (H, W) of the calibration; an image of another size is refused before it is decoded.
         at_least: (H, W) that is enough; a JPEG is then decoded at 1/2, 1/4 or 1/8 if that is no smaller, which is much
-            faster and averages the pixels that it leaves out. None for native size.
+            faster and averages the pixels that it skips. None for native size.
 
     Raises:
-        FrameError: if the file is missing, no regular file, truncated, not an image, or not of `size`.
+        FrameError: if the file is missing, not a regular file, truncated, not an image, or not of `size`.
     """
     with opened(path) as image:
         found = (image.height, image.width)
@@ -53,10 +53,10 @@ def load_rgb(
 
 @contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
-    """An image file of one of FORMATS of which only the header has been read, for looking at and decoding inside.
+    """Open an image file in one of FORMATS; only its header is read, pixels are decoded inside the context on demand.
 
     Raises:
-        FrameError: if the file is missing, no regular file, not an image, or damaged, also when it is decoded inside.
+        FrameError: if the file is missing, not a regular file, not an image, or damaged, including while decoding.
     """
     with open_regular(path, BYTE_LIMIT, "image") as stream:
         try:
@@ -73,7 +73,7 @@ def opened(path: Path) -> Iterator[Image.Image]:
 
 
 def load_mask(path: Path, size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
-    """Decode a mask of (H, W) `size`; True where its grey is 255.
+    """Decode a mask of (H, W) `size`; True where its grey value is 255.
 
     Raises:
         FrameError: if the file is missing, damaged or not of `size`.
@@ -83,7 +83,7 @@ def load_mask(path: Path, size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
 
 
 def mask_at(mask: Bool[np.ndarray, "h w"], size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
-    """A mask at another size: True where what is left after smoothing (Lanczos) is not zero, as VFDepth has it."""
+    """A mask resized (Lanczos): True where the result is not zero, as in VFDepth."""
     if mask.shape == size:
         return mask
     grey = Image.fromarray(mask.astype(np.uint8) * 255).resize((size[1], size[0]), Image.Resampling.LANCZOS)

@@ -1,7 +1,7 @@
 """What a surround rig sees at one moment: cameras, views, LiDAR sweeps and frames.
 
-Everything here is frozen and validated when made. Poses are named `dst_from_src`, so products cancel; camera axes are
-x right, y down, z forward; pixel centres lie at half-integers (the top left pixel is centred at (0.5, 0.5)).
+Everything here is frozen and validated when made. Poses are named `dst_from_src`, so names cancel in products; camera
+axes are x right, y down, z forward; pixel centres lie at half-integers (the top left pixel is centred at (0.5, 0.5)).
 """
 
 from collections.abc import Callable
@@ -24,8 +24,8 @@ class Camera:
         width_px, height_px: native image size.
 
     Raises:
-        FrameError: if K_px is not finite, not upper triangular with a last row (0, 0, 1), or a focal length or side is
-            not positive.
+        FrameError: if K_px is not finite or not upper triangular with a last row (0, 0, 1), or if a focal length or a
+            side of the image is not positive.
     """
 
     name: str
@@ -54,11 +54,11 @@ class View:
         camera: the calibration.
         world_from_cam: (4, 4) pose at the camera's own time stamp.
         time_ns: the camera's time stamp.
-        load_image: decodes the native (height_px, width_px, 3) RGB image; with the keyword `at_least`, an (H, W) that
-            is enough, a smaller one that shows the same if that is cheaper. Raises FrameError if it is damaged.
-        image_file: the file that holds exactly this image; None where it is rendered, or undistorted on reading.
+        load_image: decodes the native (height_px, width_px, 3) RGB image; given the keyword `at_least`, an (H, W) that
+            is enough, a smaller image of the same scene if that is cheaper. Raises FrameError if it is damaged.
+        image_file: the file that holds exactly this image; None if it is rendered, or undistorted when read.
         load_unoccluded: reads the self-occlusion mask at native size, False where the vehicle hides the scene from its
-            own camera; None where the source has none. Raises FrameError if it is damaged.
+            own camera; None if the source has none. Raises FrameError if it is damaged.
     """
 
     camera: Camera
@@ -101,7 +101,7 @@ def make_sweep(points_m: np.ndarray, world_from_lidar: np.ndarray, where: str) -
     xyz = np.asarray(points_m[:, :3], dtype=np.float64)
     finite = np.isfinite(xyz).all(axis=1)
     if not len(xyz):
-        raise FrameError(f"{where}: expected LiDAR points, found not a single one; record or fetch the file again")
+        raise FrameError(f"{where}: expected LiDAR points, found none; record or fetch the file again")
     if not finite.any():
         raise FrameError(f"{where}: expected LiDAR points, found {len(xyz)} of which 0 are finite")
     return Sweep(xyz[finite], world_from_lidar, int((~finite).sum()))
@@ -123,21 +123,22 @@ class Rig:
 
     @property
     def view_count(self) -> int:
-        """V, the number of places in the ring."""
+        """V, the number of cameras in the ring."""
         return len(self.camera_names)
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """All that one rig sees at one key time.
+    """Everything that one rig records at one key time.
 
     Attributes:
-        id: stable token of the data set, never an index.
+        id: stable id from the data set, never an index.
         views: one entry per camera of the rig, in ring order; None where the frame lacks that camera.
-        load_sweep: reads the LiDAR sweep, or None where the frame has none; raises FrameError if it is damaged.
-        load_truth_m: per view, dense depth (z, metres, 0 = none) at native size, where the source knows it.
-        world_from_ego: (4, 4) pose of the vehicle (x forward, y left, z up) when its LiDAR fired, or its first camera
-            where there is none; None where the source does not know where on the vehicle its sensors are.
+        load_sweep: reads the LiDAR sweep; None if the frame has none. Raises FrameError if it is damaged.
+        load_truth_m: one loader per view of dense depth (z, metres, 0 = none) at native size; None if the source has
+            no dense depth.
+        world_from_ego: (4, 4) pose of the vehicle (x forward, y left, z up) at the time of the LiDAR sweep, or of the
+            first camera if there is no sweep; None if the source does not know where its sensors are mounted.
     """
 
     id: str
@@ -155,7 +156,7 @@ def require_rigid(pose: np.ndarray, where: str) -> None:
     """Check that a (4, 4) pose is a finite, right-handed rigid transform (tolerance 1e-3).
 
     Raises:
-        FrameError: if it is not, with the property that fails.
+        FrameError: if it is not; the message names the property that fails.
     """
     if pose.shape != (4, 4) or not np.isfinite(pose).all():
         raise FrameError(f"{where}: expected a finite (4, 4) pose, found {pose.tolist()}")
@@ -163,13 +164,13 @@ def require_rigid(pose: np.ndarray, where: str) -> None:
     if (pose[3] != (0, 0, 0, 1)).any():
         hint = "; it is written as columns: transpose it" if (pose[:, 3] == (0, 0, 0, 1)).all() else ""
         raise FrameError(
-            f"{where}: expected a rigid transform as rows, the last of them 0 0 0 1, found {pose.tolist()}{hint}"
+            f"{where}: expected a rigid transform as rows, the last one 0 0 0 1, found {pose.tolist()}{hint}"
         )
     off = np.abs(rotation @ rotation.T - np.eye(3)).max()
     if not off <= 1e-3:
         raise FrameError(
-            f"{where}: expected a rigid transform: rows of length 1 at right angles, to 0.001, found {off:.2g} between"
-            f" them: {pose.tolist()}"
+            f"{where}: expected a rigid transform: rows of length 1 at right angles, within 0.001, found an error of"
+            f" {off:.2g}: {pose.tolist()}"
         )
     if np.linalg.det(rotation) < 0:
         raise FrameError(f"{where}: expected a right-handed rotation, found determinant -1: {pose.tolist()}")

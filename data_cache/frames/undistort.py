@@ -1,7 +1,7 @@
-"""Images of distorted and fisheye lenses as a pinhole camera would have taken them.
+"""Undistortion: images of distorted and fisheye lenses as a pinhole camera would have taken them.
 
-The models are OpenCV's, in the coordinates of its documentation: x = X / Z, y = Y / Z on the plane one metre ahead.
-Undistortion needs them in this direction only: where in the photograph does the ray of a pinhole pixel lie.
+The models are OpenCV's, in the coordinates of its documentation: x = X / Z, y = Y / Z, on the plane Z = 1.
+Undistortion needs them in one direction only: from the ray of a pinhole pixel to its place in the photograph.
 """
 
 from dataclasses import dataclass
@@ -18,19 +18,19 @@ COEFFICIENT_COUNTS = {"plumb_bob": (4, 5), "rational": (8,), "fisheye": (4,)}
 """How many coefficients each model takes: k1 k2 p1 p2 [k3]; k1 k2 p1 p2 k3 k4 k5 k6; k1 k2 k3 k4."""
 ALIASES = {"radtan": "plumb_bob", "opencv": "plumb_bob", "rational_polynomial": "rational"}
 ALIASES |= dict.fromkeys(("equi", "equidistant", "opencv_fisheye", "kannala_brandt"), "fisheye")
-"""What Kalibr, ROS and COLMAP call them."""
+"""Names that Kalibr, ROS and COLMAP give to these models."""
 
-_LARGEST_ZOOM = 2.0  # what a real lens needs is below 1.3; beyond, most of the image would be lost without a word
+_LARGEST_ZOOM = 2.0  # a real lens needs less than 1.3; beyond 2, most of the image would be lost unnoticed
 _ZOOMS = np.geomspace(1.0, _LARGEST_ZOOM, 100)  # steps of 0.7 %
 
 
 @dataclass(frozen=True)
 class Lens:
-    """What a calibration says of a distorted camera; hashable, so that what follows from it is computed once.
+    """The calibration of a distorted camera; hashable, so that results can be cached by lens.
 
     Attributes:
         model: one of COEFFICIENT_COUNTS.
-        coefficients: in the order of OpenCV.
+        coefficients: in OpenCV's order.
         K_rows: (3, 3) intrinsics of the photograph in native pixels; pixel centres lie at half-integers.
         width_px, height_px: native image size.
 
@@ -62,9 +62,9 @@ class Lens:
 def distort(
     lens: Lens, x: Float[np.ndarray, "*grid"], y: Float[np.ndarray, "*grid"]
 ) -> tuple[Float[np.ndarray, "*grid"], Float[np.ndarray, "*grid"]]:
-    """Where a lens puts the rays (x, y, 1), again on the plane z = 1, before the intrinsics.
+    """Distort rays (x, y, 1): their positions on the plane z = 1, before the intrinsics are applied.
 
-    plumb_bob and rational: OpenCV, `calib3d` module, detailed description; fisheye: the same, namespace `fisheye`
+    plumb_bob and rational: OpenCV, `calib3d` module, detailed description; fisheye: its namespace `fisheye`
     (theta_d = theta (1 + k1 theta^2 + k2 theta^4 + k3 theta^6 + k4 theta^8)).
     """
     r2 = x * x + y * y
@@ -86,14 +86,14 @@ def distort(
 
 @lru_cache(maxsize=256)
 def pinhole_rows(lens: Lens) -> tuple[tuple[float, float, float], ...]:
-    """Intrinsics of the pinhole camera that the images of a lens are undistorted to, (3, 3) in native pixels.
+    """Intrinsics, (3, 3) in native pixels, of the pinhole camera that images of a lens are undistorted to.
 
-    The lens's own, principal point and size included, where every pixel of the pinhole image then has a place in the
-    photograph; else with focal lengths enlarged by the least factor, in steps of 0.7 %, at which it has. So the centre
-    keeps its resolution, there is no black border to learn from, and what a lens sees beyond that field is cut off.
+    They are the lens's own if every pixel of the pinhole image then lies inside the photograph. Otherwise the focal
+    lengths are enlarged, in steps of 0.7 %, by the smallest factor for which this holds. Principal point and image size
+    stay. So the centre keeps its resolution, there is no black border to learn from, and a wider field is cropped.
 
     Raises:
-        FrameError: if no factor up to 2 will do: the coefficients fold the image over itself, or are of another model.
+        FrameError: if no factor up to 2 suffices: the coefficients fold the image over itself or fit another model.
     """
     K = np.array(lens.K_rows)
     for zoom in _ZOOMS:
@@ -103,34 +103,34 @@ def pinhole_rows(lens: Lens) -> tuple[tuple[float, float, float], ...]:
             return a, b, c
     raise FrameError(
         f"distortion {lens.model} {list(lens.coefficients)}: expected a lens that covers its {lens.width_px} x"
-        f" {lens.height_px} px image without folding it, found none even with {_LARGEST_ZOOM:g} times the focal length;"
-        " check the model, the order of the coefficients and the intrinsics"
+        f" {lens.height_px} px image without folding it, found that it does not, even with {_LARGEST_ZOOM:g} times the"
+        " focal length; check the model, the order of the coefficients and the intrinsics"
     )
 
 
 def load_undistorted(path: Path, lens: Lens, at_least: tuple[int, int] | None = None) -> UInt8[np.ndarray, "H W 3"]:
-    """Decode a photograph as `load_rgb` does, and undistort it; raises FrameError as that does."""
+    """Decode a photograph with `load_rgb` and undistort it; raises FrameError as `load_rgb` does."""
     return undistorted(load_rgb(path, (lens.height_px, lens.width_px), at_least), lens)
 
 
 def undistorted(rgb: UInt8[np.ndarray, "H W 3"], lens: Lens) -> UInt8[np.ndarray, "H W 3"]:
-    """A photograph, at native size or reduced, as the pinhole camera of `pinhole_rows` would have taken it.
+    """Undistort a photograph, at native or reduced size, to the pinhole camera of `pinhole_rows`.
 
-    Pixels are bilinear between four of the photograph.
+    Each pixel is interpolated bilinearly between four pixels of the photograph.
     """
     return _sample(rgb, _source_pixels(lens, rgb.shape[:2]))
 
 
 @dataclass(frozen=True, eq=False)
 class _SourcePixels:
-    """Per output pixel, in reading order: the upper left of four source pixels, and how far to the right and down."""
+    """For each output pixel, row by row: the index of the upper left of four source pixels, and offsets in [0, 1]."""
 
     index: Int32[np.ndarray, " P"]
     right: Float[np.ndarray, " P"]
     down: Float[np.ndarray, " P"]
 
 
-# Two sizes (teacher and evaluation) of eight cameras. An entry takes 12 bytes per pixel: 25 MB for a full-HD camera.
+# Room for two sizes (teacher and evaluation) of eight cameras. An entry takes 12 bytes per pixel: 25 MB in full HD.
 @lru_cache(maxsize=16)
 def _source_pixels(lens: Lens, size: tuple[int, int]) -> _SourcePixels:
     """Where the pixels of the pinhole image lie in the photograph, both decoded at (H, W) `size`."""
@@ -157,7 +157,7 @@ def _photographed(
 
 
 def _is_covered(lens: Lens, K_px: Float[np.ndarray, "3 3"]) -> bool:
-    """Whether a grid over the pinhole image lies in the photograph, to half a pixel, and is not folded there."""
+    """Whether a grid over the pinhole image lies in the photograph, within half a pixel, and is not folded there."""
     u, v = np.meshgrid(np.linspace(0, lens.width_px, 65), np.linspace(0, lens.height_px, 65))
     with np.errstate(all="ignore"):
         u, v = _photographed(lens, K_px, u, v)

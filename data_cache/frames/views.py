@@ -1,4 +1,4 @@
-"""A frame as arrays of one size: what cache, student and evaluation all start from."""
+"""A frame as arrays of one image size: the common start of cache, student and evaluation."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from data_cache.frames.rig import Frame, Sweep
 
 @dataclass(frozen=True, eq=False)
 class RigViews:
-    """All views of a frame, stretched to one size; zeros where a camera is missing, and the identity as its pose.
+    """All views of a frame, stretched to one size; a missing camera has zeros, and the identity as its pose.
 
     Attributes:
         image: RGB.
@@ -32,7 +32,7 @@ def load_images(frame: Frame, at_least: tuple[int, int] | None = None) -> tuple[
     """Decode the images of a frame, None where a camera is missing; raises FrameError.
 
     Args:
-        frame: what the rig saw.
+        frame: the frame.
         at_least: (H, W) that is enough, see `View.load_image`; None for native size.
     """
     return tuple(view.load_image(at_least=at_least) if view is not None else None for view in frame.views)
@@ -44,7 +44,7 @@ def rig_views(
     sweep: Sweep | None,
     size: tuple[int, int],
 ) -> RigViews:
-    """Put the images of a frame, stretched to (h, w) `size`, side by side and project the sweep into them."""
+    """Stack the images of a frame, already stretched to (h, w) `size`, and project the sweep into them."""
     V = len(frame.views)
     rig = RigViews(
         image=np.zeros((V, *size, 3), np.uint8),

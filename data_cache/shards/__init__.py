@@ -1,4 +1,4 @@
-"""The Zarr cache: its identity, arrays and receipts, who writes it and who reads it.
+"""The Zarr cache: its identity, arrays and receipts, its writer and its reader.
 
-The format in prose is FORMAT.md. Read `identity.py` first, then `schema.py`.
+FORMAT.md describes the format. Read `identity.py` first, then `schema.py`.
 """

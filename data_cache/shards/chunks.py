@@ -1,8 +1,8 @@
-"""Chunks of single frames out of shard files, laid out as zarr's sharding codec lays them out (FORMAT.md).
+"""Read the chunks of single frames from shard files, in the layout of zarr's sharding codec (FORMAT.md).
 
-zarr reads the same and takes two to three times as long, most of it for each array and call whatever its size;
-`make bench ARGS="-k bench_training_loader"` prints both. On object storage it makes two round trips for each array, all
-arrays of a frame take two here.
+zarr itself reads the same bytes but takes two to three times as long, most of it a fixed cost per array and call;
+`make bench ARGS="-k bench_training_loader"` prints both. On object storage zarr makes two round trips per array; here
+all arrays of a frame share two.
 """
 
 import struct
@@ -19,12 +19,12 @@ _CRC = struct.Struct("<I")
 _ENTRY = struct.Struct("<QQ")
 _MISSING = 2**64 - 1
 
-# Decoding stays on its thread: workers are many, and blosc's own threads do not survive a fork.
+# Decode on the calling thread: there are many workers, and blosc's own threads do not survive a fork.
 numcodecs.blosc.use_threads = False
 
 
 class ChunkError(ValueError):
-    """What is wrong with the stored bytes of one array."""
+    """The stored bytes of one array are missing or damaged."""
 
     def __init__(self, array: str, what: str):
         super().__init__(what)
@@ -34,16 +34,16 @@ class ChunkError(ValueError):
 def read_chunks(
     store: CacheStore, specs: Mapping[str, ArraySpec], shard: int, position: int, shard_frames: int
 ) -> dict[str, np.ndarray]:
-    """One frame of some arrays.
+    """Read one frame of some arrays.
 
     Args:
         specs: the arrays, by name.
-        shard, position: of the frame; its place among the frames of the shard.
-        shard_frames: frames of a full shard.
+        shard, position: number of the shard, and place of the frame among the frames of that shard.
+        shard_frames: frames in a full shard.
 
     Raises:
-        ChunkError: if what is stored is missing, cut off or not what its checksum says.
-        StoreError: if it cannot be asked for.
+        ChunkError: if the stored bytes are missing, truncated, or do not match their checksum.
+        StoreError: if the store does not answer.
     """
     files = {name: shard_name(name, spec, shard) for name, spec in specs.items()}
     index_bytes = _ENTRY.size * shard_frames + _CRC.size
@@ -64,7 +64,7 @@ def read_chunks(
 
 
 def _read(store: CacheStore, ranges: Mapping[str, Range]) -> dict[str, bytes]:
-    """What lies there, each without the crc32c in which it ends."""
+    """The bytes of each range, checked against the crc32c at their end and without it."""
     found = {}
     for (name, asked), data in zip(ranges.items(), store.read_ranges(tuple(ranges.values())), strict=True):
         if data is None:

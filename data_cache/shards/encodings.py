@@ -1,4 +1,4 @@
-"""The three encodings of bin probabilities: the arrays in which a cache keeps them."""
+"""The three encodings of bin probabilities: which arrays a cache stores for each."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -12,11 +12,11 @@ B = TypeVar("B")
 
 @dataclass(frozen=True, eq=False)
 class WindowBins(Generic[A]):
-    """Probabilities of the S neighbouring bins that hold most of the mass.
+    """Probabilities of the S consecutive bins that hold most of the mass.
 
     Attributes:
         bin_first: first bin of the window.
-        bin_prob: weights inside the window, the largest 255; they sum to one after division by their sum.
+        bin_prob: weights inside the window, the largest being 255; divide by their sum to get probabilities.
     """
 
     settings: ClassVar = ("window_width", "bin_count", "bin_sigma")
@@ -28,7 +28,7 @@ class WindowBins(Generic[A]):
 class ClosedFormBins(Generic[A]):
     """The affine-invariant map u in units of 1/65535; the probabilities follow from it for any K and sigma.
 
-    The map of a missing camera is 0 and decodes to something (the farthest bins): only `view_valid` tells.
+    The map of a missing camera is 0, which decodes to the farthest bins: only `view_valid` marks it as missing.
     """
 
     settings: ClassVar = ()
@@ -37,17 +37,17 @@ class ClosedFormBins(Generic[A]):
 
 @dataclass(frozen=True, eq=False)
 class DenseBins(Generic[A]):
-    """All K probabilities, the bin axis last, so that the arrays of every encoding begin with the same axes."""
+    """All K probabilities, bin axis last, so that the arrays of every encoding begin with the same axes."""
 
     settings: ClassVar = ("bin_count", "bin_sigma")
     bin_dense: Float16[A, "*views h w K"]
 
 
 StoredBins = WindowBins[A] | ClosedFormBins[A] | DenseBins[A]
-"""What is kept of the teacher's bin probabilities; stages/targets/bins.py encodes and decodes.
+"""The teacher's bin probabilities as stored; stages/targets/bins.py encodes and decodes them.
 
 A is the type of array, numpy at rest and torch in training. `settings` names the fields of the cache identity that the
-stored bytes depend on; the others are chosen when the bytes are read.
+stored bytes depend on; the other fields are chosen when the bytes are read.
 """
 ENCODINGS: dict[str, type[StoredBins[Any]]] = {
     "window": WindowBins,
@@ -57,6 +57,6 @@ ENCODINGS: dict[str, type[StoredBins[Any]]] = {
 
 
 def map_arrays(function: Callable[..., B], *bins: StoredBins[Any]) -> StoredBins[B]:
-    """Apply `function` to the arrays of one or several bins of one encoding, as `map` does to lists."""
+    """Apply `function` to corresponding arrays of one or several bins of the same encoding."""
     kind = type(bins[0])
     return cast("StoredBins[B]", kind(*(function(*(getattr(b, f.name) for b in bins)) for f in fields(kind))))

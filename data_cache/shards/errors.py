@@ -1,4 +1,4 @@
-"""Why a cache cannot be used."""
+"""Errors: why a cache cannot be used."""
 
 from collections.abc import Mapping
 
@@ -13,10 +13,10 @@ EDITED = ", or rig.json or frames.jsonl was edited since"
 
 
 class StaleCacheError(CacheError):
-    """The cache was written under another recipe, or its data set was edited since."""
+    """The cache was written under another recipe, or its data set was edited afterwards."""
 
     def __init__(self, where: str, differences: Mapping[str, tuple[object, object]]):
-        # What is written about other frames differs, too, and says nothing more.
+        # Other frames always have other metadata: naming that as well would say nothing more.
         implied = {"metadata_sha256"} if "frames_sha256" in differences else set()
         self.where, self.differences = where, {k: v for k, v in differences.items() if k not in implied}
         edited = EDITED if "metadata_sha256" in self.differences else ""
@@ -40,4 +40,4 @@ class IncompleteCacheError(CacheError):
 
 
 class DamagedCacheError(CacheError):
-    """Stored bytes are not what the receipt says."""
+    """Stored bytes differ from what the receipt says."""

@@ -1,4 +1,4 @@
-"""What a cache is: the fields of cache.json that decide whether it is the one a recipe asks for."""
+"""The identity of a cache: the fields of cache.json that decide whether it is the cache that a recipe asks for."""
 
 import hashlib
 import json
@@ -16,25 +16,25 @@ FORMAT_VERSION = 2
 
 
 OPTIONAL = "optional"
-"""Mark of identity fields that came later: at their default they are left out, and older caches keep their identity."""
+"""Marks identity fields added later: they are omitted at their default, so older caches keep their identity."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheIdentity:
     """What a cache holds and how it was made. Sizes are (height, width) in pixels.
 
-    All fields but the first three, the teacher's licence, hash and preprocessing, and the fitted knots are decided by
-    the recipe alone, so stage two can insist on them without the data set or the teacher.
+    The recipe alone decides all fields except the first three, the teacher's licence, hash and preprocessing, and the
+    fitted knots. So stage two can check them without the data set or the teacher.
 
     Attributes:
-        frames_sha256: over the ordered frame ids.
-        train, selection: selectors of the two splits that the cache holds, as the recipe has them.
+        frames_sha256: hash of the ordered frame ids.
+        train, selection: selectors of the two splits that the cache holds, as in the recipe.
         encoding: key of ENCODINGS.
-        window_width, bin_count, bin_sigma: None where they are not among the encoding's `settings`.
+        window_width, bin_count, bin_sigma: None if not among the encoding's `settings`.
         bin_knots: the fitted map of the binning strategy `fitted` (stages/targets/binning.py), None for the others.
-        token_channels: C of the stored teacher tokens, 0 where they are not stored.
+        token_channels: C of the stored teacher tokens, 0 if they are not stored.
         limit_scenes, limit_frames, lidar, nearby_sweep_s: how the data set was read (see DataSpec).
-        metadata_sha256: over calibration and poses of a data set that its user edits, empty for the others.
+        metadata_sha256: hash of calibration and poses if the user edits them (rig_folder), empty for other data sets.
     """
 
     camera_names: tuple[str, ...]
@@ -78,12 +78,12 @@ class CacheIdentity:
 
     @property
     def view_count(self) -> int:
-        """V."""
+        """V, the number of cameras."""
         return len(self.camera_names)
 
     @property
     def shard_count(self) -> int:
-        """Number of shards, the last one possibly short."""
+        """Number of shards; the last one may hold fewer frames."""
         return -(-self.frame_count // self.shard_frames)
 
     def shard_range(self, shard: int) -> range:
@@ -91,7 +91,7 @@ class CacheIdentity:
         return range(shard * self.shard_frames, min((shard + 1) * self.shard_frames, self.frame_count))
 
     def stored(self) -> dict[str, object]:
-        """What cache.json holds: every field but the optional ones that have their default."""
+        """The fields as cache.json holds them: all except optional ones at their default."""
         return {
             f.name: value
             for f in fields(self)
@@ -100,7 +100,7 @@ class CacheIdentity:
 
     @cached_property
     def sha256(self) -> str:
-        """Short name of this identity in receipts and reports."""
+        """Hash that names this identity in receipts and reports."""
         return hashlib.sha256(json.dumps(self.stored(), sort_keys=True).encode()).hexdigest()
 
     def differences(self, expected: Mapping[str, object]) -> dict[str, tuple[object, object]]:
@@ -111,7 +111,7 @@ class CacheIdentity:
 
 @dataclass(frozen=True)
 class Resolved:
-    """What the machine decided where the recipe said `auto`; equal values promise equal bytes."""
+    """Settings that the machine chose where the recipe says `auto`; equal values give equal bytes."""
 
     precision: str
     batch_images: int
@@ -132,7 +132,7 @@ class SplitFrames:
         return tuple(dict.fromkeys(self.train + self.selection))
 
     def sha256(self) -> str:
-        """Hash of the ordered ids and of where the splits part."""
+        """Hash of the ordered ids and of the boundary between the splits."""
         text = "\n".join(self.train) + "\n\n" + "\n".join(self.selection)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -143,11 +143,11 @@ FRAME_LIST = "frames.json"
 
 
 def load_description(store: CacheStore) -> tuple[CacheIdentity, Resolved]:
-    """Identity and resolved settings of a cache.
+    """Read the identity and resolved settings of a cache.
 
     Raises:
         IncompleteCacheError: if there is no cache.
-        DamagedCacheError: if its description cannot be read or is of another format version.
+        DamagedCacheError: if its description cannot be read or has another format version.
     """
     where = f"{store.location}/{DESCRIPTION}"
     try:

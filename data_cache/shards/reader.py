@@ -1,4 +1,4 @@
-"""Reading a cache: refuses what is incomplete, stale or damaged."""
+"""Reading a cache; an incomplete, stale or damaged one is refused."""
 
 import hashlib
 import json
@@ -21,21 +21,21 @@ from data_cache.storage.locations import open_store
 from data_cache.storage.store import CacheStore, StoreError
 
 LAYOUT = ("zarr_format", "node_type", "shape", "data_type", "chunk_grid")
-"""What of an array's metadata decides where a chunk lies and how large it is."""
-_REWRITE = "run teacher-cache again: it writes it anew"
+"""The array metadata that decides where a chunk lies and how large it is."""
+_REWRITE = "run teacher-cache again: it writes the file anew"
 
 
 @dataclass(frozen=True)
 class CacheStatus:
-    """How far a cache is.
+    """The progress of a cache.
 
     Attributes:
-        shards_done: shards whose receipt is readable and whose files have the sizes it says.
+        shards_done: shards whose receipt is readable and whose files have the sizes that it states.
         shards_open: shards that some process is writing at this moment, as far as the file system can tell.
-        damages: what is wrong with the others that have a receipt, one line each; teacher-cache redoes them.
+        damages: one line for each damage of the other shards that have a receipt; teacher-cache redoes them.
         quarantined, notes: text by frame id.
-        bytes: of all shards that are done.
-        partial_count: files left by killed writers; the next run clears them away.
+        bytes: size of all shards that are done.
+        partial_count: files left by killed writers; the next run removes them.
     """
 
     identity: CacheIdentity
@@ -55,7 +55,7 @@ class CacheStatus:
 
 
 def cache_status(location: Path | str) -> CacheStatus:
-    """Progress of a cache, at any moment of its life; only receipts and listings are read.
+    """The progress of a cache, also while it is being written; only receipts and listings are read.
 
     Raises:
         IncompleteCacheError: if there is no cache.
@@ -89,7 +89,7 @@ def verify_files(location: Path | str) -> Iterator[tuple[int, list[str]]]:
     """Check all metadata and hash every file of every receipt.
 
     Yields:
-        The number of the shard (-1 for the metadata, which comes first) and a line per damage found.
+        The number of the shard (-1 for the metadata, which comes first) and one line for each damage.
     """
     store = open_store(location)
     identity, _ = load_description(store)
@@ -116,11 +116,11 @@ def verify_files(location: Path | str) -> Iterator[tuple[int, list[str]]]:
 
 
 def read_checked(store: CacheStore, shard: int, name: str, stored: StoredFile) -> bytes:
-    """A file of a shard, as its receipt says it was written.
+    """Read a file of a shard and check it against its receipt.
 
     Raises:
-        DamagedCacheError: if it is missing or of another size or content.
-        StoreError: if it cannot be asked for.
+        DamagedCacheError: if it is missing or differs in size or content.
+        StoreError: if the store does not answer.
     """
     try:
         data = store.read(name)
@@ -134,20 +134,20 @@ def read_checked(store: CacheStore, shard: int, name: str, stored: StoredFile) -
 
 
 class CacheReader:
-    """A cache, frame by frame. Safe to send to another process."""
+    """Reads a cache frame by frame. Can be sent to another process."""
 
     def __init__(self, location: Path | str, expected: Mapping[str, object] | None = None, *, complete: bool = True):
         """Open the cache at a path or URL.
 
         Args:
             location: cache folder, or s3://bucket/prefix, gs://bucket/prefix.
-            expected: fields of the identity that the recipe decides; None to take what is there.
-            complete: refuse a cache of which something is missing or damaged; otherwise that is met when it is read.
+            expected: fields of the identity that the recipe decides; None to accept any cache.
+            complete: refuse a cache with missing or damaged shards now, not when one of them is read.
 
         Raises:
             StaleCacheError: if the identity differs, naming each difference.
             IncompleteCacheError: if there is no cache or shards are missing.
-            DamagedCacheError: if files are missing, cut off or not what their receipts say.
+            DamagedCacheError: if files are missing or do not match their receipts.
         """
         self.store = open_store(location)
         self.identity, self.resolved = load_description(self.store)
@@ -168,7 +168,7 @@ class CacheReader:
         if complete and missing:
             raise IncompleteCacheError(
                 f"{self.store.location}: {missing} of {self.identity.shard_count} shards are not written yet;"
-                " run teacher-cache again, it continues where it stopped"
+                " run teacher-cache again: it continues where it stopped"
             )
         if complete and damages:
             raise DamagedCacheError(damages[0])
@@ -177,7 +177,7 @@ class CacheReader:
         self._metadata_read = False
 
     def usable(self, frame_ids: tuple[str, ...]) -> tuple[str, ...]:
-        """Those of `frame_ids` that are not quarantined."""
+        """The `frame_ids` without those in quarantine."""
         return tuple(frame_id for frame_id in frame_ids if frame_id not in self.quarantined)
 
     def shards(self, frame_ids: Iterable[str]) -> tuple[int, ...]:
@@ -189,13 +189,13 @@ class CacheReader:
 
         Raises:
             DamagedCacheError: if a stored checksum does not match.
-            IncompleteCacheError: if its shard is not there.
+            IncompleteCacheError: if its shard is not written yet.
             KeyError: if the frame is not in the cache.
         """
         return record_from_arrays(self.identity.encoding, self._read(frame_id))
 
     def read_cameras(self, frame_id: str) -> FrameCameras:
-        """Only the calibration and poses of one frame: some hundred bytes; raises what `read` raises."""
+        """Only the calibration and poses of one frame, a few hundred bytes; raises what `read` raises."""
         return FrameCameras(**self._read(frame_id, *(f.name for f in fields(FrameCameras))))
 
     def read_image(self, frame_id: str) -> UInt8[np.ndarray, "V H W 3"]:
@@ -203,15 +203,17 @@ class CacheReader:
         return self._read(frame_id, "image")["image"]
 
     def _read(self, frame_id: str, *names: str) -> dict[str, np.ndarray]:
-        """Arrays of a frame, all of them where none is named."""
+        """The named arrays of a frame; all of them if none is named."""
         if not self._metadata_read:
             check_metadata(self.store, self.identity)
             self._metadata_read = True
         shard_frames = self.identity.shard_frames
         shard, position = divmod(self._index[frame_id], shard_frames)
         if shard not in self._written and self.store.size(receipt_name(shard)) is None:
-            # What a killed writer left is no shard yet.
-            raise IncompleteCacheError(f"{self.store.location}: frame {frame_id}: shard {shard} is not there (yet)")
+            # Files without a receipt, left by a killed writer, do not count.
+            raise IncompleteCacheError(
+                f"{self.store.location}: frame {frame_id}: shard {shard} is not written yet; run teacher-cache"
+            )
         specs = {name: spec for name, spec in array_table(self.identity).items() if not names or name in names}
         try:
             return read_chunks(self.store, specs, shard, position, shard_frames)
@@ -222,7 +224,7 @@ class CacheReader:
 def read_receipts(
     store: CacheStore, identity: CacheIdentity, shards: Sequence[int]
 ) -> Iterator[tuple[int, Receipt | DamagedCacheError]]:
-    """The receipts of these shards, in their order, or what is wrong with them; none where there is none."""
+    """For each of these shards that has a receipt, in order: the receipt, or the error that says what is wrong."""
     there = store.sizes(RECEIPTS)
     texts = store.read_many([name for shard in shards if (name := receipt_name(shard)) in there])
     for shard in shards:
@@ -252,20 +254,20 @@ def read_split_frames(store: CacheStore, identity: CacheIdentity) -> SplitFrames
         frames = SplitFrames(tuple(table["train"]), tuple(table["selection"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedCacheError(
-            f"{where} cannot be read ({error}); run teacher-cache again: it writes it anew"
+            f"{where} cannot be read ({error}); run teacher-cache again: it writes the file anew"
         ) from error
     if frames.sha256() != identity.frames_sha256:
         raise DamagedCacheError(
-            f"{where} is not the frame list of this cache; run teacher-cache again: it writes it anew"
+            f"{where} is not the frame list of this cache; run teacher-cache again: it writes the file anew"
         )
     return frames
 
 
 def check_metadata(store: CacheStore, identity: CacheIdentity) -> None:
-    """Check that the metadata of the arrays tells zarr what `read_chunks` takes for granted.
+    """Check that the zarr metadata of the arrays has the layout that `read_chunks` assumes.
 
     Raises:
-        DamagedCacheError: if it is missing, cannot be read, or tells of another shape, type or size of shards.
+        DamagedCacheError: if it is missing, cannot be read, or states another shape, type or shard size.
     """
     for name, written in array_metadata(identity).items():
         where, expected = f"{store.location}/{name}", json.loads(written)

@@ -20,14 +20,14 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Receipt:
-    """Proof that a shard is done; it exists only after everything it lists is on disk.
+    """Proof that a shard is done; it is written only after every file it lists is on disk.
 
     Attributes:
         shard: number of the shard.
-        identity_sha256: the cache it belongs to.
-        files: by path relative to the cache folder.
+        identity_sha256: identity of the cache that it belongs to.
+        files: size and hash by path relative to the cache folder.
         quarantined: reason by frame id; these frames hold zeros.
-        notes: by frame id, what a usable frame lacks (a camera, a sweep, LiDAR points that are not finite).
+        notes: what a usable frame lacks (a camera, a sweep, LiDAR points that are not finite), by frame id.
     """
 
     shard: int
@@ -37,13 +37,13 @@ class Receipt:
     notes: Mapping[str, str]
 
     def proves(self, shard: int, identity: CacheIdentity) -> bool:
-        """Whether this is the receipt of that shard of that cache, listing every array of it and nothing else."""
+        """Whether this is the receipt of that shard of that cache and lists all its arrays and nothing else."""
         names = {shard_name(name, spec, shard) for name, spec in array_table(identity).items()}
         ours = self.shard == shard and self.identity_sha256 == identity.sha256
         return ours and self.files.keys() == names
 
     def to_json(self) -> str:
-        """Canonical text: equal receipts are equal bytes."""
+        """Canonical text: equal receipts give equal bytes."""
         return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
 
     @staticmethod
@@ -51,7 +51,7 @@ class Receipt:
         """Parse a receipt.
 
         Raises:
-            DamagedCacheError: if it is not one.
+            DamagedCacheError: if the text is not a receipt.
         """
         try:
             table = json.loads(text)
@@ -72,11 +72,11 @@ RECEIPTS = "receipts"
 
 
 def receipt_name(shard: int) -> str:
-    """Receipt of one shard."""
+    """File name of the receipt of a shard."""
     return f"{RECEIPTS}/{shard:06d}.json"
 
 
 def shard_of(name: str) -> int | None:
-    """Shard to which a receipt, a shard file or a partial file of either belongs; None for other files."""
+    """The shard that a receipt, a shard file or a partial file of either belongs to; None for other files."""
     match = re.match(rf"{RECEIPTS}/(\d+)\.json|{re.escape(ARRAYS)}/\w+/c\.(\d+)\.", name)
     return int(match[1] or match[2]) if match else None

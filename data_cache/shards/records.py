@@ -14,10 +14,10 @@ DEPTH_UNIT_PER_M = 256
 
 @dataclass(frozen=True, eq=False)
 class FrameCameras:
-    """Where the cameras of one frame stood. Axes: V views in ring order.
+    """Intrinsics and poses of the cameras of one frame. Axes: V views in ring order.
 
     Attributes:
-        view_valid: False where the frame lacks the camera; its other entries are then 0, its pose the identity.
+        view_valid: False where the frame lacks the camera; its other entries are then 0 and its pose is the identity.
         intrinsics: pixels of the stored image, pixel centres at half-integers.
         world_from_cam: pose at the camera's own time stamp, metres.
     """
@@ -29,14 +29,14 @@ class FrameCameras:
 
 @dataclass(frozen=True, eq=False)
 class FrameRecord(FrameCameras):
-    """One frame as it is stored. Axes: V views in ring order, H W image, h w probabilities, P tokens.
+    """One frame as stored. Axes: V views in ring order, H W image, h w bin probabilities, P tokens.
 
     Attributes:
         image: RGB at the student's input size.
         lidar_depth: z in 1/256 m, 0 = no return; `pack_depth` and `unpack_depth_m` convert.
-        bins: what the teacher said about order, at (V, h, w), in the encoding of the cache.
+        bins: the teacher's bin probabilities at (V, h, w), in the encoding of the cache.
         relation: [i] relates tokens of view i (rows) to those of view i + 1 mod V (columns).
-        tokens: the teacher's pooled features, None in a cache that does not store them.
+        tokens: the teacher's pooled features; None in a cache that does not store them.
     """
 
     image: UInt8[np.ndarray, "V H W 3"]
@@ -52,12 +52,12 @@ class FrameRecord(FrameCameras):
 
 
 def record_arrays(record: FrameRecord) -> dict[str, np.ndarray]:
-    """The arrays of a record by the names they are stored under."""
+    """The arrays of a record by the names under which they are stored."""
     return {k: v for k, v in vars(record).items() if k != "bins" and v is not None} | vars(record.bins)
 
 
 def record_from_arrays(encoding: str, arrays: Mapping[str, np.ndarray]) -> FrameRecord:
-    """Undo `record_arrays`."""
+    """The inverse of `record_arrays`."""
     kind = ENCODINGS[encoding]
     names = [f.name for f in fields(kind)]
     others = {k: v for k, v in arrays.items() if k not in names}

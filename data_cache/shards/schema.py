@@ -1,4 +1,4 @@
-"""The array table of a cache: which arrays it holds, their types, shapes and compression. FORMAT.md is it in prose."""
+"""The array table of a cache: which arrays it holds, their types, shapes and compression. See FORMAT.md."""
 
 import math
 from dataclasses import dataclass
@@ -20,18 +20,18 @@ class ArraySpec:
 
 
 def array_table(identity: CacheIdentity) -> dict[str, ArraySpec]:
-    """The arrays of a cache: one entry per array of its FrameRecords, same names.
+    """The arrays of a cache: one entry per array of a FrameRecord, under the same name.
 
-    Shuffle and level were measured on real frames. A level has to save 2 % of a frame per 20 ms, because compression
-    takes its time from the teacher; level 2 does, level 3 does for nothing but the bins.
+    Shuffle and level were measured on real frames. A level must save 2 % of a frame per 20 ms, because compression
+    takes time from the teacher. Level 2 does; level 3 does only for the bins.
     """
     V, (H, W) = identity.view_count, identity.image_size
     P = identity.relation_grid[0] * identity.relation_grid[1]
     tokens = {"tokens": ArraySpec("float16", (V, P, identity.token_channels), "shuffle")}
     return {
-        # Photographs repeat few bytes, but their high bits are smooth: 2 % less and a quarter faster than whole bytes.
+        # Photographs repeat few bytes, but their high bits are smooth: 2 % smaller and a quarter faster than bytes.
         "image": ArraySpec("uint8", (V, H, W, 3), "bitshuffle"),
-        # Mostly zeros between points: bytes keep them in runs, bit planes cut them up (a quarter more).
+        # Mostly zeros between points: bytes keep them in runs, bit planes break the runs (a quarter larger).
         "lidar_depth": ArraySpec("uint16", (V, H, W), "shuffle"),
         **bin_table(identity),
         "relation": ArraySpec("float16", (V, P, P), "shuffle"),
@@ -43,7 +43,7 @@ def array_table(identity: CacheIdentity) -> dict[str, ArraySpec]:
 
 
 def bin_table(identity: CacheIdentity) -> dict[str, ArraySpec]:
-    """The arrays of a cache's encoding: the fields of its class in ENCODINGS."""
+    """The arrays that hold a cache's bins: the fields of its encoding's class in ENCODINGS."""
     shape = (identity.view_count, *identity.prob_size)
     if identity.encoding == "closed_form":
         return {"bin_map": ArraySpec("uint16", shape, "shuffle", 3)}
@@ -51,7 +51,7 @@ def bin_table(identity: CacheIdentity) -> dict[str, ArraySpec]:
         assert identity.bin_count is not None
         return {"bin_dense": ArraySpec("float16", (*shape, identity.bin_count), "shuffle")}
     assert identity.window_width is not None
-    # No shuffle: the weights of neighbouring pixels repeat byte for byte, and bit planes hide it (twice the bytes).
+    # No shuffle: the weights of neighbouring pixels repeat byte for byte, and bit planes hide that (twice the size).
     return {
         "bin_first": ArraySpec("uint8", shape, level=3),
         "bin_prob": ArraySpec("uint8", (*shape, identity.window_width), level=3),
@@ -65,9 +65,9 @@ def frame_bytes(identity: CacheIdentity) -> int:
 
 ARRAYS = "arrays.zarr"
 CHUNK_KEY_SEPARATOR = "."
-"""One folder per array and one file per shard: with "/" zarr makes up to four folders around every file."""
+"""With "." there is one folder per array and one file per shard; with "/" zarr nests up to four folders per file."""
 
 
 def shard_name(array: str, spec: ArraySpec, shard: int) -> str:
-    """File that holds one shard of one array (Zarr v3 default chunk keys)."""
+    """The file that holds one shard of one array (Zarr v3 default chunk keys)."""
     return f"{ARRAYS}/{array}/" + CHUNK_KEY_SEPARATOR.join(["c", str(shard), *("0" for _ in spec.shape)])

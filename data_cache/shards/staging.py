@@ -1,4 +1,4 @@
-"""Copying the shards that a job needs to a disk beside it."""
+"""Copying the shards that a job needs to a local disk."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,28 +24,28 @@ def stage_cache(
     *,
     on_bytes: Callable[[int, int], None] = lambda done, total: None,
 ) -> CacheReader:
-    """Copy what is needed to read `frame_ids` to a folder below `folder`, named after the cache's identity.
+    """Copy the shards that hold `frame_ids` to a folder below `folder`, named after the cache's identity.
 
-    What a copy already holds is not copied again, so a killed staging goes on and a finished one costs a look at
+    Shards that the copy already holds are not copied again: a killed staging continues, and a finished one only reads
     receipts. Any number of processes may stage into one folder: each shard is copied by one of them, and all return
-    once everything is there.
+    once every shard is there.
 
     Args:
-        reader: of the cache, in a folder or on object storage.
-        frame_ids: frames that will be read; for those that are quarantined nothing is copied.
-        folder: on the disk that shall hold the copy.
-        on_bytes: told how many bytes are there and how many there will be, at first and after each file. What it
-            raises ends the staging; finished shards stay.
+        reader: the cache, in a folder or on object storage.
+        frame_ids: frames that will be read; nothing is copied for quarantined ones.
+        folder: a folder on the disk that is to hold the copy.
+        on_bytes: called with the bytes copied so far and in total, at the start and after each file. If it raises, the
+            staging ends; finished shards stay.
 
     Returns:
-        A reader of the copy, which gives the same values for `frame_ids` and knows the same frames to be quarantined.
+        A reader of the copy, which gives the same values for `frame_ids` and has the same frames in quarantine.
 
     Raises:
         KeyError: if a frame is not in the cache.
-        IncompleteCacheError: if a shard that is needed has no receipt.
-        DamagedCacheError: if a file of the cache is not what its receipt says, or its metadata cannot be read.
-        StoreError: if the cache cannot be asked for.
-        DiskFullError: if the copy does not fit, as a rule before anything is copied; finished shards stay.
+        IncompleteCacheError: if a needed shard has no receipt.
+        DamagedCacheError: if a file of the cache does not match its receipt, or its metadata cannot be read.
+        StoreError: if the store of the cache does not answer.
+        DiskFullError: if the copy does not fit, usually before anything is copied; finished shards stay.
         WriteError: if the system refuses to write the copy.
     """
     receipts = _needed_receipts(reader, reader.usable(tuple(frame_ids)))
@@ -75,14 +75,14 @@ def _needed_receipts(reader: CacheReader, frame_ids: Iterable[str]) -> list[Rece
     if len(receipts) < len(shards):
         raise IncompleteCacheError(
             f"{reader.store.location}: {len(shards) - len(receipts)} of the {len(shards)} shards that are needed are"
-            " not written yet; run teacher-cache again, it continues where it stopped"
+            " not written yet; run teacher-cache again: it continues where it stopped"
         )
     return receipts
 
 
 def _read_metadata(reader: CacheReader) -> dict[str, bytes]:
-    """Every file of a cache that belongs to no shard, the description last, as a writer leaves them."""
-    check_metadata(reader.store, reader.identity)  # what cannot be read is better said of the cache than of its copy
+    """Every file of a cache that belongs to no shard, the description last, in the writer's order."""
+    check_metadata(reader.store, reader.identity)  # so that an error names the cache, not its copy
     arrays = [f"{ARRAYS}/{name}/zarr.json" for name in array_table(reader.identity)]
     return {name: reader.store.read(name) for name in (FRAME_LIST, f"{ARRAYS}/zarr.json", *arrays, DESCRIPTION)}
 
@@ -90,12 +90,12 @@ def _read_metadata(reader: CacheReader) -> dict[str, bytes]:
 def _copy_shards(
     source: CacheStore, target: FolderStore, receipts: Sequence[Receipt], on_bytes: Callable[[int, int], None]
 ) -> None:
-    """Copy the shards of these receipts that are not there, or wait for the processes that do."""
+    """Copy the missing shards of these receipts, or wait for the processes that are copying them."""
     partials = {
         name: shard_of(name) for name in (*target.sizes(ARRAYS), *target.sizes(RECEIPTS)) if name.endswith(PARTIAL)
     }
     target.clear_partials({name: shard for name, shard in partials.items() if shard is not None})
-    free = target.free_bytes()  # before looking at what is lacking, of which others may be writing some
+    free = target.free_bytes()  # before counting what is missing: other processes may be writing some of it
     if _lacking_bytes(target, receipts) > free:
         raise _too_small(target, receipts)
     pending = [receipt for receipt in receipts if not _is_there(target, receipt)]
@@ -113,7 +113,7 @@ def _copy_shards(
                     done += count
                     on_bytes(done, total)
             except DiskFullError as error:
-                for name in receipt.files:  # room for others, and worth nothing without the rest
+                for name in receipt.files:  # makes room for others; useless without the rest of the shard
                     target.remove(name)
                 raise _too_small(target, receipts) from error
             finally:
@@ -124,7 +124,7 @@ def _copy_shards(
 
 
 def _obtain_shard(source: CacheStore, target: FolderStore, receipt: Receipt) -> Iterator[int]:
-    """Copy one shard, its receipt last, unless another process did; gives the bytes that were added, file by file."""
+    """Copy one shard, its receipt last, unless another process did; yields the bytes added, file by file."""
     if _is_there(target, receipt):
         yield _bytes([receipt])
         return
@@ -136,7 +136,7 @@ def _obtain_shard(source: CacheStore, target: FolderStore, receipt: Receipt) -> 
 
 
 def _is_there(target: FolderStore, receipt: Receipt) -> bool:
-    """Whether the copy has this very receipt, and files of the sizes it says."""
+    """Whether the copy has this very receipt, and files of the sizes that it states."""
     try:
         ours = target.read(receipt_name(receipt.shard)) == receipt.to_json().encode()
     except FileNotFoundError:
@@ -149,7 +149,7 @@ def _bytes(receipts: Sequence[Receipt]) -> int:
 
 
 def _lacking_bytes(target: FolderStore, receipts: Sequence[Receipt]) -> int:
-    """What the shards that are not there will take beyond those files of theirs that are."""
+    """Bytes still to be written: missing shards, less those of their files that are there already."""
     there = target.sizes(ARRAYS)
     return sum(
         stored.bytes - there.get(name, 0)

@@ -24,13 +24,13 @@ from data_cache.storage.locations import open_store
 
 @dataclass(frozen=True)
 class CachePlan:
-    """What is to be written of a part of a cache.
+    """What remains to be written in one part of a cache.
 
     Attributes:
         pending: shards that are not done, in order.
-        in_part: shards of the part, done or not.
-        needed_bytes: what the pending shards will take, judged by those that are done; where none is, at most.
-        exact: whether any is done.
+        in_part: number of shards in the part, done or not.
+        needed_bytes: estimate for the pending shards from those that are done; an upper bound if none is.
+        exact: whether any shard is done, so that `needed_bytes` is an estimate and not a bound.
     """
 
     pending: tuple[int, ...]
@@ -40,15 +40,15 @@ class CachePlan:
 
 
 class CacheWriter:
-    """Owns one cache while it is being filled.
+    """Writes one cache, shard by shard.
 
     The unit of work is the Zarr shard: frames [i * shard_frames, (i + 1) * shard_frames). `claim` keeps two processes
-    from writing one shard. A shard's receipt is written last and moved into place in one step: kill the process
-    anywhere and the next run redoes at most the shards that were open.
+    from writing one shard. A shard's receipt is written last and moved into place in one step: wherever the process is
+    killed, the next run redoes at most the shards that were open.
     """
 
     def __init__(self, location: Path | str, identity: CacheIdentity, resolved: Resolved, frames: SplitFrames):
-        """Create the cache at a path or URL, or take up the one that is there.
+        """Create the cache at a path or URL, or continue the one that is there.
 
         Raises:
             StaleCacheError: if the cache there has another identity or precision.
@@ -66,7 +66,7 @@ class CacheWriter:
             raise write_error(error, Path(self.store.location)) from error
 
     def _create(self, resolved: Resolved) -> None:
-        """Write all metadata that is not there as it should be, the description last."""
+        """Write all metadata that is missing or differs, the description last."""
         there = self._check_description(resolved)
         self.store.clear_metadata_partials()
         metadata = array_metadata(self.identity)
@@ -75,7 +75,7 @@ class CacheWriter:
             for name in self.store.sizes(ARRAYS)
         ):
             raise CacheError(
-                f"{self.store.location}/{ARRAYS} is there but is not this recipe's;"
+                f"{self.store.location}/{ARRAYS} exists but belongs to another recipe;"
                 " move it away or choose another --run"
             )
         frame_list = (json.dumps(asdict(self.frames), indent=0) + "\n").encode()
@@ -86,7 +86,7 @@ class CacheWriter:
             self.store.write(DESCRIPTION, (json.dumps(description, indent=1, sort_keys=True) + "\n").encode())
 
     def _check_description(self, resolved: Resolved) -> bool:
-        """Whether a description is there, which must then be ours."""
+        """Whether a description exists; raises StaleCacheError if it is not of this identity and precision."""
         try:
             self.store.read(DESCRIPTION)
         except FileNotFoundError:
@@ -112,13 +112,13 @@ class CacheWriter:
         return self.identity.shard_range(shard)
 
     def plan(self, *, part: tuple[int, int] = (1, 1), retry_quarantined: bool = False) -> CachePlan:
-        """What is still to be written. Clears away the partial files of killed writers.
+        """What remains to be written. Removes the partial files of killed writers.
 
-        A shard is done when its receipt is readable, is ours, and its files have the sizes it says.
+        A shard is done when its receipt is readable and of this cache, and its files have the sizes that it states.
 
         Args:
-            part: (I, N) takes every N-th shard, I in 1..N; parts are disjoint and cover everything; those beyond the
-                number of shards are empty.
+            part: (I, N) with I in 1..N takes every N-th shard, beginning at the I-th. Parts are disjoint and cover all
+                shards; with I beyond the number of shards, a part is empty.
             retry_quarantined: count finished shards that hold quarantined frames as pending.
 
         Raises:
@@ -131,7 +131,7 @@ class CacheWriter:
         receipts = self.store.sizes(RECEIPTS)
         shards = range(index - 1, self.identity.shard_count, count)
         partials = {name: shard_of(name) for name in (*sizes, *receipts) if name.endswith(PARTIAL)}
-        # Of this part alone: to clear them takes the shard's lock for a moment, which its own part may want.
+        # Only in this part: removing them briefly takes the shard's lock, which its own part may need.
         self.store.clear_partials(
             {name: shard for name, shard in partials.items() if shard is not None and shard in shards}
         )
@@ -154,18 +154,18 @@ class CacheWriter:
         return self.plan(part=part, retry_quarantined=retry_quarantined).pending
 
     def claim(self, shard: int) -> bool:
-        """Keep other processes from writing a shard until `release`; False if one of them is writing it now."""
+        """Keep other processes from writing a shard until `release`; False if another process is writing it now."""
         return self.store.take(shard)
 
     def release(self, shard: int) -> None:
-        """Let others write the shard."""
+        """Let other processes write the shard."""
         self.store.release(shard)
 
     def is_done(self, shard: int, *, retry_quarantined: bool = False) -> bool:
-        """What `pending` would say of one shard now: another process may have finished it since."""
+        """Whether a shard is done by now: another process may have finished it since `pending`."""
         try:
             text = self.store.read(receipt_name(shard))
-        except FileNotFoundError:  # as a rule, and then nothing else is asked for: on object storage each is a request
+        except FileNotFoundError:  # the usual case, at one request: on object storage each one costs
             return False
         sizes = {
             name: size
@@ -177,7 +177,7 @@ class CacheWriter:
     def _done_receipt(
         self, name: str, text: bytes, sizes: Mapping[str, int], retry_quarantined: bool
     ) -> Receipt | None:
-        """The receipt, if it says that its shard is done."""
+        """The receipt, if it proves that its shard is done."""
         try:
             receipt = Receipt.from_json(text, name)
         except DamagedCacheError:
@@ -207,7 +207,7 @@ class CacheWriter:
         frames = self.frame_range(shard)
         if len(records) != len(frames):
             raise ValueError(f"shard {shard} takes {len(frames)} records, got {len(records)}")
-        # Encoded before anything is touched: what is hashed is what is written, and a full disk knows what it lacks.
+        # Encoded before anything is written: the hash is of the bytes written, and the size is known if the disk fills.
         encoded = {
             shard_name(name, spec, shard): encode_shard(spec, _stack(name, spec, records), self.identity.shard_frames)
             for name, spec in self._table.items()
@@ -226,7 +226,7 @@ class CacheWriter:
         return receipt
 
     def _disk_full(self, error: DiskFullError, shard: int, files: Mapping[str, StoredFile]) -> DiskFullError:
-        """The same error with what the rest of the cache needs, judged by this shard; gives back what it took."""
+        """Remove the shard's files; returns the error, with the estimated needs of the remaining shards."""
         for name in files:
             self.store.remove(name)
         written = self.store.sizes(RECEIPTS)
@@ -235,14 +235,14 @@ class CacheWriter:
         free = self.store.free_bytes() or 0
         lacking = f"{size_text(needed - free)} are lacking." if needed > free else "is there a quota?"
         return DiskFullError(
-            f"disk full while writing shard {shard} to {self.store.location}: the {open_count} shards that are missing"
+            f"disk full while writing shard {shard} to {self.store.location}: the {open_count} missing shards"
             f" need about {size_text(needed)}, {size_text(free)} are free now: {lacking} Finished shards are kept: free"
-            " that much, or move the run folder to a larger disk, and run the same command again"
+            " some space, or move the run folder to a larger disk, and run the same command again"
         )
 
 
 def array_metadata(identity: CacheIdentity) -> dict[str, bytes]:
-    """What zarr writes for a group of the arrays of a cache, by name in the cache."""
+    """The metadata files that zarr writes for the arrays of a cache, by name in the cache."""
     files: dict[str, Buffer] = {}
     group = zarr.create_group(MemoryStore(store_dict=files))
     for name, spec in array_table(identity).items():
@@ -251,7 +251,7 @@ def array_metadata(identity: CacheIdentity) -> dict[str, bytes]:
 
 
 def wrong_sizes(sizes: Mapping[str, int], receipt: Receipt) -> dict[str, str]:
-    """Files of a receipt that are missing or of another size than listed in `sizes`, with what was found."""
+    """Files of a receipt that `sizes` lacks or lists with another size, each with a text of what was found."""
     return {
         name: "missing" if name not in sizes else f"{sizes[name]} bytes, receipt says {stored.bytes}"
         for name, stored in receipt.files.items()
@@ -260,12 +260,12 @@ def wrong_sizes(sizes: Mapping[str, int], receipt: Receipt) -> dict[str, str]:
 
 
 def encode_shard(spec: ArraySpec, values: np.ndarray, shard_frames: int) -> bytes:
-    """The file of one shard, as zarr writes it.
+    """The bytes of one shard file, as zarr writes it.
 
     Args:
-        spec: of the array.
+        spec: the array.
         values: (n, *spec.shape) frames, n <= shard_frames.
-        shard_frames: frames of a full shard.
+        shard_frames: frames in a full shard.
     """
     files: dict[str, Buffer] = {}
     store = MemoryStore(store_dict=files)

@@ -1,4 +1,4 @@
-"""Data sets as frames. A new one is a module here and a line in `registry.py`.
+"""Data sets as frames. A new data set is a module here and a line in `registry.py`.
 
-Read `base.py` first: what every data set offers.
+Read `base.py` first: it says what every data set offers.
 """

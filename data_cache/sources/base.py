@@ -1,4 +1,4 @@
-"""What a data set is: a rig, drives, splits, and frames that are read one by one."""
+"""The interface of a data set: a rig, drives, splits, and frames that are read one by one."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from data_cache.frames.rig import Frame, Rig
 
 @runtime_checkable
 class Source(Protocol):
-    """A data set: what it holds is known when it is opened, frames are read one by one."""
+    """A data set: its drives and frame ids are known when it is opened; frames are read one by one."""
 
     @property
     def name(self) -> str:
@@ -32,7 +32,7 @@ class Source(Protocol):
         ...
 
     def frame(self, frame_id: str) -> Frame:
-        """One frame; nothing heavy is read yet. Raises FrameError if its metadata cannot be used."""
+        """One frame; its images and LiDAR are not read yet. Raises FrameError if its metadata cannot be used."""
         ...
 
 
@@ -42,27 +42,27 @@ LIDARS = (MECHANICAL, "forward", "both")
 
 @runtime_checkable
 class StoredSource(Source, Protocol):
-    """A data set whose frames lie in files."""
+    """A data set whose frames are stored in files."""
 
     def files(self, frame_id: str) -> Mapping[str, Path]:
-        """The files of a frame by sensor, as the metadata name them, whether or not they are there."""
+        """The files of a frame by sensor, as the metadata names them, whether or not they exist."""
         ...
 
 
 @runtime_checkable
 class PublishedSource(Source, Protocol):
-    """A data set of which lists are published that call its frames by other names."""
+    """A data set for which published frame lists use other names than our frame ids."""
 
     @property
     def published_ids(self) -> Mapping[str, str]:
-        """Frame ids by these names."""
+        """Frame ids by published name."""
         ...
 
 
 @runtime_checkable
 class EditableSource(Source, Protocol):
-    """A data set whose calibration and poses its user writes and corrects."""
+    """A data set whose calibration and poses are written and edited by its user."""
 
     def metadata_sha256(self, frame_ids: Sequence[str]) -> str:
-        """Over all that is written about the rig and these frames; images and points are not looked at."""
+        """Hash of the metadata of the rig and these frames; images and points are not included."""
         ...

@@ -1,4 +1,4 @@
-"""nuScenes keyframes, from the JSON tables directly."""
+"""nuScenes keyframes, read from its JSON tables."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ LIDAR_COLUMNS = 5  # x, y, z, intensity, ring; float32
 
 @dataclass(frozen=True, slots=True)
 class _Pose:
-    """A rotation (w, x, y, z) and a translation in metres, small enough to keep a quarter of a million of them."""
+    """A rotation (w, x, y, z) and a translation in metres; compact, because a quarter of a million are kept."""
 
     wxyz: tuple[float, float, float, float]
     xyz_m: tuple[float, float, float]
@@ -35,7 +35,7 @@ class _Pose:
 
 @dataclass(frozen=True, slots=True)
 class _Calibration:
-    """A sensor on a vehicle: channel, pose in the ego frame, and for a camera its 3 x 3 intrinsics."""
+    """A sensor on a vehicle: its channel, its pose in the ego frame and, for a camera, its 3 x 3 intrinsics."""
 
     channel: str
     ego_from_sensor: _Pose
@@ -44,7 +44,7 @@ class _Calibration:
 
 @dataclass(frozen=True, slots=True)
 class _Datum:
-    """What one sensor recorded for a keyframe, or a LiDAR between two."""
+    """One recording of a sensor: for a keyframe or, of the LiDAR, between two keyframes."""
 
     file: str
     time_us: int
@@ -56,17 +56,17 @@ class _Datum:
 class NuscenesSource:
     """nuScenes as frames; ids are sample tokens, drives are scenes.
 
-    The splits are the official ones (train, val, test, mini_train, mini_val), restricted to the scenes that the tables
-    hold; a split without any is not listed.
+    The splits are the official ones (train, val, test, mini_train, mini_val), restricted to the scenes in the tables;
+    a split without scenes is not listed.
 
     Args:
         root: the folder that holds `v1.0-*`, `samples` and so on.
-        version: the table folder; may be empty where there is only one.
-        nearby_sweep_s: a keyframe without LiDAR takes the sweep of its scene that is nearest in time, if it is no
-            farther away than so many seconds; 0 for none. The sweep keeps the pose of its own time.
+        version: the table folder; may be empty if there is only one.
+        nearby_sweep_s: a keyframe without LiDAR takes the nearest sweep of its scene within this many seconds, with the
+            pose of the sweep's own time; 0 for none.
 
     Raises:
-        SourceError: if there are no tables, several and none is chosen, or one of them cannot be used.
+        SourceError: if there is no table folder, there are several and `version` is empty, or a table cannot be used.
     """
 
     name = "nuscenes"
@@ -127,7 +127,7 @@ class NuscenesSource:
 
     def _world_from_sensor(self, datum: _Datum) -> Float[np.ndarray, "4 4"]:
         world_from_ego = self._ego_poses[datum.ego_pose_token].matrix()
-        with np.errstate(invalid="ignore"):  # View and Sweep refuse what is not finite, with a name to it
+        with np.errstate(invalid="ignore"):  # View and Sweep refuse a pose that is not finite, and name it
             pose: np.ndarray = world_from_ego @ datum.calibration.ego_from_sensor.matrix()
         return pose
 
@@ -157,7 +157,7 @@ def _read_calibrations(tables: Path) -> dict[str, _Calibration]:
 
 
 def _read_samples(tables: Path) -> dict[str, dict[str, int]]:
-    """Of each scene, the time stamps of its samples in microseconds by token, in time order."""
+    """For each scene, its samples in time order: time stamp in microseconds by token."""
     with fields_of(tables / "scene.json"):
         names = {text(row["token"]): text(row["name"]) for row in read_json(tables / "scene.json")}
     with fields_of(tables / "sample.json"):
@@ -180,19 +180,19 @@ def _read_data(
     *,
     with_sweeps: bool,
 ) -> tuple[dict[str, dict[str, _Datum]], dict[str, list[_Datum]]]:
-    """Of each sample, by channel, what the cameras and the LiDAR recorded; of each scene, the sweeps between."""
+    """The recordings of each sample by channel, and the LiDAR sweeps between samples by scene."""
     scenes = {token: scene for scene, tokens in samples.items() for token in tokens}
     data: dict[str, dict[str, _Datum]] = {token: {} for token in scenes}
     sweeps: dict[str, list[_Datum]] = {scene: [] for scene in samples}
     wanted = {*CAMERAS, LIDAR}
 
-    # The full set has 2.6 million rows, of which one in eleven is wanted: each is looked at while the file is parsed,
-    # so the others are never held all at once.
+    # The full set has 2.6 million rows, and one in eleven is wanted: rows are filtered while the file is parsed, so
+    # that the others are never all in memory.
     def visit(row: dict[str, Any]) -> None:
         calibration = calibrations[row["calibrated_sensor_token"]]
         if row["is_key_frame"] and calibration.channel in wanted:
             data[row["sample_token"]][calibration.channel] = _datum(row, calibration)
-        # A sweep whose sample was trimmed away is of no scene that is here.
+        # In trimmed tables a sweep may belong to a sample, and so a scene, that is missing.
         elif with_sweeps and calibration.channel == LIDAR and row["sample_token"] in scenes:
             sweeps[scenes[row["sample_token"]]].append(_datum(row, calibration))
 
@@ -260,8 +260,7 @@ def _intrinsics(calibration: _Calibration) -> Float[np.ndarray, "3 3"]:
         raise FrameError(
             f"camera {calibration.channel}: expected 3 x 3 intrinsics, found {calibration.intrinsic!r}"
         ) from error
-    # The devkit draws its projections onto pixels centred at integers, as OpenCV calibrates them; ours are centred at
-    # half-integers.
+    # The devkit projects onto pixels centred at integers, as OpenCV calibrates them; ours are centred at half-integers.
     K_px[:2, 2] += 0.5
     return K_px
 

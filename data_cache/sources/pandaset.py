@@ -17,16 +17,16 @@ from data_cache.sources.parsing.metadata import fields_of, found_in, read_json
 from data_cache.sources.parsing.pickles import load_columns
 
 CAMERAS = ("front_camera", "front_right_camera", "right_camera", "back_camera", "left_camera", "front_left_camera")
-IMAGE_SIZE = (1080, 1920)  # the metadata does not say it; every PandaSet camera has it
+IMAGE_SIZE = (1080, 1920)  # of every PandaSet camera; the metadata does not state it
 EGO_FROM_OURS = np.array([[0.0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
-"""PandaSet's vehicle is x right, y forward, z up, on the ground below the LiDAR; ours is x forward, y left."""
+"""PandaSet's vehicle frame is x right, y forward, z up, on the ground below the LiDAR; ours is x forward, y left."""
 LIDAR_NUMBERS = dict(zip(LIDARS, ((0,), (1,), (0, 1)), strict=True))
-"""Values of the column d: 0 is the mechanical, 360-degree sensor, 1 the solid-state one that looks forward only."""
+"""Values of column d by LiDAR: 0 is the mechanical 360-degree sensor, 1 the solid-state one that faces forward."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Track:
-    """One camera over a sequence."""
+    """One camera throughout a sequence."""
 
     K_px: Float[np.ndarray, "3 3"]
     poses: Float[np.ndarray, "T 7"]  # quaternion w, x, y, z, then position x, y, z in metres
@@ -35,7 +35,7 @@ class _Track:
 
 @dataclass(frozen=True, eq=False)
 class _Sequence:
-    """What the metadata of one sequence says."""
+    """The metadata of one sequence."""
 
     folder: Path
     tracks: Mapping[str, _Track]
@@ -52,10 +52,10 @@ class PandasetSource:
 
     Args:
         root: the folder that holds the sequences (`root/002/camera/...`).
-        lidar: whose points a sweep holds, of LIDARS.
+        lidar: one of LIDARS; the sensors whose points a sweep holds.
 
     Raises:
-        SourceError: if it holds none, or the metadata of one cannot be used.
+        SourceError: if `root` holds no sequence, or the metadata of one cannot be used.
     """
 
     name = "pandaset"
@@ -138,8 +138,8 @@ def _read_sequence(folder: Path) -> _Sequence:
 def _read_track(folder: Path) -> _Track:
     with fields_of(folder / "intrinsics.json"):
         lens = read_json(folder / "intrinsics.json")
-        # The devkit draws its projections onto pixels centred at integers, as OpenCV calibrates them; ours are centred
-        # at half-integers.
+        # The devkit projects onto pixels centred at integers, as OpenCV calibrates them; ours are centred at
+        # half-integers.
         K_px = np.array(
             [[lens["fx"], 0, lens["cx"] + 0.5], [0, lens["fy"], lens["cy"] + 0.5], [0, 0, 1]], dtype=np.float64
         )
@@ -167,7 +167,7 @@ def _pose_row(pose: Mapping[str, Mapping[str, float]]) -> list[float]:
 def _times_ns(path: Path) -> Int[np.ndarray, " T"]:
     with fields_of(path):
         times_s: list[Any] = list(read_json(path))
-        # Seconds since 1970 in a float64 are good to a quarter of a microsecond, so rounding to nanoseconds adds noise.
+        # Seconds since 1970 in a float64 are precise to a quarter of a microsecond: nanoseconds would only be noise.
         return np.array([round(time_s * 1e6) * 1000 for time_s in times_s], dtype=np.int64)
 
 
@@ -187,5 +187,5 @@ def _view(sequence: _Sequence, name: str, index: int) -> View | None:
 def _load_sweep(path: Path, lidar: str) -> Sweep:
     table = load_columns(path, ("x", "y", "z", "d"))
     points = table[np.isin(table[:, 3], LIDAR_NUMBERS[lidar])]
-    # The points are stored in world coordinates, so the pose of the sensor is already in them.
+    # The points are stored in world coordinates, so the pose of the sensor is already applied.
     return make_sweep(points, np.eye(4), f"{path} (lidar {lidar}, column d)")

@@ -1,4 +1,4 @@
-"""Every data set by name. `open_source` is the only door."""
+"""Every data set by name. `open_source` is the only way to open one."""
 
 from pathlib import Path
 
@@ -22,14 +22,15 @@ def open_source(
     Args:
         kind: one of SOURCES.
         root: data set folder; None for sources that live in memory.
-        version: which of several releases under one root (nuScenes), empty where there is one.
-        masks: folder of self-occlusion masks (DDAD); None to look beside the data set.
-        lidar: of LIDARS, the sensors whose points are taken (PandaSet, the one that has two).
-        nearby_sweep_s: how far from a keyframe without LiDAR a sweep may be that stands in (nuScenes), 0 for none.
+        version: which release, if `root` holds several (nuScenes); may be empty if it holds one.
+        masks: folder of self-occlusion masks (DDAD); None to look in and beside the data set.
+        lidar: one of LIDARS; the sensors whose points are taken (PandaSet, which has two).
+        nearby_sweep_s: a keyframe without LiDAR takes the nearest sweep within this many seconds (nuScenes); 0 for
+            none.
 
     Raises:
-        SourceError: if the kind is unknown, has no such option, or the folder is not such a data set (with what was
-            looked for).
+        SourceError: if the kind is unknown, has no such option, or the folder is not such a data set; the message says
+            what was expected.
     """
     if kind not in SOURCES:
         raise SourceError(f"unknown source {kind!r}; it is one of {', '.join(SOURCES)}")
@@ -40,7 +41,7 @@ def open_source(
     ):
         if changed and kind != only:
             raise SourceError(f"{kind}: data.{name} is for {only} alone; leave it out")
-    # Each source is imported only when it is asked for: the synthetic one needs a ray caster, the others do not.
+    # Each source is imported only when asked for: only the synthetic one needs a ray caster.
     if kind == "synthetic":
         from data_cache.sources.synthetic.source import SyntheticSource
 

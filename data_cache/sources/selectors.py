@@ -9,7 +9,7 @@ from data_cache.sources.base import PublishedSource, Source
 from data_cache.sources.parsing.metadata import read_text
 
 LIST = "list:"
-"""Begins a selector that names a file of frame ids."""
+"""Prefix of a selector that names a file of frame ids."""
 _LIST_LIMIT = 256 * 2**20
 
 
@@ -22,10 +22,11 @@ def select(source: Source, selectors: Iterable[str]) -> tuple[str, ...]:
     """Frame ids named by selectors, in order, each once.
 
     A selector is a drive or a split of the data set, with an optional Python slice over its frames: `002[:17]`,
-    `train`, `train[::3]`. Or it is `list:PATH`, a text file whose lines begin with a frame id; it may be sliced, too.
+    `train`, `train[::3]`. Or it is `list:PATH`, a text file with a frame id at the start of each line; it can be
+    sliced, too.
 
     Raises:
-        SourceError: if a selector is malformed, names nothing, or selects no frame.
+        SourceError: if a selector is malformed, names nothing known, or selects no frame.
     """
     chosen: dict[str, None] = {}
     for selector in selectors:
@@ -43,8 +44,8 @@ def select(source: Source, selectors: Iterable[str]) -> tuple[str, ...]:
             if not source.splits and source.name == "rig_folder":
                 remedy += ", or write splits.json"
             raise SourceError(
-                f"{source.name}: no drive or split {unknown[0]!r}; splits: {_some(source.splits)};"
-                f" drives: {_some(source.drives)}{remedy}"
+                f"{source.name}: no drive or split {unknown[0]!r}; splits: {_shortened(source.splits)};"
+                f" drives: {_shortened(source.drives)}{remedy}"
             )
         ids = _sliced([frame_id for drive in drives for frame_id in source.drives[drive]], match["slice"])
         if not ids:
@@ -54,13 +55,13 @@ def select(source: Source, selectors: Iterable[str]) -> tuple[str, ...]:
 
 
 def located(selector: str, folder: Path) -> str:
-    """The selector with the path of a list taken from `folder`, absolute; any other selector as it is."""
+    """A `list:` selector with its path made absolute, relative to `folder`; any other selector unchanged."""
     path = selector.removeprefix(LIST)
     return f"{LIST}{(folder / path).resolve()}" if selector.startswith(LIST) and path else selector
 
 
 def shown(selector: str) -> str:
-    """A selector as reports and caches name it: of a list the file's name, so that a run can move with its lists."""
+    """A selector as reports and caches name it: a list by its file name alone, so that a run folder can be moved."""
     return f"{LIST}{Path(selector).name.removeprefix(LIST)}" if selector.startswith(LIST) else selector
 
 
@@ -97,7 +98,7 @@ def _listed(source: Source, selector: str) -> Sequence[str]:
 
 
 def _leading_id(line: str, known: Mapping[str, str]) -> str | None:
-    """The frame that the longest beginning of a line, up to a space, names: other columns may follow it."""
+    """The frame named at the start of a line, the longest name that is known; other columns may follow it."""
     while line not in known:
         parts = line.rsplit(maxsplit=1)
         if len(parts) < 2:
@@ -107,9 +108,9 @@ def _leading_id(line: str, known: Mapping[str, str]) -> str | None:
 
 
 def first(source: Source, frame_ids: Sequence[str], *, drives: int, frames: int) -> tuple[str, ...]:
-    """Of some frames those of the first `drives` drives that they come from, and of these the first `frames`; 0 is all.
+    """The frames of the first `drives` drives among `frame_ids`, then the first `frames` of these; 0 means all.
 
-    Always a part of what was given, so splits that share no frame share none afterwards.
+    The result is a subset of `frame_ids`, so disjoint splits stay disjoint.
     """
     drive_of = {frame_id: drive for drive, ids in source.drives.items() for frame_id in ids}
     ordered = tuple(dict.fromkeys(drive_of[frame_id] for frame_id in frame_ids))
@@ -118,11 +119,11 @@ def first(source: Source, frame_ids: Sequence[str], *, drives: int, frames: int)
 
 
 def spread(frame_ids: Sequence[str], count: int) -> tuple[str, ...]:
-    """At most `count` of some frames, spread evenly over them."""
+    """At most `count` of the frames, evenly spaced."""
     step = len(frame_ids) / min(count, len(frame_ids))
     return tuple(frame_ids[int((i + 0.5) * step)] for i in range(min(count, len(frame_ids))))
 
 
-def _some(names: Iterable[str]) -> str:
+def _shortened(names: Iterable[str]) -> str:
     listed = list(names)
     return ", ".join(listed[:8]) + (f", ... ({len(listed)})" if len(listed) > 8 else "") or "none"

@@ -1,4 +1,4 @@
-"""Where a cache lies: files by name in a folder or on object storage, and locks on them.
+"""Storage of a cache: files by name in a folder or on object storage, and locks on shards.
 
-What the files mean is not known here (`shards`). Read `store.py` first.
+What the files mean is defined elsewhere (`shards`). Read `store.py` first.
 """

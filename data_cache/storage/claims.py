@@ -1,4 +1,4 @@
-"""Who is writing which shard right now: a lock per shard that dies with the process that holds it."""
+"""Claims on shards: one lock per shard, which ends with the process that holds it."""
 
 import errno
 import fcntl
@@ -22,13 +22,13 @@ class Claims:
     """
 
     def __init__(self, path: Path):
-        """Open the lock file at `path`, making it if needed. Raises OSError."""
+        """Open the lock file at `path`, creating it if needed. Raises OSError."""
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        weakref.finalize(self, os.close, self._descriptor)  # which gives everything back
+        weakref.finalize(self, os.close, self._descriptor)  # closing releases all locks
         self.supported = True
 
     def take(self, shard: int) -> bool:
-        """Lock a shard; False if another process holds it. On a file system without locks the answer is True."""
+        """Lock a shard; False if another process holds it. On a file system without locks, always True."""
         try:
             self._set(fcntl.F_OFD_SETLK, fcntl.F_WRLCK, shard)
         except OSError as error:
@@ -40,13 +40,13 @@ class Claims:
         return True
 
     def release(self, shard: int) -> None:
-        """Give a shard back."""
+        """Release the lock on a shard."""
         if self.supported:
             self._set(fcntl.F_OFD_SETLK, fcntl.F_UNLCK, shard)
 
     @contextmanager
     def creating(self) -> Iterator[None]:
-        """Alone among all processes that create or mend the metadata; waits for its turn."""
+        """Lock out other processes that create or repair the metadata; waits for its turn."""
         try:
             self._set(fcntl.F_OFD_SETLKW, fcntl.F_WRLCK, _INIT)
         except OSError as error:
@@ -61,7 +61,7 @@ class Claims:
     def taken_elsewhere(self, shard_count: int) -> list[int]:
         """Shards that other processes hold at this moment."""
         taken: list[int] = []
-        # The kernel names any lock in the way, not the first one: what lies before it and behind it is asked for again.
+        # The kernel names any conflicting lock, not the first one, so the ranges before and after it are queried again.
         spans = [(0, shard_count)]
         while self.supported and spans:
             start, stop = spans.pop()

@@ -28,12 +28,12 @@ class FolderStore:
         return str(self.root)
 
     def read(self, name: str) -> bytes:
-        """A whole file."""
+        """Read a whole file."""
         with _reading_file(self.root / name):
             return (self.root / name).read_bytes()
 
     def read_many(self, names: Sequence[str]) -> Mapping[str, bytes]:
-        """Those of these files that are there, by name."""
+        """Read those of the named files that exist, by name."""
         found = {}
         for name in names:
             with suppress(FileNotFoundError):
@@ -41,7 +41,7 @@ class FolderStore:
         return found
 
     def read_ranges(self, ranges: Sequence[Range]) -> list[bytes | None]:
-        """These parts of files, in their order."""
+        """Read parts of files, in order; None where a file is missing."""
         return [self._read_range(asked) for asked in ranges]
 
     def _read_range(self, asked: Range) -> bytes | None:
@@ -59,29 +59,29 @@ class FolderStore:
         replace_atomically(self.root / name, lambda partial: partial.write_bytes(data))
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there; after a crash it does not come back."""
+        """Remove a file if it exists, durably: it does not come back after a crash."""
         path = self.root / name
         if path.exists():
             path.unlink()
             fsync(path.parent)
 
     def size(self, name: str) -> int | None:
-        """Bytes of one file, None if it is not there."""
+        """Size of a file in bytes; None if it does not exist."""
         try:
             return (self.root / name).stat().st_size
         except FileNotFoundError:
             return None
 
     def sizes(self, folder: str) -> Mapping[str, int]:
-        """Bytes of every file below a folder, by name."""
+        """Size in bytes of every file below a folder, by name."""
         return dict(_walk(self.root / folder, folder))
 
     def take(self, shard: int) -> bool:
-        """Claim a shard for this process; False if another one is writing it."""
+        """Claim a shard for this process; False if another process is writing it."""
         return self._claims.take(shard)
 
     def release(self, shard: int) -> None:
-        """Give a claim back."""
+        """Release a claim."""
         self._claims.release(shard)
 
     def taken_elsewhere(self, shard_count: int) -> list[int]:
@@ -90,31 +90,31 @@ class FolderStore:
             return []
         try:
             return self._claims.taken_elsewhere(shard_count)
-        except OSError:  # somebody else's cache, of which we may only read
+        except OSError:  # a cache of another user, which is read-only here
             return []
 
     def creating(self) -> AbstractContextManager[None]:
-        """Alone while the metadata is created or mended."""
+        """Lock out other processes while the metadata is created or repaired."""
         self.root.mkdir(parents=True, exist_ok=True)
         return self._claims.creating()
 
     def clear_partials(self, names: Mapping[str, int]) -> None:
-        """Remove these partial files, by name with their shard, unless somebody is writing that shard right now."""
+        """Remove these partial files, given as shard by name, unless their shard is being written right now."""
         for name, shard in names.items():
-            # Without locks nobody can tell a killed writer's file from a live one's: litter is the smaller harm.
+            # Without locks a killed writer's file looks like a live one's: leaving it is the smaller harm.
             if self._claims.take(shard) and self._claims.supported:
                 (self.root / name).unlink(missing_ok=True)
                 self._claims.release(shard)
 
     def clear_metadata_partials(self) -> None:
-        """Remove partial files of the metadata, all of which are written inside `creating`."""
+        """Remove partial files of the metadata; only inside `creating`, where all of them are written."""
         if self._claims.supported:
             for pattern in (f"*{PARTIAL}", f"*/zarr.json*{PARTIAL}", f"*/*/zarr.json*{PARTIAL}"):
                 for path in self.root.glob(pattern):
                     path.unlink(missing_ok=True)
 
     def free_bytes(self) -> int:
-        """Room on the file system that holds the folder."""
+        """Free bytes on the file system that holds the folder."""
         existing = next(folder for folder in (self.root, *self.root.absolute().parents) if folder.exists())
         return shutil.disk_usage(existing).free
 
@@ -134,7 +134,7 @@ def _reading_file(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise StoreError(
-            f"cannot read {path}: {error.strerror or error}; it should be a file that you may read"
+            f"cannot read {path}: {error.strerror or error}; check that it is a file and that you may read it"
         ) from error
 
 

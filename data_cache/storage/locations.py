@@ -1,4 +1,4 @@
-"""Opens the store at a path or URL."""
+"""Opening the store at a path or URL."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,10 +11,10 @@ from data_cache.storage.folder_store import FolderStore
 from data_cache.storage.object_store import ObjectStore
 from data_cache.storage.store import CacheStore
 
-_REMOTE: Mapping[str, Any] = {"use_listings_cache": False}  # other machines write as well: nothing is remembered
+_REMOTE: Mapping[str, Any] = {"use_listings_cache": False}  # other machines write, too, so listings go stale
 _S3: Mapping[str, Any] = {
-    "max_concurrency": 1,  # more would ask for the size of every object before it is read: twice the requests
-    # An endpoint that refuses is given up after seconds; the "legacy" mode of botocore takes up to 15 for each request.
+    "max_concurrency": 1,  # more would query the size of every object before reading it: twice the requests
+    # "standard" gives up on a refusing endpoint after seconds; botocore's "legacy" takes up to 15 s per request.
     "config_kwargs": {"retries": {"mode": "standard"}},
 }
 
@@ -23,7 +23,7 @@ def open_store(location: Path | str) -> CacheStore:
     """The store at a path or URL (s3://bucket/prefix, gs://bucket/prefix); nothing is read yet.
 
     Raises:
-        SettingError: if the URL is of a kind that is not installed.
+        SettingError: if support for this kind of URL is not installed.
     """
     if "://" not in str(location):
         return FolderStore(Path(location))

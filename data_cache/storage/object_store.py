@@ -11,7 +11,7 @@ from data_cache.storage.store import Range, StoreError
 
 @dataclass(frozen=True)
 class ObjectStore:
-    """A cache under a prefix of object storage; one PUT puts a whole object or none."""
+    """A cache under a prefix of object storage; a PUT writes a whole object or nothing."""
 
     url: str
     fs: Any  # fsspec has no types
@@ -23,13 +23,13 @@ class ObjectStore:
         return self.url
 
     def read(self, name: str) -> bytes:
-        """A whole object; raises StoreError as everything here does."""
+        """Read a whole object; raises StoreError, as every read here does."""
         with _reading(self._url(name)):
             data: bytes = self.fs.cat_file(self._path(name))
         return data
 
     def read_many(self, names: Sequence[str]) -> Mapping[str, bytes]:
-        """Those of these objects that are there, by name; many requests at a time."""
+        """Read those of the named objects that exist, by name; requests run concurrently."""
         answers = self.fs.cat([self._path(name) for name in names], on_error="return") if names else {}
         found = {}
         for name in names:
@@ -41,7 +41,7 @@ class ObjectStore:
         return found
 
     def read_ranges(self, ranges: Sequence[Range]) -> list[bytes | None]:
-        """These parts of objects, in their order; many requests at a time."""
+        """Read parts of objects, in order, None where one is missing; requests run concurrently."""
         starts = [-asked.length if asked.start is None else asked.start for asked in ranges]
         stops = [None if asked.start is None else asked.start + asked.length for asked in ranges]
         answers = self.fs.cat_ranges([self._path(asked.name) for asked in ranges], starts, stops, on_error="return")
@@ -62,12 +62,12 @@ class ObjectStore:
             self.fs.pipe_file(self._path(name), data)
 
     def remove(self, name: str) -> None:
-        """Remove an object, if it is there."""
+        """Remove an object if it exists."""
         with _writing(self._url(name)), suppress(FileNotFoundError):
             self.fs.rm_file(self._path(name))
 
     def size(self, name: str) -> int | None:
-        """Bytes of one object, None if it is not there."""
+        """Size of an object in bytes; None if it does not exist."""
         try:
             with _reading(self._url(name)):
                 return int(self.fs.info(self._path(name))["size"])
@@ -75,35 +75,35 @@ class ObjectStore:
             return None
 
     def sizes(self, folder: str) -> Mapping[str, int]:
-        """Bytes of every object below a folder, from its listing."""
+        """Size in bytes of every object below a folder, by name, from its listing."""
         found = {}
         with suppress(FileNotFoundError), _reading(self._url(folder)):
             found = self.fs.find(self._path(folder), detail=True)
         return {path.removeprefix(self.prefix).lstrip("/"): int(info["size"]) for path, info in found.items()}
 
     def take(self, shard: int) -> bool:
-        """Object storage has no locks: parts keep writers apart."""
+        """Always True: object storage has no locks; parts keep writers apart."""
         return True
 
     def release(self, shard: int) -> None:
-        """Nothing was claimed."""
+        """Does nothing: nothing was claimed."""
 
     def taken_elsewhere(self, shard_count: int) -> list[int]:
-        """Nobody can tell."""
+        """Always empty: object storage does not know who is writing."""
         return []
 
     def creating(self) -> AbstractContextManager[None]:
-        """Writers that start together write the same metadata."""
+        """Does not lock: writers that start together write the same metadata."""
         return nullcontext()
 
     def clear_partials(self, names: Mapping[str, int]) -> None:
-        """There are none: an object that was not uploaded to its end does not exist."""
+        """Does nothing: an object whose upload was interrupted does not exist."""
 
     def clear_metadata_partials(self) -> None:
-        """There are none."""
+        """Does nothing: there are no partial objects."""
 
     def free_bytes(self) -> int | None:
-        """Nobody can tell."""
+        """Always None: the free space is unknown."""
         return None
 
     def _path(self, name: str) -> str:
@@ -115,7 +115,7 @@ class ObjectStore:
 
 @contextmanager
 def _reading(url: str) -> Iterator[None]:
-    """Say what object storage cannot read; its libraries raise errors of their own that have no base in common."""
+    """Turn any error into a StoreError: the errors of the storage libraries have no common base class."""
     try:
         yield
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What a store is: files by name, each there as a whole or not at all."""
+"""The interface of a store: files by name, each there as a whole or not at all."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -9,12 +9,12 @@ from data_cache.errors import SurroundError
 
 
 class StoreError(SurroundError):
-    """A file or object cannot be asked for: no permission, no credentials, no network, or a folder in its place."""
+    """The store does not answer: no permission, no credentials, no network, or a folder in place of a file."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """A part of a file: `length` bytes from `start` on, or the last ones where `start` is None."""
+    """A part of a file: `length` bytes from `start`, or the last `length` bytes if `start` is None."""
 
     name: str
     start: int | None
@@ -23,7 +23,7 @@ class Range:
 
 @runtime_checkable
 class CacheStore(Protocol):
-    """Files by name, relative and with slashes. Reading what is not there raises FileNotFoundError."""
+    """Files by name; names are relative, with slashes. Reading a missing file raises FileNotFoundError."""
 
     @property
     def location(self) -> str:
@@ -31,15 +31,15 @@ class CacheStore(Protocol):
         ...
 
     def read(self, name: str) -> bytes:
-        """A whole file."""
+        """Read a whole file."""
         ...
 
     def read_many(self, names: Sequence[str]) -> Mapping[str, bytes]:
-        """Those of these files that are there, by name."""
+        """Read those of the named files that exist, by name."""
         ...
 
     def read_ranges(self, ranges: Sequence[Range]) -> list[bytes | None]:
-        """These parts of files, in their order, shorter where a file ends before; None where a file is missing."""
+        """Read parts of files, in order; shorter where a file ends early, None where a file is missing."""
         ...
 
     def write(self, name: str, data: bytes) -> None:
@@ -47,23 +47,23 @@ class CacheStore(Protocol):
         ...
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file if it exists."""
         ...
 
     def size(self, name: str) -> int | None:
-        """Bytes of one file, None if it is not there."""
+        """Size of a file in bytes; None if it does not exist."""
         ...
 
     def sizes(self, folder: str) -> Mapping[str, int]:
-        """Bytes of every file below a folder, by name; empty if there is no such folder."""
+        """Size in bytes of every file below a folder, by name; empty if there is no such folder."""
         ...
 
     def take(self, shard: int) -> bool:
-        """Claim a shard for this process; False if another one is writing it. Object storage cannot tell: True."""
+        """Claim a shard for this process; False if another process is writing it. Always True without locks."""
         ...
 
     def release(self, shard: int) -> None:
-        """Give a claim back."""
+        """Release a claim."""
         ...
 
     def taken_elsewhere(self, shard_count: int) -> list[int]:
@@ -71,11 +71,11 @@ class CacheStore(Protocol):
         ...
 
     def creating(self) -> AbstractContextManager[None]:
-        """Alone while the metadata is created or mended."""
+        """Lock out other processes while the metadata is created or repaired, if the store has locks."""
         ...
 
     def clear_partials(self, names: Mapping[str, int]) -> None:
-        """Remove these partial files, which killed writers left, unless their shard is being written right now."""
+        """Remove partial files of killed writers, given as shard by name, unless their shard is being written."""
         ...
 
     def clear_metadata_partials(self) -> None:
@@ -83,5 +83,5 @@ class CacheStore(Protocol):
         ...
 
     def free_bytes(self) -> int | None:
-        """Room that is left, None where there is no telling."""
+        """Free bytes; None if unknown."""
         ...

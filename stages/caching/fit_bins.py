@@ -25,15 +25,15 @@ from stages.teacher.base import Teacher
 KNOT_COUNT = 33
 QUANTILE_COUNT = 64
 IMAGE_POINTS = 512
-"""Points taken per image, spread over its returns: more of a neighbouring surface says nothing new."""
+"""Points taken per image, spread evenly over its returns: neighbouring returns add little."""
 LEAST_IMAGE_POINTS = 32
 ROUNDS = 20
 LEAST_SLOPE = 0.1
-"""Share of the identity in the map: where LiDAR sees no difference, the teacher's own order is kept."""
+"""Share of the identity in the map: where LiDAR shows no difference, the teacher's own order is kept."""
 
 
 class FitError(SurroundError):
-    """A fitted map cannot be made, or cannot be used here."""
+    """A map cannot be fitted, or belongs to another recipe."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class ImagePoints:
     """Pixels of one image where LiDAR returns.
 
     Attributes:
-        u: closed-form position of the teacher there, in (0, 1).
+        u: the teacher's closed-form position there, in (0, 1).
         nearness: -log of the depth in metres.
     """
 
@@ -51,16 +51,16 @@ class ImagePoints:
 
 @dataclass(frozen=True)
 class FittedBins:
-    """What `surround fit-bins` leaves: the map, what it was fitted to, and how well.
+    """The result of `surround fit-bins`: the map, the data it was fitted to, and its residuals.
 
     Attributes:
         made_with: teacher, frames and sizes it belongs to; compared before use.
-        precision: of the teacher, for the record.
-        frames: training frames looked at.
-        skipped: reason by frame id, of those that could not be read.
-        images, points: what was fitted to.
-        residual_before, residual_after: root mean square of log depth after the best scale and shift of u per image,
-            for the closed form and for the fitted map; every image counts the same.
+        precision: precision of the teacher, for the record.
+        frames: training frames used.
+        skipped: frames that could not be read, reason by frame id.
+        images, points: numbers of images and points in the fit.
+        residual_before, residual_after: root mean square error of log depth after the best scale and shift of u per
+            image, for the closed form and for the fitted map; every image has equal weight.
         knots: see `stages.targets.binning.FittedBinning`.
     """
 
@@ -76,7 +76,7 @@ class FittedBins:
 
 
 def save_fitted(path: Path, fitted: FittedBins) -> None:
-    """Write bins.json, all of it or nothing. Raises WriteError."""
+    """Write bins.json in one step. Raises WriteError."""
     write_atomically(path, json.dumps(asdict(fitted), indent=1, sort_keys=True) + "\n")
 
 
@@ -84,7 +84,7 @@ def load_fitted(path: Path) -> FittedBins:
     """Read bins.json.
 
     Raises:
-        SettingError: if it is not there.
+        SettingError: if it does not exist.
         FitError: if it cannot be read.
     """
     try:
@@ -133,19 +133,19 @@ def fit_bins(
     """Pair the teacher's u with LiDAR in training frames and fit the map.
 
     Args:
-        source, teacher: what to read and ask.
-        frame_ids: frames to look at.
-        made_with: recorded with the result.
-        partials: folder with a file per frame that was looked at; a frame whose file is there is not looked at again.
+        source, teacher: the data set and the model.
+        frame_ids: frames to use.
+        made_with: recorded in the result.
+        partials: folder with one file per finished frame; a frame whose file exists is not processed again.
         image_size: the student's input size, at which LiDAR is projected.
-        prob_size: where probabilities live.
+        prob_size: (h, w) of the probabilities.
         depth_range_m: returns outside are left out.
         batch_images: images per forward pass.
         on_frame: called after each frame.
-        should_stop: asked before each frame.
+        should_stop: called before each frame.
 
     Raises:
-        Preempted: if `should_stop` says so; frames that were looked at are kept.
+        Preempted: if `should_stop` returns True; finished frames are kept.
         FitError: if no image has enough returns.
         WriteError: if a partial file cannot be written.
     """
@@ -195,10 +195,10 @@ def sample_points(
     depth_range_m: tuple[float, float],
     batch_images: int,
 ) -> list[ImagePoints]:
-    """Ask the teacher about one frame, and read its u where LiDAR returns; see `fit_bins`. Raises FrameError.
+    """Run the teacher on one frame and sample its u at LiDAR returns; see `fit_bins`. Raises FrameError.
 
-    Images with few returns, or in which the teacher is constant or not finite, are left out, and so are pixels where u
-    was clipped.
+    Images with few returns, or in which the teacher is constant or not finite, are left out, as are pixels where u is
+    clipped.
     """
     frame = prepare_frame(source, frame_id, teacher.input_size, image_size)
     batches = range(0, len(frame.teacher_images), batch_images)
@@ -222,14 +222,14 @@ def sample_points(
 
 
 def fit_knots(images: Sequence[ImagePoints]) -> tuple[float, ...]:
-    """The increasing map f of [0, 1] onto itself for which f(u) is as linear in log depth as possible, image by image.
+    """Fit the increasing map f of [0, 1] onto itself for which f(u) is as linear as possible in log depth, per image.
 
-    Scale and shift are free in every image, so f and they are found in turn: alternating conditional expectations
-    (Breiman and Friedman 1985), the expectation over u being an isotonic regression (pool adjacent violators) of means
-    over quantiles of u. Every image counts the same, however many returns it has.
+    Each image has its own scale and shift. They and f are updated in turn: alternating conditional expectations
+    (Breiman and Friedman 1985), where the expectation over u is an isotonic regression (pool adjacent violators) of
+    means over quantiles of u. Every image has equal weight, however many returns it has.
 
     Returns:
-        values of f at KNOT_COUNT even positions, with a slope of at least LEAST_SLOPE; the identity where that is no
+        Values of f at KNOT_COUNT even positions, with a slope of at least LEAST_SLOPE; the identity if it fits no
         worse.
     """
     u = np.concatenate([image.u for image in images])
@@ -246,7 +246,7 @@ def fit_knots(images: Sequence[ImagePoints]) -> tuple[float, ...]:
             [_line(image.nearness, at) for image, at in zip(images, np.split(f, starts), strict=True)]
         )
         value = isotonic(np.bincount(group, weight * target)[there] / mass[there], mass[there])
-        # Scale and shift of f itself are open: both ends of what LiDAR has seen stay where they are.
+        # The scale and shift of f itself are arbitrary: its values at both ends of the data are kept fixed.
         rise = value[-1] - value[0]
         share = (value - value[0]) / rise if rise > 0 else np.linspace(0, 1, len(center))
         value = center[0] + (center[-1] - center[0]) * share
@@ -273,7 +273,7 @@ def isotonic(value: Float64[np.ndarray, " N"], weight: Float64[np.ndarray, " N"]
 
 
 def residual(images: Sequence[ImagePoints], knots: tuple[float, ...] | None) -> float:
-    """Root mean square of log depth after the best scale and shift of u per image; see `FittedBins`."""
+    """Root mean square error of log depth after the best scale and shift of u per image; see `FittedBins`."""
     squares = []
     for image in images:
         f = image.u if knots is None else bend(torch.from_numpy(image.u), knots).numpy()
@@ -282,7 +282,7 @@ def residual(images: Sequence[ImagePoints], knots: tuple[float, ...] | None) -> 
 
 
 def _line(x: Float64[np.ndarray, " N"], y: Float64[np.ndarray, " N"]) -> Float64[np.ndarray, " N"]:
-    """Values at x of the least-squares line y(x); a line that falls is taken to be level."""
+    """Values at x of the least-squares line y(x); a negative slope is set to 0."""
     centered = x - x.mean()
     variance = float((centered**2).mean())
     slope = max(0.0, float((centered * (y - y.mean())).mean()) / variance) if variance > 0 else 0.0

@@ -1,4 +1,4 @@
-"""The identity of a cache: what the recipe decides of it, and what data set and teacher add."""
+"""The identity of a cache: the fields that the recipe decides, and those that data set and teacher add."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,11 +25,11 @@ def recipe_identity(
     bin_spec: BinSpec,
     image_size: tuple[int, int],
 ) -> dict[str, object]:
-    """The fields of the cache identity that a recipe decides; stage two insists on them.
+    """The fields of the cache identity that a recipe decides; stage two checks them.
 
     Args:
         source: name of the data set.
-        train, selection: selectors of the splits to hold.
+        train, selection: selectors of the splits in the cache.
         spec, bin_spec: sections of the recipe.
         image_size: the student's input size.
     """
@@ -52,7 +52,7 @@ def recipe_identity(
         "shard_frames": spec.shard_frames,
         "teacher_name": Path(spec.weights).name,
         "teacher_input_size": spec.input_size,
-        # With tokens the teacher decides how many channels they have.
+        # If tokens are stored, the teacher decides how many channels they have.
         **({} if spec.tokens else {"token_channels": 0}),
     }
 
@@ -64,9 +64,9 @@ def cache_identity(
     teacher: Teacher,
     knots: tuple[float, ...] | None = None,
 ) -> CacheIdentity:
-    """The whole identity: what the recipe decides, the frames found, the teacher's weights, and what was fitted.
+    """The whole identity: the recipe's fields, the frames found, the teacher's weights, and the fitted knots.
 
-    Where tokens are kept, the teacher looks at a black image to tell how many channels they have.
+    If tokens are stored, the teacher runs once on a black image to find their number of channels.
     """
     known = dict(decided)
     if "token_channels" not in known:

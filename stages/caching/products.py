@@ -1,4 +1,4 @@
-"""What the teacher says about images, reduced to the small products that the cache keeps."""
+"""The teacher's output on images, reduced to the small products that the cache keeps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,13 +25,13 @@ CONSTANT_NOTE = "looks constant to the teacher"
 
 @dataclass(frozen=True, eq=False)
 class SeenView:
-    """What the teacher said about one view.
+    """The teacher's products for one view.
 
     Attributes:
         u: position among the bins in [0, 1], larger is nearer, see stages/targets/binning.py.
         tokens: pooled features of unit length.
-        finite: whether everything it said was finite.
-        constant: whether it saw no order at all, as with a covered lens.
+        finite: whether the whole output is finite.
+        constant: whether u is the same everywhere, as behind a covered lens.
     """
 
     u: Float[Tensor, "h w"]
@@ -43,7 +43,7 @@ class SeenView:
 def look(
     teacher: Teacher, images: Sequence[UInt8[np.ndarray, "H W 3"]], prob_size: tuple[int, int], binning: Binning
 ) -> list[SeenView]:
-    """Run the teacher over a batch of images of its input size.
+    """Run the teacher on a batch of images of its input size.
 
     Raises:
         SettingError: if the batch does not fit into the GPU's memory.
@@ -52,8 +52,8 @@ def look(
         output = teacher(torch.from_numpy(np.stack(images)))
     except torch.OutOfMemoryError as error:
         raise SettingError(
-            f"the GPU has no memory for {len(images)} images of {list(teacher.input_size)} at once;"
-            " set teacher_cache.batch_images lower"
+            f"the GPU has too little memory for {len(images)} images of {list(teacher.input_size)} at once;"
+            " lower teacher_cache.batch_images"
         ) from error
     disparity = to_disparity(output.prediction, teacher.space)
     u = binning(disparity, prob_size).cpu()
@@ -67,10 +67,10 @@ def look(
 
 
 def frame_record(frame: PreparedFrame, seen: Sequence[SeenView], identity: CacheIdentity, spec: BinSpec) -> FrameRecord:
-    """Join a frame with what the teacher said about the views that it has; the others hold zeros.
+    """Combine a frame with the teacher's products for its views; missing views hold zeros.
 
     Raises:
-        FrameError: if the teacher said something that is not finite.
+        FrameError: if the teacher's output is not finite.
     """
     if not all(view.finite for view in seen):
         raise FrameError(f"teacher {identity.teacher_name} gave values that are not finite")
@@ -79,7 +79,7 @@ def frame_record(frame: PreparedFrame, seen: Sequence[SeenView], identity: Cache
     stored = {name: np.zeros(array.shape, array.dtype) for name, array in bin_table(identity).items()}
     for name, array in stored.items():
         array[there] = getattr(said, name).numpy()
-    # Tokens of a missing view are zeros, and so are its relations: a gap is not bridged.
+    # Tokens of a missing view are zeros, so its relations are, too: gaps are never bridged.
     tokens = torch.zeros(identity.view_count, *seen[0].tokens.shape)
     tokens[there] = torch.stack([view.tokens for view in seen])
     return FrameRecord(

@@ -1,4 +1,4 @@
-"""How large a cache will be, per encoding, from a few frames that are really encoded."""
+"""Prediction of a cache's size, per encoding, from a few frames that are actually encoded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ from stages.teacher.base import Teacher
 
 @dataclass(frozen=True)
 class PredictedSize:
-    """What one encoding takes.
+    """The predicted size of a cache in one encoding.
 
     Attributes:
-        encoding: its name.
-        bins_bytes: per frame, of what the teacher said about order and neighbours.
-        frame_bytes: per frame, all arrays.
-        total_bytes, file_count: of the whole cache.
+        encoding: name of the encoding.
+        bins_bytes: bytes per frame of bins and relations.
+        frame_bytes: bytes per frame of all arrays.
+        total_bytes, file_count: bytes and files of the whole cache.
     """
 
     encoding: str
@@ -37,7 +37,7 @@ class PredictedSize:
 
 @dataclass(frozen=True, eq=False)
 class SampledFrame:
-    """A frame with what the teacher says about it, not yet encoded."""
+    """A frame with the teacher's products, not yet encoded."""
 
     frame: PreparedFrame
     seen: list[SeenView]
@@ -51,18 +51,18 @@ def sample_frames(
     image_size: tuple[int, int],
     prob_size: tuple[int, int],
 ) -> list[SampledFrame]:
-    """Read frames and ask the teacher about them, as stage one does. Raises FrameError."""
+    """Read frames and run the teacher on them, as stage one does. Raises FrameError."""
     frames = [prepare_frame(source, frame_id, teacher.input_size, image_size) for frame_id in frame_ids]
     return [SampledFrame(frame, look(teacher, frame.teacher_images, prob_size, binning)) for frame in frames]
 
 
 def predict_size(samples: Sequence[SampledFrame], identity: CacheIdentity, spec: BinSpec) -> PredictedSize:
-    """Encode the samples as the cache of `identity` would hold them, and extrapolate to all of its frames.
+    """Encode the samples as a cache of this `identity` holds them, and extrapolate to all its frames.
 
     Args:
-        samples: at least one.
-        identity: of the cache; its encoding is that of `spec`.
-        spec: bins.
+        samples: at least one frame.
+        identity: identity of the cache; its encoding is that of `spec`.
+        spec: how bins are cut and stored.
     """
     arrays = [record_arrays(frame_record(sample.frame, sample.seen, identity, spec)) for sample in samples]
     sizes = {
@@ -71,6 +71,6 @@ def predict_size(samples: Sequence[SampledFrame], identity: CacheIdentity, spec:
     }
     said = sum(size for name, size in sizes.items() if name.startswith("bin_") or name == "relation")
     per_frame = sum(sizes.values())
-    # A receipt per shard, its array files, and the metadata: group, arrays, description, frame list, claims.
+    # Per shard its receipt and array files; once the metadata: group, arrays, description, frame list, claims.
     file_count = identity.shard_count * (len(sizes) + 1) + len(sizes) + 4
     return PredictedSize(identity.encoding, said, per_frame, per_frame * identity.frame_count, file_count)

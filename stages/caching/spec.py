@@ -1,4 +1,4 @@
-"""How stage one runs: the section `teacher_cache` of a recipe."""
+"""The section `teacher_cache` of a recipe."""
 
 from dataclasses import dataclass
 
@@ -11,13 +11,13 @@ class TeacherCacheSpec:
 
     Attributes:
         weights: a name that `surround weights` knows, a folder with a depth model of transformers or a Marigold
-            pipeline of diffusers, or one on the model hub, pinned: "hub:owner/name@<40-digit commit>".
-        input_size: (H, W) that the teacher sees, multiples of its patch.
+            pipeline of diffusers, or such a model on the model hub, pinned: "hub:owner/name@<40-digit commit>".
+        input_size: (H, W) of the teacher's input, multiples of its patch size.
         precision, device: auto, or as named in stages/compute/devices.py.
-        batch_images: images per forward pass, over views and frames; 0 takes what suits the device.
+        batch_images: images per forward pass, over views and frames; 0 chooses by device.
         shard_frames: frames per shard, the unit of work.
-        tokens: also keep the teacher's pooled features, which two baselines learn from; about 0.25 MB a frame.
-        location: where the cache lies, a folder or s3://bucket/prefix, gs://bucket/prefix; empty for RUN/cache.
+        tokens: also store the teacher's pooled features, which two baselines learn from; about 0.25 MB a frame.
+        location: location of the cache, a folder or s3://bucket/prefix, gs://bucket/prefix; empty for RUN/cache.
     """
 
     weights: str = "depth-anything-v2-small"

@@ -1,4 +1,4 @@
-"""A frame made ready for the teacher: read, decoded and stretched while the teacher is busy with others."""
+"""Preparing a frame for the teacher: read, decoded and stretched, while the teacher runs on earlier frames."""
 
 from dataclasses import dataclass
 
@@ -15,12 +15,12 @@ from stages.compute.resize import resize_rgb, resize_views
 
 @dataclass(frozen=True, eq=False)
 class PreparedFrame:
-    """A frame as the teacher sees it, and what of it goes into the cache as it is (see `FrameRecord`).
+    """A frame's input for the teacher, and the arrays that go into the cache unchanged (see `FrameRecord`).
 
     Attributes:
-        id: of the frame.
-        teacher_images: RGB at the teacher's input size, of the views that are there, in ring order.
-        note: what the frame lacks.
+        id: id of the frame.
+        teacher_images: RGB at the teacher's input size, of the views that exist, in ring order.
+        note: what the frame lacks; empty if nothing.
     """
 
     id: str
@@ -39,7 +39,7 @@ def prepare_frame(
     """Read a frame, stretch its images to both sizes and project its sweep.
 
     Raises:
-        FrameError: if anything of it cannot be read, or it has no camera.
+        FrameError: if any part of it cannot be read, or it has no camera.
     """
     frame = source.frame(frame_id)
     images = load_images(frame, larger(teacher_size, student_size))

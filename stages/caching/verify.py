@@ -1,4 +1,4 @@
-"""Whether a cache holds what it should: its content beyond the checksums, and the teacher asked again."""
+"""Verification of a cache beyond its checksums: its values are checked, and the teacher's output is recomputed."""
 
 import random
 from collections.abc import Iterator
@@ -25,14 +25,14 @@ SUM_TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class Recomputed:
-    """How a stored frame differs from what the teacher says of it now.
+    """How a stored frame differs from the same frame recomputed.
 
     Attributes:
-        frame_id: of the frame.
-        prob_mean, prob_max: absolute difference of bin probabilities, over pixels and bins.
-        top_bin_changed: share of pixels whose most probable bin is another one.
+        frame_id: id of the frame.
+        prob_mean, prob_max: absolute difference of bin probabilities, mean and largest over pixels and bins.
+        top_bin_changed: share of pixels with another most probable bin.
         relation_max: largest absolute difference of view relations.
-        inputs_equal: whether images, LiDAR depth, intrinsics and poses are the same to the byte.
+        inputs_equal: whether images, LiDAR depth, intrinsics and poses are equal.
     """
 
     frame_id: str
@@ -44,7 +44,7 @@ class Recomputed:
 
 
 def stored_spec(identity: CacheIdentity) -> BinSpec:
-    """The bins of a cache; where they are chosen at reading time, the defaults."""
+    """The bin settings of a cache; defaults for those that are chosen when it is read."""
     default = BinSpec()
     return BinSpec(
         count=identity.bin_count or default.count,
@@ -56,15 +56,15 @@ def stored_spec(identity: CacheIdentity) -> BinSpec:
 
 
 def content_faults(reader: CacheReader, frame_id: str, note: str) -> list[str]:
-    """What is wrong with the values of one frame, one line each; empty when all is well.
+    """Faults in the values of one frame, one line each; empty if there are none.
 
-    Everything is finite, the probabilities of every pixel of every view that is there sum to one, and no view is
-    constant, unless stage one noted that.
+    All values must be finite, the probabilities must sum to one at every pixel of every valid view, and no view may be
+    constant unless stage one noted that.
 
     Args:
-        reader: of the cache.
+        reader: the cache.
         frame_id: a frame that is not quarantined.
-        note: what stage one noted about it.
+        note: stage one's note about the frame.
     """
     try:
         record = reader.read(frame_id)
@@ -93,13 +93,13 @@ def content_faults(reader: CacheReader, frame_id: str, note: str) -> list[str]:
 def recompute(
     reader: CacheReader, source: Source, teacher: Teacher, binning: Binning, frame_count: int, seed: int
 ) -> Iterator[Recomputed]:
-    """Ask the teacher again about random frames of a cache and compare.
+    """Run the teacher again on random frames of a cache and compare.
 
     Args:
-        reader: of the cache.
-        source, teacher, binning: what it was made with.
-        frame_count: how many frames, at most all usable ones.
-        seed: chooses them.
+        reader: the cache.
+        source, teacher, binning: those with which the cache was made.
+        frame_count: number of frames, at most all usable ones.
+        seed: seed of the choice of frames.
 
     Raises:
         FrameError: if a frame can no longer be read.

@@ -1,4 +1,4 @@
-"""What the doctor measures of a data set: files, calibration, camera ring.
+"""The doctor's measurements on a data set: files, calibration, camera ring.
 
-What it says about them is in `pipeline/doctor`. Read `files.py` first.
+`pipeline/doctor` turns them into findings. Read `files.py` first.
 """

@@ -1,4 +1,4 @@
-"""Does LiDAR fit the images? Depth jumps of LiDAR are compared with those that the teacher sees."""
+"""Does LiDAR fit the images? Depth jumps in LiDAR are compared with jumps in the teacher's map."""
 
 import math
 from collections.abc import Sequence
@@ -17,32 +17,32 @@ from stages.teacher.base import Teacher
 
 JUMP_RATIO = 1.25
 JUMP_NEAREST_M = 3.0
-"""Nearer returns are of the vehicle itself, which the camera sees from another side."""
+"""Returns nearer than this may be from the vehicle itself, which the camera sees from another side."""
 JUMP_REACH = 1 / 70
-"""Of the image's width: how far apart two returns may lie."""
+"""Largest distance between two returns of a jump, as a share of the image's width."""
 JUMP_U = 0.05
 PAIR_LIMIT = 6000
 FEWEST_PAIRS = 200
 TURNS_DEG = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
 ZOOMS = (0.9, 1.1)
 LEAST_INPUT_PX = 300
-"""Height of the teacher's input: at 308 x 490 the thresholds hold, at 196 x 350 most sound cameras are doubted."""
+"""Least height of the teacher's input: at 308 x 490 the thresholds hold, at 196 x 350 they doubt most sound cameras."""
 LEAST_SHARE = 0.12
-"""Of the jumps of LiDAR, those that a teacher sees of a camera that is what it is said to be; 0.14 was the least."""
+"""Least share of LiDAR jumps that the teacher sees in a correctly labelled camera; the lowest measured was 0.14."""
 GAIN_FAR_TURN, GAIN_NEAR_TURN, GAIN_ZOOM = 1.2, 1.6, 1.3
-"""How many times as well a turn by 2 degrees or more, by 1 degree, a zoom must fit to be believed; see `alignment`."""
+"""Factors by which a turn of 2 degrees or more, a turn of 1 degree, or a zoom must fit better; see `alignment`."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """A change of a camera's calibration: turned to the right, turned down, focal length multiplied."""
+    """A change of a camera's calibration: a turn to the right, a turn down, and a factor on the focal length."""
 
     right_deg: float = 0.0
     down_deg: float = 0.0
     zoom: float = 1.0
 
     def __str__(self) -> str:
-        """In words, as what the camera would have to be."""
+        """The change in words, as how the camera really is."""
         if self.zoom != 1:
             return f"at {self.zoom:g} times its focal length"
         turns = [
@@ -62,18 +62,18 @@ AS_GIVEN = CHANGES.index(Change())
 
 @dataclass(frozen=True, eq=False)
 class JumpCounts:
-    """Over some images, for each of CHANGES: pairs of returns looked at, and those between which the teacher agrees."""
+    """Counts for each of CHANGES, over some images: LiDAR jumps tested, and those that the teacher sees, too."""
 
     agreed: Int[np.ndarray, " C"]
     pairs: Int[np.ndarray, " C"]
 
     def __add__(self, other: "JumpCounts") -> "JumpCounts":
-        """Both together."""
+        """The sum of both."""
         return JumpCounts(self.agreed + other.agreed, self.pairs + other.pairs)
 
     @property
     def share(self) -> Float[np.ndarray, " C"]:
-        """Of the jumps of LiDAR, those that the teacher sees at the same place."""
+        """Share of LiDAR jumps that the teacher sees at the same place."""
         shares: np.ndarray = self.agreed / np.maximum(self.pairs, 1)
         return shares
 
@@ -94,13 +94,13 @@ ALLOWED_GAIN = np.array(
 
 @dataclass(frozen=True)
 class Alignment:
-    """How LiDAR and teacher fit together in one camera.
+    """How well LiDAR and teacher agree in one camera.
 
     Attributes:
-        pairs: jumps of LiDAR looked at, with the calibration as it is given.
-        share: of them, those that the teacher sees.
-        better: the change of calibration that fits so much better that it is believed; None if there is none.
-        better_share: with it, else the highest of all.
+        pairs: LiDAR jumps tested with the given calibration.
+        share: share of these that the teacher sees.
+        better: the change of calibration that fits clearly better; None if there is none.
+        better_share: share with that change; without one, the highest share of all changes.
     """
 
     pairs: int
@@ -110,29 +110,29 @@ class Alignment:
 
     @property
     def judged(self) -> bool:
-        """Whether there was enough to look at."""
+        """Whether there are enough jumps to judge."""
         return self.pairs >= FEWEST_PAIRS
 
     @property
     def lost(self) -> bool:
-        """Whether LiDAR and teacher have hardly a jump in common, however the camera is turned."""
+        """Whether LiDAR and teacher have hardly any jump in common, whatever the change."""
         return self.judged and self.better_share < LEAST_SHARE
 
     @property
     def suspicious(self) -> bool:
-        """Whether another calibration is to be believed rather than this one."""
+        """Whether another calibration fits clearly better than the given one."""
         return self.judged and not self.lost and self.better is not None
 
 
 def alignment(counts: JumpCounts) -> Alignment:
-    """Compare the calibration as given with all changes of it.
+    """Compare the given calibration with all changes of it.
 
-    Measured with Depth Anything V2 Small, 6 cameras a rig; doubted = suspicious or lost. The thresholds were chosen on
-    PandaSet 002, DDAD 000187, synthetic drives (3 frames each) and nuScenes scene-0061 (its one frame): of the 24
-    cameras as they are 1 was doubted (it looks along its own vehicle), turned by 2 degrees to the left, right, up or
-    down 96 of 96, given the image of another camera 44 of 48, with a focal length 10 % off 36 of 48. On frames that
-    were not looked at before (PandaSet 002, two triples that share a frame, and one synthetic frame): 2 of 18 as they
-    are, 70 of 72, 28 of 36, 26 of 36. So a doubt is a reason to look at the picture, no more.
+    Measured with Depth Anything V2 Small, 6 cameras per rig; doubted = suspicious or lost. The thresholds were chosen
+    on PandaSet 002, DDAD 000187, synthetic drives (3 frames each) and nuScenes scene-0061 (its one frame). There 1 of
+    the 24 unchanged cameras was doubted (it looks along its own vehicle), 96 of 96 turned by 2 degrees left, right, up
+    or down, 44 of 48 given another camera's image, and 36 of 48 with a focal length 10 % off. On frames not used for
+    the choice (PandaSet 002, two triples that share a frame, and one synthetic frame) it was 2 of 18 unchanged, 70 of
+    72, 28 of 36 and 26 of 36. So a doubt is a reason to look at the picture, no more.
     """
     share = counts.share
     best = int(np.argmax(share / ALLOWED_GAIN))
@@ -144,15 +144,15 @@ def alignment(counts: JumpCounts) -> Alignment:
 def count_jumps(
     u: Float[np.ndarray, "h w"], depth_m: Float[np.ndarray, "h w"], K_px: Float[np.ndarray, "3 3"]
 ) -> JumpCounts:
-    """Jumps of LiDAR that are jumps of the teacher, with the calibration as given and with all CHANGES of it.
+    """Count the LiDAR jumps that the teacher sees, too, with the given calibration and with each of CHANGES.
 
-    A calibration that is off moves returns across the edges of things; that edges of LiDAR and camera then no longer
-    coincide is how Levinson and Thrun (2013, Automatic online calibration of cameras and lasers) find it, by comparing
-    with small changes. Two returns close in the image whose depths differ by a factor of JUMP_RATIO or more are a jump;
-    the teacher agrees where its u is larger at the nearer one by at least JUMP_U.
+    A wrong calibration moves returns across object edges, so that LiDAR edges and image edges no longer coincide;
+    Levinson and Thrun (2013, Automatic online calibration of cameras and lasers) detect this by comparing with small
+    changes. Two returns close in the image whose depths differ by a factor of more than JUMP_RATIO are a jump; the
+    teacher sees it if its u is larger by more than JUMP_U at the nearer return.
 
     Args:
-        u: what the teacher sees, in [0, 1], larger is nearer.
+        u: the teacher's map in [0, 1], larger is nearer.
         depth_m: z-buffered LiDAR, 0 = no return.
         K_px: intrinsics at (h, w).
     """
@@ -180,7 +180,7 @@ def _seen(
     K_px: Float[np.ndarray, "3 3"],
     size: tuple[int, int],
 ) -> Float[np.ndarray, " N"]:
-    """What the teacher says where each point falls, NaN outside the image."""
+    """The teacher's u where each point falls; NaN outside the image."""
     seen = project(points_m, cam_from_points, K_px, size)
     values = np.full(len(points_m), np.nan)
     values[seen.index] = u[seen.v_px.astype(int), seen.u_px.astype(int)]
@@ -188,7 +188,7 @@ def _seen(
 
 
 def _turned(change: Change) -> Float[np.ndarray, "3 3"]:
-    """From the camera as given to one turned to the right, then down."""
+    """Rotation from the given camera to one turned to the right, then down."""
     right, down = math.radians(change.right_deg), math.radians(change.down_deg)
     c, s, cd, sd = math.cos(right), math.sin(right), math.cos(down), math.sin(down)
     rotation: np.ndarray = np.array([[1, 0, 0], [0, cd, -sd], [0, sd, cd]]) @ np.array(
@@ -198,7 +198,7 @@ def _turned(change: Change) -> Float[np.ndarray, "3 3"]:
 
 
 def _jumps(depth_m: Float[np.ndarray, "h w"]) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
-    """Flat indices of the nearer and the farther pixel of jumps; at most PAIR_LIMIT, spread evenly."""
+    """Flat indices of the nearer and the farther pixel of each jump; at most PAIR_LIMIT, spread evenly."""
     h, w = depth_m.shape
     reach = max(1, round(w * JUMP_REACH))
     index = np.arange(h * w).reshape(h, w)
@@ -222,7 +222,7 @@ def _jumps(depth_m: Float[np.ndarray, "h w"]) -> tuple[Int[np.ndarray, " N"], In
 
 
 def check_alignment(teacher: Teacher, frames: Sequence[PreparedFrame]) -> dict[int, Alignment]:
-    """How LiDAR fits what the teacher sees, by view, over some frames with LiDAR."""
+    """How well LiDAR fits the teacher's map, by view, over some frames with LiDAR."""
     counts: dict[int, JumpCounts] = {}
     for frame in frames:
         size = (frame.lidar_depth.shape[1], frame.lidar_depth.shape[2])

@@ -1,4 +1,4 @@
-"""Are the files there, and can frames be read?"""
+"""Do the files exist, and can frames be read?"""
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -15,12 +15,12 @@ from stages.caching.teacher_input import PreparedFrame, prepare_frame
 
 @dataclass(frozen=True)
 class MissingFiles:
-    """Files that the metadata names and that are not there.
+    """Files that the metadata names but that do not exist.
 
     Attributes:
-        by_sensor: sensor to (missing, named), of sensors that miss some.
-        frames, complete: looked at, and those that miss none.
-        empty_drives: drives of which no file at all is there, in order.
+        by_sensor: (missing, named) file counts by sensor, for sensors with missing files.
+        frames, complete: frames checked, and frames without missing files.
+        empty_drives: drives without a single file, in order.
         example: one missing file.
     """
 
@@ -32,7 +32,7 @@ class MissingFiles:
 
 
 def missing_files(source: StoredSource, frame_ids: Iterable[str]) -> MissingFiles:
-    """Look for the files of frames; folders are listed once, no file is opened."""
+    """Find missing files of frames; folders are listed once, no file is opened."""
 
     @cache
     def names_in(folder: Path) -> frozenset[str]:
@@ -65,7 +65,7 @@ def missing_files(source: StoredSource, frame_ids: Iterable[str]) -> MissingFile
 
 
 def has_sweep(source: Source, frame_ids: Iterable[str]) -> bool:
-    """Whether any of these frames names a sweep; metadata alone is looked at."""
+    """Whether any of these frames has a LiDAR sweep, according to the metadata alone."""
     for frame_id in frame_ids:
         with suppress(FrameError):
             if source.frame(frame_id).load_sweep is not None:
@@ -75,13 +75,13 @@ def has_sweep(source: Source, frame_ids: Iterable[str]) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class ReadSample:
-    """A few frames as stage one reads them, at the size of calibration checks, and why others could not be read."""
+    """Sample frames as stage one reads them, at the size of calibration checks; `refused` has errors by frame id."""
 
     frames: tuple[PreparedFrame, ...]
     refused: Mapping[str, str]
 
     def points(self, view: int) -> int | None:
-        """Median number of pixels of a view that hold a LiDAR return; None without a frame of view and sweep."""
+        """Median number of pixels of a view with a LiDAR return; None if no frame has both the view and a sweep."""
         counts = [
             int((f.lidar_depth[view] > 0).sum()) for f in self.frames if f.view_valid[view] and f.lidar_depth.any()
         ]
@@ -89,7 +89,7 @@ class ReadSample:
 
 
 def read_sample(source: Source, frame_ids: Iterable[str], teacher_size: tuple[int, int]) -> ReadSample:
-    """Read frames, LiDAR at half the teacher's size."""
+    """Read frames, with LiDAR at half the teacher's input size."""
     frames, refused = [], {}
     for frame_id in frame_ids:
         try:

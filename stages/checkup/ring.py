@@ -1,4 +1,4 @@
-"""Do the cameras stand in ring order, and do neighbours share a view?"""
+"""Are the cameras in ring order, and do neighbours overlap?"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ OVERLAP_AT_M = 10.0
 
 
 def shared_view(one: View, other: View) -> float:
-    """Share of the directions of a camera in which its neighbour sees the point OVERLAP_AT_M metres (z) away, too."""
+    """Share of a camera's image, at a depth (z) of OVERLAP_AT_M metres, that its neighbour sees, too."""
     size = (12, 24)
     cell = np.diag([size[1] / one.camera.width_px, size[0] / one.camera.height_px, 1.0])
     points_m = unproject(np.full(size, OVERLAP_AT_M), cell @ one.camera.K_px).reshape(-1, 3)
@@ -24,12 +24,12 @@ def shared_view(one: View, other: View) -> float:
 
 @dataclass(frozen=True)
 class RingCheck:
-    """A ring as the poses of a frame say it.
+    """The camera ring according to the poses of a frame.
 
     Attributes:
-        clockwise: camera names as they follow one another clockwise, seen from above, from the first of the rig.
+        clockwise: camera names clockwise, seen from above, beginning with the first of the rig.
         in_order: whether that is the order of the rig.
-        shared: of each pair of neighbours that are both there, the share of view that they have in common.
+        shared: overlap of each pair of neighbours that the frame has, see `shared_view`; the larger of both directions.
     """
 
     clockwise: tuple[str, ...]
@@ -38,7 +38,7 @@ class RingCheck:
 
 
 def check_ring(frame: Frame) -> RingCheck:
-    """Order and overlap of the cameras of a frame, of which at least one is there."""
+    """Order and overlap of the cameras of a frame, which must have at least one."""
     views = [view for view in frame.views if view is not None]
     axes = np.stack([view.world_from_cam[:3, :3] for view in views])  # columns: right, down, forward
     up = -axes[:, :, 1].mean(axis=0)

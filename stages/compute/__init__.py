@@ -1,4 +1,4 @@
-"""Where and how computation runs: devices, processes, progress, resizing. Nothing here knows what a student is.
+"""Where and how computation runs: devices, processes, progress, resizing. Nothing here depends on the student.
 
 Read `devices.py` first.
 """

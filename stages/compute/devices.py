@@ -1,4 +1,4 @@
-"""Where computation runs and in which precision, resolved once from what the recipe says."""
+"""Device and precision of a computation, resolved once from the recipe."""
 
 from contextlib import AbstractContextManager
 
@@ -11,7 +11,7 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 def require_known(device: str, precision: str) -> None:
-    """Check the words of a recipe, which may be written for another machine than this one.
+    """Check that device and precision are known words; the recipe may be written for another machine.
 
     Raises:
         SettingError: if one of them is unknown.
@@ -23,10 +23,10 @@ def require_known(device: str, precision: str) -> None:
 
 
 def resolve_device(device: str) -> torch.device:
-    """`auto` is the GPU where there is one, else the CPU.
+    """The torch device of a name; `auto` is the GPU if there is one, else the CPU.
 
     Raises:
-        SettingError: if the device is unknown or not there.
+        SettingError: if the device is unknown or not available.
     """
     require_known(device, "auto")
     if device == "cuda" and not torch.cuda.is_available():
@@ -37,7 +37,9 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """`auto` is bf16 where the hardware multiplies it (GPU from Ampere on; AMX or AVX512-BF16 on a CPU), else fp32.
+    """The precision of a name; `auto` is bf16 if the hardware multiplies it, else fp32.
+
+    Hardware with bf16: GPUs from Ampere on, CPUs with AMX or AVX512-BF16.
 
     Raises:
         SettingError: if the precision is unknown.
@@ -53,7 +55,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def dtype_of(precision: str) -> torch.dtype:
-    """The number format of a resolved precision."""
+    """The torch dtype of a resolved precision."""
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
@@ -63,11 +65,11 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 
 
 def place(module: torch.nn.Module, device: torch.device) -> None:
-    """Move a convolutional model to a device, in the memory layout that its kernels like."""
+    """Move a convolutional model to a device, in channels-last layout, which its kernels prefer."""
     module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was asked, so that a clock reads true."""
+    """Wait until the device has finished its work, so that timings are correct."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

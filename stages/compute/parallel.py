@@ -1,4 +1,4 @@
-"""Several processes that train one student. Of one process every function here does nothing."""
+"""Several processes that train one student. With a single process every function here does nothing."""
 
 import os
 from collections.abc import Iterator
@@ -13,22 +13,22 @@ from data_cache.errors import SettingError
 from stages.compute.devices import resolve_device
 
 PATIENCE = timedelta(minutes=30)
-"""The others wait so long for a process that is measuring, staging or compiling."""
+"""How long processes wait for one that is evaluating, staging or compiling."""
 LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @contextmanager
 def joined(device_name: str) -> Iterator[torch.device]:
-    """Inside, this process is one of those that `torchrun` (or a job that sets the same variables) has started.
+    """Join the processes that `torchrun` (or a job that sets the same variables) has started, inside the context.
 
-    Each one has the GPU of its LOCAL_RANK (nccl), or they share the CPU (gloo). Without these variables it is the only
-    one.
+    Each process has the GPU of its LOCAL_RANK (nccl), or they share the CPU (gloo). Without these variables the process
+    is the only one.
 
     Yields:
         The device of this process.
 
     Raises:
-        SettingError: if the variables are not all there or there are fewer GPUs than processes on this machine.
+        SettingError: if some of the variables are missing, or this machine has fewer GPUs than processes.
     """
     device = resolve_device(device_name)
     found = {name: os.environ[name] for name in LAUNCH if os.environ.get(name)}
@@ -39,17 +39,17 @@ def joined(device_name: str) -> Iterator[torch.device]:
     wrong = [name for name in found.keys() - {"MASTER_ADDR"} if not found[name].isdigit()]
     if missing or wrong:
         raise SettingError(
-            f"of what torchrun sets, {', '.join(found)} are set, {', '.join(missing) or 'nothing'} missing,"
-            f" {', '.join(wrong) or 'none'} no number; start it with torchrun or set all of them, or unset RANK and"
-            " WORLD_SIZE for one process"
+            f"expected the variables that torchrun sets, found {', '.join(found)};"
+            f" missing: {', '.join(missing) or 'nothing'}; not a number: {', '.join(wrong) or 'none'}. Start with"
+            " torchrun or set all of them, or unset RANK and WORLD_SIZE for a single process"
         )
     if device.type == "cuda":
-        # A job may show each of its tasks no GPU but its own.
+        # A job may show each of its tasks only the task's own GPU.
         local = int(found["LOCAL_RANK"]) if torch.cuda.device_count() > 1 else 0
         if local >= torch.cuda.device_count():
             raise SettingError(
                 f"process {local} of this machine has no GPU: torch sees {torch.cuda.device_count()};"
-                " start as many processes as there are GPUs"
+                " start one process per GPU"
             )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
@@ -66,17 +66,17 @@ def rank() -> int:
 
 
 def leads() -> bool:
-    """Whether this process writes and speaks for all; asked outside, too, so the launcher's variable counts."""
+    """Whether this process writes and prints for all; the launcher's variable tells it outside `joined`, too."""
     return os.environ.get("RANK", "") in ("", "0")
 
 
 def process_count() -> int:
-    """How many there are."""
+    """Number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def summed(values: Tensor) -> Tensor:
-    """The sum over processes, in each of them."""
+    """The sum over all processes, in each of them."""
     if dist.is_initialized():
         values = values.clone()
         dist.all_reduce(values)
@@ -84,25 +84,23 @@ def summed(values: Tensor) -> Tensor:
 
 
 def mean_count(count: Tensor) -> Tensor:
-    """What a process must divide a sum by for the mean over processes to be the mean over all: never less than one
-    in all.
-    """
+    """The divisor of a process's sum that makes the mean over processes the mean over all; at least 1 in total."""
     return summed(count).clamp(min=1) / process_count()
 
 
 def any_says(answer: bool, device: torch.device) -> bool:
-    """Whether any process says yes."""
+    """Whether `answer` is True in any process."""
     return bool(summed(torch.tensor(answer, dtype=torch.int32, device=device))) if dist.is_initialized() else answer
 
 
 def meet() -> None:
-    """Wait here until every process is here: one that ends early may take the others with it."""
+    """Wait until every process is here: one that ends early may end the others."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def everybody(value: object) -> list[object]:
-    """What each process has to say, in order of their numbers."""
+    """The value of each process, by rank."""
     if not dist.is_initialized():
         return [value]
     found: list[object] = [None] * process_count()
@@ -111,7 +109,7 @@ def everybody(value: object) -> list[object]:
 
 
 def share_batch_statistics(module: nn.Module, device: torch.device) -> nn.Module:
-    """Let batch norm see the frames of all processes, as if one had them all; names of weights do not change."""
+    """Share batch norm statistics between processes, as if one had all frames; names of weights do not change."""
     if not dist.is_initialized():
         return module
     if device.type == "cuda":
@@ -128,7 +126,7 @@ def share_batch_statistics(module: nn.Module, device: torch.device) -> nn.Module
 
 
 class _SharedBatchNorm2d(nn.BatchNorm2d):
-    """nn.SyncBatchNorm for processes on a CPU, which it does not serve. All must have images of the same number."""
+    """nn.SyncBatchNorm for CPUs, which torch's lacks. All processes must have the same number of images."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
@@ -155,7 +153,7 @@ def _summed_with_gradient(values: Tensor) -> Tensor:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over processes; what each of them loses by it is the sum of what all lose."""
+    """The sum over processes; its gradient in each process is the sum of the gradients of all."""
 
     @staticmethod
     def forward(ctx: object, values: Tensor) -> Tensor:

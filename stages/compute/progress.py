@@ -9,26 +9,26 @@ from tqdm import tqdm
 from data_cache.errors import SurroundError
 
 QUIET = "SURROUND_QUIET"
-"""Set to 1, also for the processes that a stage starts, nothing is told but results, warnings and errors."""
+"""If set to 1, only results, warnings and errors are shown, also by processes that a stage starts."""
 _SHOWN_AFTER_S = 2.0
 
 
 class Preempted(SurroundError):
-    """The machine asked the stage to stop; everything finished is saved and the same command continues."""
+    """The stage was asked to stop; everything finished is saved, and the same command continues."""
 
 
 def is_quiet() -> bool:
-    """Whether the user wants to hear of nothing but results."""
+    """Whether the user wants no progress output."""
     return os.environ.get(QUIET) == "1"
 
 
 def progress_bar(
     total: int, done: int, description: str, unit: str, *, quiet: bool = False, unit_scale: bool = False
 ) -> "tqdm[None]":
-    """A bar on a terminal; elsewhere a line now and then, so that a job's log shows life but does not drown in it.
+    """A progress bar on a terminal; elsewhere a line now and then, so that a job's log shows life but stays short.
 
-    What takes less than two seconds shows nothing. `quiet` shows nothing: another process speaks. `unit_scale` counts
-    in k, M and G.
+    Work of less than two seconds shows nothing. `quiet` shows nothing, for processes other than the first. `unit_scale`
+    counts in k, M and G.
     """
     terminal = sys.stderr.isatty()
     counted = f"{{n_fmt}} of {{total_fmt}} {unit if unit_scale else f'{unit}s'} ({{percentage:.0f}} %)"
@@ -50,14 +50,14 @@ def progress_bar(
 
 
 class _Lines:
-    """A log file: what a bar writes over its last state becomes a line of its own."""
+    """A stream that turns each update of a bar into a line of its own, for log files."""
 
     def __init__(self, stream: TextIO):
         self._stream, self._last = stream, ""
 
     def write(self, text: str) -> int:
         line = text.strip()
-        if line and line != self._last:  # the bar shows its end twice
+        if line and line != self._last:  # tqdm writes the last state twice
             self._stream.write(line + "\n")
             self._last = line
         return len(text)

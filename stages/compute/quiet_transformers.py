@@ -1,4 +1,4 @@
-"""Loading models without the library's own bars and reports: the terminal belongs to our progress."""
+"""Loading models without transformers' own progress bars and reports, which would mix with ours."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Only errors of transformers are shown inside."""
-    from transformers.utils import logging  # seconds, which commands that load no model do not pay
+    """Show only errors of transformers inside the context."""
+    from transformers.utils import logging  # takes seconds, which only commands that load a model should cost
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

@@ -1,4 +1,4 @@
-"""Stretching of images; one definition for teacher, cache, student, evaluation and pictures."""
+"""Stretching of images: one definition for teacher, cache, student, evaluation and pictures."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,10 @@ from torch.nn.functional import interpolate
 
 
 def resize_rgb(rgb: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
-    """Stretch to (h, w) `size` with an antialiased bicubic filter, the one Depth Anything was trained with.
+    """Stretch to (h, w) `size` with an antialiased bicubic filter, as in the training of Depth Anything.
 
-    It is Pillow's filter in torch's vectorised kernel: the same to one grey level where an image shrinks, at a third to
-    a sixth of the time.
+    It is Pillow's filter in torch's vectorised kernel: when shrinking, equal to one grey level, in a third to a sixth
+    of the time.
     """
     if rgb.shape[:2] == size:
         return rgb
@@ -29,7 +29,7 @@ def resize_views(
 
 
 def resized(values: Float[np.ndarray, "h w"], size: tuple[int, int]) -> Float[np.ndarray, "H W"]:
-    """Values at another size, bilinear."""
+    """Resize a map bilinearly."""
     if values.shape == size:
         return values
     stretched = interpolate(torch.from_numpy(values)[None, None], size=size, mode="bilinear", align_corners=False)
@@ -37,7 +37,7 @@ def resized(values: Float[np.ndarray, "h w"], size: tuple[int, int]) -> Float[np
 
 
 def depth_at(depth_m: Float[np.ndarray, "h w"], size: tuple[int, int]) -> Float[np.ndarray, "H W"]:
-    """A depth map at another size, bilinear; 0 where a pixel without depth (0) takes part."""
+    """Resize a depth map bilinearly; 0 wherever a pixel without depth (0) contributes."""
     stretched = resized(depth_m, size)
     holes = (depth_m == 0).astype(np.float32)
     if holes.any():

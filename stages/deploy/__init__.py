@@ -1,4 +1,4 @@
-"""A student as a file for a vehicle: ONNX, int8, other runtimes, and how far they agree.
+"""Deployment of a student as a file: ONNX, int8, other runtimes, and how well they agree.
 
 Read `export.py` first.
 """

@@ -1,4 +1,4 @@
-"""A student as a graph that runs without this program: ONNX, and the program of torch.export that it is made from."""
+"""Export of a student to a graph that runs without this program: ONNX, and the torch.export program behind it."""
 
 import io
 import json
@@ -17,27 +17,27 @@ from stages.student.fold import folded
 from stages.student.model import Student
 
 OPSET = 18
-"""What torch's exporter writes without converting; TensorRT reads it from 10.0 on, every onnxruntime of today does."""
+"""The version that torch's exporter writes without conversion; TensorRT 10.0 and current onnxruntimes read it."""
 IMAGE, FOCAL, DEPTH = "image", "focal_px", "depth_m"
 MEANINGS = {
     IMAGE: "uint8 RGB [B, V, 3, H, W], cameras in ring order, stretched to H x W; zeros where a camera is missing",
     FOCAL: "float32 [B, V], fx of each camera in pixels of the stretched image; 0 where a camera is missing",
     DEPTH: "float32 [B, V, H, W], depth along the optical axis in metres; 0 where a camera is missing",
 }
-"""Of inputs and output, by name; written into the graph."""
+"""Meaning of each input and output, by name; written into the graph."""
 METADATA_PREFIX = "surround."
 MAX_BATCH = 1024
 
 
 class ExportError(SurroundError):
-    """A student cannot be exported, or what came out is not the student."""
+    """A student cannot be exported, or the exported graph gives other results."""
 
 
 class DeployedStudent(nn.Module):
-    """What is deployed of a student: pixels as cameras give them in, metres out; batch norms folded.
+    """The part of a student that is deployed: camera pixels in, metres out; batch norms are folded.
 
-    The student inside sees cameras of its own focal length f0. Depth is proportional to the focal length, so that the
-    real one is multiplied last: a runtime that computes in 16 bits does not round it.
+    The student inside always gets its own focal length f0. Depth is proportional to the focal length, so the real one
+    is multiplied in last, where a 16-bit runtime does not round it.
     """
 
     def __init__(self, student: Student):
@@ -54,7 +54,7 @@ class DeployedStudent(nn.Module):
 
 
 def require_extra() -> None:
-    """Raise SettingError where the packages of the extra `export` are missing."""
+    """Raise SettingError if packages of the extra `export` are missing."""
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -65,12 +65,12 @@ def require_extra() -> None:
 
 
 def export_program(student: Student, view_count: int, batch: int | None) -> ExportedProgram:
-    """Trace what is deployed of a student.
+    """Trace the deployed part of a student.
 
     Args:
-        student: in evaluation mode, on the CPU; not changed.
+        student: a student in evaluation mode, on the CPU; not changed.
         view_count: V, cameras of the rig.
-        batch: B, rigs at a time; None leaves it open.
+        batch: B, rigs per call; None leaves it open.
     """
     rigs = batch or 2
     image = torch.zeros(rigs, view_count, 3, *student.spec.input_size, dtype=torch.uint8)
@@ -88,11 +88,11 @@ def onnx_model(program: ExportedProgram, metadata: Mapping[str, object]) -> byte
     """The program as an ONNX file with its weights inside, checked by onnx.
 
     Args:
-        program: of `export_program`.
-        metadata: by name; goes into the file as JSON, each name after METADATA_PREFIX.
+        program: the result of `export_program`.
+        metadata: values by name; stored in the file as JSON, each name after METADATA_PREFIX.
 
     Raises:
-        ExportError: if onnx finds a fault in it.
+        ExportError: if onnx finds a fault in the graph.
     """
     import onnx
 
@@ -109,12 +109,12 @@ def onnx_model(program: ExportedProgram, metadata: Mapping[str, object]) -> byte
     model = made.model_proto
     graph = model.graph
     for described in (*graph.node, *graph.value_info, *graph.initializer):
-        del described.metadata_props[:]  # lines and paths of the sources it was traced from
+        del described.metadata_props[:]  # paths and line numbers of the source code it was traced from
         described.doc_string = ""
     for value in (*graph.input, *graph.output):
         del value.metadata_props[:]
         value.doc_string = MEANINGS[value.name]
-    traced = graph.input[0].type.tensor_type.shape.dim[0].dim_param  # empty where the batch is fixed
+    traced = graph.input[0].type.tensor_type.shape.dim[0].dim_param  # empty if the batch is fixed
     for value in (*graph.input, *graph.output, *graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
             if traced and traced in dim.dim_param:
@@ -129,7 +129,7 @@ def onnx_model(program: ExportedProgram, metadata: Mapping[str, object]) -> byte
 
 
 def with_metadata(model: bytes, metadata: Mapping[str, object]) -> bytes:
-    """The same ONNX file with these metadata and no others."""
+    """The same ONNX file with this metadata and no other."""
     import onnx
 
     proto = onnx.load_from_string(model)
@@ -140,7 +140,7 @@ def with_metadata(model: bytes, metadata: Mapping[str, object]) -> bytes:
 
 
 def program_file(program: ExportedProgram, metadata: Mapping[str, object]) -> bytes:
-    """The program as torch.export saves it (.pt2), the metadata as JSON in its extra file `surround.json`."""
+    """The program as torch.export saves it (.pt2), with the metadata as JSON in the extra file `surround.json`."""
     buffer = io.BytesIO()
     with quiet_exporters():
         torch.export.save(program, buffer, extra_files={"surround.json": json.dumps(metadata)})
@@ -149,7 +149,7 @@ def program_file(program: ExportedProgram, metadata: Mapping[str, object]) -> by
 
 @contextmanager
 def quiet_exporters() -> Iterator[None]:
-    """Exporters and quantisers warn of what is as it should be, on several ways; only errors are shown inside."""
+    """Silence the warnings of exporters and quantisers, which are about expected things; errors are still shown."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         before = logging.root.manager.disable

@@ -1,4 +1,4 @@
-"""Is what was exported still the student? Its depth on real frames, what a change costs, and how long it takes."""
+"""Comparison of exported graphs with the student in PyTorch: depth on real frames, accuracy, and time."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,19 +31,19 @@ from stages.student.model import Student
 
 GRAPH_RUNTIMES = ("onnxruntime", "OpenVINO")
 FP32_LIMIT = 1e-4
-"""Largest relative difference to PyTorch that a graph in fp32 may have at any pixel; 3e-6 was the largest one seen."""
+"""Limit on the relative difference of an fp32 graph from PyTorch at any pixel; the largest seen was 3e-6."""
 INT8_LIMIT = 0.03
-"""Mean relative difference to PyTorch that an int8 graph may have; 0.006 was the largest one seen."""
+"""Limit on the mean relative difference of an int8 graph from PyTorch; the largest seen was 0.006."""
 
 
 @dataclass(frozen=True, eq=False)
 class MeasuredRig:
-    """One frame to compare on.
+    """A frame for the comparison.
 
     Attributes:
-        inputs: the rig as a deployed student takes it, a batch of one.
-        truth_m: metres, 0 = none: dense truth where the source knows it, else LiDAR returns.
-        dense: which of them.
+        inputs: the rig as input of a deployed student, a batch of one.
+        truth_m: metres, 0 = none: dense truth if the source has it, else LiDAR returns.
+        dense: whether `truth_m` is dense truth.
     """
 
     inputs: DeployedRigs
@@ -53,7 +53,7 @@ class MeasuredRig:
 
 @dataclass(frozen=True, eq=False)
 class Contender:
-    """One way to run the student: by which runtime, in which precision, from a file of how many bytes."""
+    """One way to run the student: runtime, precision, and size of its file."""
 
     runtime: str
     precision: str
@@ -66,11 +66,11 @@ class Parity:
     """How a contender compares with the student in PyTorch, fp32.
 
     Attributes:
-        runtime, precision, file_bytes: of the contender.
-        ms_per_rig: wall time of a rig.
-        max_relative, mean_relative: |depth - reference| / reference over all pixels of the cameras that are there.
-        abs_rel: of its metres against truth at the student's input size: a mean per image, per camera, of the cameras;
-            None where no frame has truth.
+        runtime, precision, file_bytes: those of the contender.
+        ms_per_rig: wall time per rig.
+        max_relative, mean_relative: |depth - reference| / reference over all pixels of valid cameras.
+        abs_rel: AbsRel against truth at the student's input size, a mean per image, then per camera, then over cameras;
+            None if no frame has truth.
     """
 
     runtime: str
@@ -83,7 +83,7 @@ class Parity:
 
 
 def measured_rig(frame: Frame, size: tuple[int, int]) -> MeasuredRig:
-    """Read a frame at the (H, W) `size` of the student's input; raises FrameError."""
+    """Read a frame at the student's input (H, W) `size`; raises FrameError."""
     sweep = frame.load_sweep() if frame.load_sweep is not None else None
     rig = rig_views(frame, resize_views(load_images(frame, size), size), sweep, size)
     truth_m = rig.lidar_depth_m
@@ -104,15 +104,15 @@ def compare(
     range_m: tuple[float, float],
     rounds: int,
 ) -> tuple[Parity, ...]:
-    """Run every contender over the same frames, then time all of them in turns.
+    """Run every contender on the same frames, then time them in turns.
 
     Args:
         reference: the student in PyTorch, fp32.
-        contenders: what is compared with it.
-        rigs: at least one.
-        batch: rigs at a time.
-        range_m: nearest and farthest truth that counts, both left out; depth is clipped to it.
-        rounds: of timing.
+        contenders: the ways to run it that are compared.
+        rigs: at least one frame.
+        batch: rigs per call.
+        range_m: truth counts strictly between these depths; predictions are clipped to them.
+        rounds: timed calls per contender.
     """
     inputs = list(batches([entry.inputs for entry in rigs], batch))
     there = np.concatenate([entry.inputs.focal_px > 0 for entry in rigs])
@@ -137,7 +137,7 @@ def compare(
 
 
 def torch_contenders(student: Student, file_bytes: int) -> Iterator[Contender]:
-    """A student in PyTorch as `surround eval` runs it: folded, in fp32 and in what is fast on this CPU."""
+    """A student in PyTorch, folded: in fp32 and, if another precision is faster on this CPU, in that one, too."""
     ready = folded(student)
     place(ready, CPU)
     for precision in dict.fromkeys(("fp32", resolve_precision("auto", CPU))):
@@ -145,7 +145,7 @@ def torch_contenders(student: Student, file_bytes: int) -> Iterator[Contender]:
 
 
 def graph_contenders(model: bytes, precision: str) -> Iterator[Contender]:
-    """An ONNX file of this precision in every runtime, and in every precision in which that computes the rest of it."""
+    """An ONNX file in every runtime, and in every precision in which the runtime computes its float operations."""
     onnxruntime, openvino = GRAPH_RUNTIMES
     yield Contender(onnxruntime, precision, onnxruntime_runner(model), len(model))
     for computed in openvino_precisions():
@@ -154,10 +154,10 @@ def graph_contenders(model: bytes, precision: str) -> Iterator[Contender]:
 
 
 def require_parity(found: Sequence[Parity]) -> None:
-    """Check the graphs among what was compared; what a runtime itself rounds to 16 bits is only told of.
+    """Check the graphs among the results; one that a runtime itself rounds to 16 bits must only be finite.
 
     Raises:
-        ExportError: if one in fp32 or int8 is too far from PyTorch, or says something that is no number.
+        ExportError: if an fp32 or int8 graph is too far from PyTorch, or a graph gives depth that is not finite.
     """
     for one in found:
         if one.runtime not in GRAPH_RUNTIMES:

@@ -1,4 +1,4 @@
-"""int8 for a deployed student, after its training: ranges of activations from frames that it has learnt from."""
+"""Post-training int8 quantisation of a deployed student, calibrated on training frames."""
 
 import tempfile
 from collections.abc import Iterable
@@ -11,20 +11,20 @@ INT8_TARGETS = ("cpu", "tensorrt")
 
 
 def quantized(model: bytes, calibration: Iterable[DeployedRigs], target: str) -> bytes:
-    """Quantise the convolutions of an ONNX file: weights with a scale per channel, activations with one per tensor.
+    """Quantise the convolutions of an ONNX file: weights with one scale per channel, activations with one per tensor.
 
     All else stays float: the attention between views, the upsampling, and the head from bin scores to metres. With
-    additions, products and softmax in int8 as well the error of a student on synthetic drives went from .088 to .161
-    AbsRel, and OpenVINO refused the file.
+    additions, products and softmax in int8, too, AbsRel of a student on synthetic drives rose from .088 to .161, and
+    OpenVINO refused the file.
 
     Args:
-        model: file of `stages.deploy.export.onnx_model`.
-        calibration: what the ranges are looked up in, smallest to largest value; batches of the model's size.
+        model: an ONNX file made by `stages.deploy.export.onnx_model`.
+        calibration: batches of the model's size, whose minima and maxima give the ranges of activations.
         target: cpu: unsigned activations with a zero point, which onnxruntime computes twice as fast on x86. tensorrt:
-            signed ones around zero, the only ones it takes.
+            signed activations without a zero point, the only ones that it accepts.
 
     Returns:
-        an ONNX file with QuantizeLinear and DequantizeLinear, biases in float.
+        An ONNX file with QuantizeLinear and DequantizeLinear; biases stay float.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static

@@ -1,4 +1,4 @@
-"""What runs a deployed student: PyTorch, onnxruntime, OpenVINO, all on the CPU and on as many threads as torch."""
+"""Runtimes of a deployed student: PyTorch, onnxruntime and OpenVINO, all on the CPU with as many threads as torch."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,13 +28,13 @@ Runner = Callable[[DeployedRigs], Float32[np.ndarray, "B V H W"]]
 def deployed_rig(
     image: UInt8[np.ndarray, "V H W 3"], intrinsics: Float32[np.ndarray, "V 3 3"], view_valid: Bool[np.ndarray, " V"]
 ) -> DeployedRigs:
-    """One rig at the student's input size, as frames and caches hold it, as a deployed student takes it."""
+    """Convert one rig at the student's input size, as frames and caches hold it, to the input of a deployed student."""
     focal_px = np.where(view_valid, intrinsics[:, 0, 0], 0).astype(np.float32)
     return DeployedRigs(np.ascontiguousarray(image.transpose(0, 3, 1, 2))[None], focal_px[None])
 
 
 def batches(rigs: Sequence[DeployedRigs], batch: int) -> Iterator[DeployedRigs]:
-    """All rigs, so many at a time; the last batch is filled up from the beginning."""
+    """All rigs in batches of this size; the last batch is filled up with the first rigs."""
     for first in range(0, len(rigs), batch):
         group = [rigs[(first + i) % len(rigs)] for i in range(batch)]
         yield DeployedRigs(
@@ -43,7 +43,7 @@ def batches(rigs: Sequence[DeployedRigs], batch: int) -> Iterator[DeployedRigs]:
 
 
 def feeds(rigs: DeployedRigs) -> dict[str, object]:
-    """The inputs by the names that they have in the graph."""
+    """The inputs by their names in the graph."""
     return {IMAGE: rigs.image, FOCAL: rigs.focal_px}
 
 
@@ -78,7 +78,7 @@ def onnxruntime_runner(model: bytes) -> Runner:
 
 
 def openvino_runner(model: bytes, precision: str) -> Runner:
-    """An ONNX file in OpenVINO, what is not int8 in it computed in `precision` (fp32 or bf16)."""
+    """An ONNX file in OpenVINO; its float operations are computed in `precision` (fp32 or bf16)."""
     import openvino
 
     core = openvino.Core()
@@ -97,7 +97,7 @@ def openvino_runner(model: bytes, precision: str) -> Runner:
 
 
 def openvino_precisions() -> tuple[str, ...]:
-    """What OpenVINO computes in on this CPU; where bf16 is there, it takes that unless it is told otherwise."""
+    """The precisions in which OpenVINO computes on this CPU; by default it takes bf16 if the CPU has it."""
     import openvino
 
     capable = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

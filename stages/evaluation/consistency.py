@@ -1,4 +1,4 @@
-"""Do adjacent cameras agree about the surface that both see?"""
+"""Consistency of adjacent cameras: do they give the same depth to a surface that both see?"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from data_cache.frames.views import RigViews
 
 @dataclass(frozen=True)
 class Overlap:
-    """Agreement over a set of pixels: mean relative difference and how many pixels were compared."""
+    """Agreement over a set of pixels: mean relative difference and number of pixels."""
 
     abs_rel: float
     pixels: int
@@ -24,10 +24,11 @@ def overlap_consistency(
     K_px: Float[np.ndarray, "2 3 3"],
     world_from_cam: Float[np.ndarray, "2 4 4"],
 ) -> Overlap | None:
-    """Project the depth of the first view into the second and compare where both see the surface.
+    """Project the depth of the first view into the second and compare where both see the same surface.
 
-    |z - D_2| / D_2 at the pixel of view 2 that each point of view 1 falls on, z its depth there, over points with
-    z / D_2 within OCCLUSION_RATIO both ways. None where the views share nothing. A depth of 0 is none.
+    Mean of |z - D_2| / D_2, where z is the depth in view 2 of a point of view 1, and D_2 the depth of view 2 at the
+    pixel it falls on; over points with 1 / OCCLUSION_RATIO < z / D_2 < OCCLUSION_RATIO. None if there are no such
+    points. A depth of 0 means no depth.
     """
     size = (int(depth_m.shape[1]), int(depth_m.shape[2]))
     points = unproject(depth_m[0].astype(np.float64), K_px[0])[depth_m[0] > 0]
@@ -42,7 +43,7 @@ def overlap_consistency(
 
 
 def ring_overlaps(frame: Frame, rig: RigViews, depth_m: Float[np.ndarray, "V H W"]) -> dict[str, Overlap]:
-    """Agreement of each pair of ring neighbours that a frame has, both ways pooled, by the names of both cameras."""
+    """Agreement of each pair of ring neighbours of a frame, pooled over both directions, by both camera names."""
     V = len(frame.views)
     found: dict[str, Overlap] = {}
     for i in range(V):
@@ -61,6 +62,6 @@ def ring_overlaps(frame: Frame, rig: RigViews, depth_m: Float[np.ndarray, "V H W
 
 
 def pooled_overlap(overlaps: Sequence[Overlap]) -> Overlap:
-    """Agreement over the pixels of several together."""
+    """Pool several overlaps: the agreement over all their pixels."""
     pixels = [overlap.pixels for overlap in overlaps]
     return Overlap(float(np.average([overlap.abs_rel for overlap in overlaps], weights=pixels)), sum(pixels))

@@ -1,4 +1,4 @@
-"""Wall time of one rig through student and teacher, in one harness."""
+"""Wall time of student and teacher for one rig, measured in the same way."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from stages.teacher.base import Teacher
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one call: median and 95th percentile."""
+    """Time of one call in milliseconds: median and 95th percentile."""
 
     p50_ms: float
     p95_ms: float
@@ -37,7 +37,7 @@ def measure(call: Callable[[], object], device: torch.device, *, warmup: int, re
 
 
 def measure_in_turns(calls: Sequence[Callable[[], object]], device: torch.device, *, rounds: int) -> tuple[Timing, ...]:
-    """Time several calls that take turns, after a round of warm-up: a noisy moment hits all of them alike."""
+    """Time several calls in turns, after one warm-up round, so that a noisy moment affects all of them alike."""
     milliseconds: list[list[float]] = [[] for _ in calls]
     for i in range(1 + rounds):
         for values, call in zip(milliseconds, calls, strict=True):
@@ -55,7 +55,7 @@ def _timing(milliseconds: Sequence[float]) -> Timing:
 def rig_latency(
     student: Student, rig: RigViews, teacher: Teacher | None, device: torch.device, precision: str
 ) -> Latency:
-    """Time a student on a rig, and a teacher on as many images of noise."""
+    """Time a student on a rig, and a teacher on the same number of noise images."""
     student_time = measure(lambda: forward_rig(student, rig, device, precision), device, warmup=3, repeats=20)
     teacher_time = None
     if teacher is not None:

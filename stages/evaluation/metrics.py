@@ -1,4 +1,4 @@
-"""Every depth metric, once."""
+"""The depth metrics: one definition of each."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -7,12 +7,12 @@ import numpy as np
 from jaxtyping import Float
 
 CONSTANT_SHARE = 1e-5
-"""A map that varies by less than this share of its mean varies by rounding only."""
+"""A map that varies by less than this share of its mean counts as constant: the rest is rounding."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DepthErrors:
-    """Errors of Eigen et al. 2014 over a set of pixels.
+    """Depth errors over a set of pixels (Eigen et al. 2014).
 
     Attributes:
         abs_rel: mean |p - t| / t.
@@ -20,8 +20,8 @@ class DepthErrors:
         rmse: sqrt(mean (p - t)^2), metres.
         rmse_log: sqrt(mean (log p - log t)^2).
         d1, d2, d3: share of pixels with max(p / t, t / p) below 1.25, 1.25^2, 1.25^3.
-        images: how many images these are a mean of.
-        pixels: how many pixels these were measured on.
+        images: number of images in the mean.
+        pixels: number of pixels measured.
     """
 
     abs_rel: float
@@ -38,11 +38,11 @@ class DepthErrors:
 def depth_errors(
     *, predicted_m: Float[np.ndarray, " N"], truth_m: Float[np.ndarray, " N"], images: int = 1
 ) -> DepthErrors:
-    """Errors over the valid pixels of one image, or of several that are pooled, in float64.
+    """Errors over the valid pixels of one image, or of several pooled images, in float64.
 
     Args:
         predicted_m, truth_m: depths > 0 in metres, at least one.
-        images: whose pixels these are.
+        images: number of images that the pixels come from.
     """
     predicted, truth = predicted_m.astype(np.float64), truth_m.astype(np.float64)
     difference = predicted - truth
@@ -66,7 +66,7 @@ def abs_rel(*, predicted_m: Float[np.ndarray, " N"], truth_m: Float[np.ndarray, 
 
 
 def mean_errors(errors: Iterable[DepthErrors]) -> DepthErrors:
-    """Plain mean of every error, each entry counting once; images and pixels add up.
+    """Mean of every error, with equal weight for each entry; images and pixels are summed.
 
     Raises:
         ValueError: if there is nothing to average.
@@ -83,13 +83,13 @@ def mean_errors(errors: Iterable[DepthErrors]) -> DepthErrors:
 
 
 def median_scale(*, predicted_m: Float[np.ndarray, " N"], truth_m: Float[np.ndarray, " N"]) -> float:
-    """median(truth) / median(prediction), what predictions are multiplied by in the alignment of Zhou et al. 2017."""
+    """median(truth) / median(prediction), the factor on predictions in the median scaling of Zhou et al. 2017."""
     return float(np.median(truth_m)) / float(np.median(predicted_m))
 
 
 @dataclass(frozen=True)
 class AffineFit:
-    """truth disparity = scale * disparity + shift, in 1/m."""
+    """An affine fit: true disparity = scale * disparity + shift, in 1/m."""
 
     scale: float
     shift: float
@@ -98,7 +98,7 @@ class AffineFit:
 def fit_affine_disparity(*, disparity: Float[np.ndarray, " N"], truth_m: Float[np.ndarray, " N"]) -> AffineFit:
     """Least-squares scale and shift of a relative disparity to 1 / truth (Ranftl et al. 2020, MiDaS, sec. 5).
 
-    A disparity that is constant up to rounding gets scale 0 and the mean true disparity as shift.
+    A disparity that is constant up to rounding gets scale 0, and the mean true disparity as its shift.
     """
     inverse = 1 / truth_m.astype(np.float64)
     mean = float(disparity.mean(dtype=np.float64))
@@ -111,7 +111,7 @@ def fit_affine_disparity(*, disparity: Float[np.ndarray, " N"], truth_m: Float[n
 def affine_depth_m(
     disparity: Float[np.ndarray, "*shape"], fit: AffineFit, range_m: tuple[float, float]
 ) -> Float[np.ndarray, "*shape"]:
-    """Depth of a fitted disparity, clipped to the range; a disparity at or below zero is the far end."""
+    """Depth of a fitted disparity, clipped to the range; a fitted disparity at or below zero gives the far end."""
     inverse = fit.scale * disparity + fit.shift
     near = 1 / range_m[0] if range_m[0] else np.inf
     return 1 / np.clip(inverse, 1 / range_m[1], near)

@@ -1,4 +1,4 @@
-"""Depth maps in files, ours and those of others: one per image, 16-bit PNG as KITTI has it, or NumPy."""
+"""Saved depth maps, ours or those of others: one file per image, 16-bit PNG as in KITTI, or NumPy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from data_cache.sources.parsing.npy import NpyError, read_data, read_header
 
 PNG_STEPS_PER_M = 256
 PNG_FAR_M = 65535 / PNG_STEPS_PER_M
-"""Greatest depth of a PNG, 255.996 m; what is farther is saved as this."""
+"""Largest depth in a PNG, 255.996 m; greater depths are saved as this."""
 SUFFIXES = {"png16": ".png", "npy": ".npy"}
 
 
@@ -28,11 +28,11 @@ class PredictionError(SourceError):
 
 @dataclass(frozen=True)
 class PredictionFolder:
-    """Predictions of every image that is to be measured, checked to be there.
+    """A folder with a prediction for every image to be measured; the files are known to exist.
 
     Attributes:
-        root: holds `CAMERA/FRAME ID.png` or `.npy`.
-        size: (H, W) of the network that made them; files are of this size or that of the image.
+        root: folder that holds `CAMERA/FRAME ID.png` or `.npy`.
+        size: (H, W) of the network that made them; files have this size or that of the image.
     """
 
     root: Path
@@ -40,10 +40,10 @@ class PredictionFolder:
 
 
 def open_predictions(root: Path, source: Source, frame_ids: Sequence[str], size: tuple[int, int]) -> PredictionFolder:
-    """Check that there is one file for each image of some frames; their content is looked at when it is read.
+    """Check that each image of the frames has a file; the content is checked when it is read.
 
     Raises:
-        PredictionError: naming the folder, how many files are missing and the first of them.
+        PredictionError: naming the folder, the number of missing files and the first of them.
     """
     if not root.is_dir():
         raise PredictionError(f"expected a folder of predictions, found none at {root}")
@@ -52,7 +52,7 @@ def open_predictions(root: Path, source: Source, frame_ids: Sequence[str], size:
     for frame_id in frame_ids:
         try:
             views = source.frame(frame_id).views
-        except FrameError:  # it is left out of every measurement
+        except FrameError:  # evaluation leaves this frame out
             continue
         for view in views:
             if view is not None:
@@ -69,17 +69,17 @@ def open_predictions(root: Path, source: Source, frame_ids: Sequence[str], size:
 
 
 def prediction_file(root: Path, camera: str, frame_id: str, suffix: str) -> Path:
-    """CAMERA/FRAME ID below a folder, a slash in the id being a folder and unusual characters percent-encoded."""
+    """CAMERA/FRAME ID below a folder; a slash in the id makes a sub-folder, unusual characters are percent-encoded."""
     return frame_file(root / _safe(camera), frame_id, suffix)
 
 
 def frame_file(root: Path, frame_id: str, suffix: str) -> Path:
-    """FRAME ID below a folder, named by the same rules."""
+    """FRAME ID below a folder, with the rules of `prediction_file`."""
     return root.joinpath(*map(_safe, f"{frame_id}{suffix}".split("/")))
 
 
 def save_prediction(path: Path, depth_m: Float[np.ndarray, "H W"]) -> None:
-    """Write a depth map in one step: as `png_steps` where the name ends in .png, as float32 metres else.
+    """Write a depth map in one step: as `png_steps` if the name ends in .png, else as float32 metres.
 
     Raises WriteError.
     """
@@ -88,7 +88,7 @@ def save_prediction(path: Path, depth_m: Float[np.ndarray, "H W"]) -> None:
         with partial.open("wb") as stream:
             if path.suffix == ".png":
                 image = Image.fromarray(png_steps(depth_m))
-                # At full image size this is six to twelve times as fast as the usual level, for a quarter more bytes.
+                # At full image size 6 to 12 times as fast as the default level, for a quarter more bytes.
                 image.save(stream, "PNG", compress_level=1)
             else:
                 np.save(stream, depth_m.astype(np.float32))
@@ -97,16 +97,16 @@ def save_prediction(path: Path, depth_m: Float[np.ndarray, "H W"]) -> None:
 
 
 def png_steps(depth_m: Float[np.ndarray, "H W"]) -> UInt16[np.ndarray, "H W"]:
-    """Depth in 1/256 m, rounded, to 1/256 m at least and PNG_FAR_M at most; 0 stays 0, none."""
+    """Depth in 1/256 m, rounded and clipped to [1/256 m, PNG_FAR_M]; 0 (no depth) stays 0."""
     steps = np.round(depth_m * np.float32(PNG_STEPS_PER_M)).clip(1, 65535)
     return np.where(depth_m > 0, steps, 0).astype(np.uint16)
 
 
 def read_rig(folder: PredictionFolder, frame: Frame) -> tuple[Float[np.ndarray, "_ _"] | None, ...]:
-    """Depth of every view of a frame in metres, 0 = none; None where the camera is missing.
+    """Read the depth of every view of a frame in metres, 0 = none; None where the camera is missing.
 
     Raises:
-        PredictionError: if a file is missing, is there twice, or is not a depth map of its image.
+        PredictionError: if a file is missing, exists in both formats, or is not a depth map of its image.
     """
     return tuple(
         read_prediction(
@@ -119,14 +119,14 @@ def read_rig(folder: PredictionFolder, frame: Frame) -> tuple[Float[np.ndarray, 
 
 
 def read_prediction(path: Path, *sizes: tuple[int, int]) -> Float[np.ndarray, "H W"]:
-    """A depth map in metres, 0 = none.
+    """Read a depth map in metres, 0 = none.
 
     Args:
-        path: a 16-bit grey PNG of 1/256 m, or an .npy file of floats in metres.
-        sizes: (H, W) that are possible.
+        path: a 16-bit grey PNG in 1/256 m, or an .npy file of floats in metres.
+        sizes: allowed (H, W).
 
     Raises:
-        PredictionError: if it is damaged, of another kind or size, not finite, or negative.
+        PredictionError: if it is damaged, of another kind or size, or holds values that are not finite or negative.
     """
     try:
         depth_m = (_read_png if path.suffix == ".png" else _read_npy)(path, sizes)
@@ -149,7 +149,7 @@ def _require_size(path: Path, shape: tuple[int, ...], sizes: Sequence[tuple[int,
         )
 
 
-# In both formats the header is looked at first: nothing is decoded or allocated for a depth map of another size.
+# Both formats check the header first: a depth map of another size is neither decoded nor allocated.
 def _read_png(path: Path, sizes: Sequence[tuple[int, int]]) -> Float[np.ndarray, "H W"]:
     with opened(path) as image:
         if image.format != "PNG" or not image.mode.startswith("I"):
@@ -170,7 +170,7 @@ def _read_npy(path: Path, sizes: Sequence[tuple[int, int]]) -> Float[np.ndarray,
             )
         _require_size(path, header.shape, sizes)
         values = read_data(stream, header, BYTE_LIMIT)
-    with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold is refused as not finite
+    with np.errstate(over="ignore", invalid="ignore"):  # values beyond float32 are refused later as not finite
         return values.astype(np.float32)
 
 
@@ -187,5 +187,5 @@ def _candidates(root: Path, camera: str, frame_id: str) -> list[Path]:
 
 
 def _safe(name: str) -> str:
-    """One component of a path, another one for every name."""
+    """A path component for a name, safe on disk and different for different names."""
     return "%2E" * len(name) if name in (".", "..") else quote(name, safe="") or "%"

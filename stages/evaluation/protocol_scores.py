@@ -1,4 +1,4 @@
-"""What a protocol makes of predictions: which pixels count, how they are aligned, what is pooled."""
+"""Scores under a protocol: which pixels count, how predictions are aligned, how errors are pooled."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ from stages.evaluation.scores import ScoreTable
 
 @dataclass(frozen=True, eq=False)
 class ImagePixels:
-    """What counts of one image.
+    """The pixels of one image that count.
 
     Attributes:
-        camera: its name.
-        truth_m: LiDAR depths in range, outside the self-occlusion mask.
-        predicted_m: what is measured says there, not clipped.
-        disparity: what the teacher says there, in its own unit; None where it was not asked.
-        masked: a self-occlusion mask was looked at.
+        camera: name of the camera.
+        truth_m: LiDAR depths in range, where the vehicle does not hide the scene.
+        predicted_m: predicted depths there, not clipped.
+        disparity: the teacher's disparity there, in its own unit; None if there is no teacher.
+        masked: whether a self-occlusion mask was applied.
     """
 
     camera: str
@@ -45,15 +45,15 @@ def image_pixels(
     range_m: tuple[float, float],
     network_size: tuple[int, int],
 ) -> ImagePixels | None:
-    """Compare an image with the sweep, at the resolution of the protocol; None where no pixel counts.
+    """Collect the pixels of an image that count, at the resolution of the protocol; None if there are none.
 
     Args:
-        view, sweep: of one frame.
-        predicted_m: depth of the view at any size, 0 = none.
-        disparity: of the teacher at any size.
-        protocol: of the report.
-        range_m: of the protocol for this data set.
-        network_size: (H, W) of what is measured.
+        view, sweep: a view and the LiDAR sweep of its frame.
+        predicted_m: predicted depth at any size, 0 = none.
+        disparity: the teacher's disparity at any size.
+        protocol: the protocol.
+        range_m: the protocol's depth range for this data set.
+        network_size: (H, W) of the network that is evaluated.
 
     Raises:
         FrameError: if the self-occlusion mask cannot be read.
@@ -78,12 +78,12 @@ def teacher_fitted_to(
     """The teacher's depth in the student's metres: scale and shift of disparity by least squares over the whole image.
 
     Args:
-        student_m: 0 = none; clipped to the range.
-        disparity: of the teacher at any size.
-        range_m: of the protocol.
+        student_m: the student's depth, 0 = none; it is clipped to the range for the fit.
+        disparity: the teacher's disparity at any size.
+        range_m: the protocol's depth range.
 
     Returns:
-        Depth in metres within the range, 0 where the student says nothing.
+        Depth in metres within the range, 0 where the student has none.
     """
     there = student_m > 0
     fitted_m = np.zeros_like(student_m)
@@ -95,7 +95,7 @@ def teacher_fitted_to(
 
 
 class ProtocolScores:
-    """Errors of a split under a protocol. Frames come one by one and are pooled as the protocol says."""
+    """Errors of a split under a protocol. Frames are added one by one and pooled as the protocol says."""
 
     def __init__(self, protocol: Protocol, range_m: tuple[float, float]):
         self._protocol = protocol
@@ -105,21 +105,21 @@ class ProtocolScores:
         self.masked_images = 0
 
     def add(self, images: Sequence[ImagePixels]) -> None:
-        """Add the images of one frame; one without any takes its place in a pool, too."""
+        """Add the images of one frame; a frame without images also counts as one of a pool."""
         self._pool.append(images)
         self.masked_images += sum(image.masked for image in images)
         if len(self._pool) == self._protocol.pool_frames:
             self._flush()
 
     def student(self) -> StudentScores | None:
-        """Scores of what is measured so far; None without any image."""
+        """The student's scores so far; None if there is no image."""
         self._flush()
         if not self._metric.images:
             return None
         return StudentScores(self._metric.scores(), self._median.scores(), self._affine.scores())
 
     def teacher(self) -> TeacherScores | None:
-        """Scores of the teacher so far; None where it was not asked."""
+        """The teacher's scores so far; None if it has no image."""
         self._flush()
         return TeacherScores(self._teacher.scores()) if self._teacher.images else None
 

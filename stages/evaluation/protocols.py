@@ -1,4 +1,4 @@
-"""Evaluation protocols: what the numbers of a report are comparable with. Numbers of two of them share no table."""
+"""Evaluation protocols of the field. Numbers are comparable within one protocol, and no table mixes two."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,12 +13,12 @@ Range = tuple[float, float]
 
 
 class ProtocolError(SurroundError):
-    """These frames are not what the protocol measures."""
+    """The frames are not those that the protocol measures."""
 
 
 @dataclass(frozen=True)
 class FullSplit:
-    """A published split: how many drives and frames it has when all of it is there."""
+    """A complete published split: its number of drives and frames."""
 
     drives: int
     frames: int
@@ -29,20 +29,21 @@ class Protocol:
     """How depth is compared with LiDAR.
 
     Attributes:
-        name: as recipes and reports call it.
-        range_m: nearest and farthest truth that counts, both left out, by data set; predictions are clipped to it.
-        other_range_m: of all other data sets.
+        name: its name in recipes and reports.
+        range_m: by data set; truth counts strictly between these depths, and predictions are clipped to them.
+        other_range_m: the same for all other data sets.
         resolution: native: predictions are resized (bilinear) to the size of the camera image. network: truth is
             projected at the size of the prediction.
-        masks: of the vehicle itself. ignored; optional: used where the data set has them; expected: the same, and the
-            report warns where there are none.
-        pool_frames: frames in a row whose pixels are pooled, per camera, before any mean; 1 is a mean per image.
-        median: whose medians make the scale of the median-scaled row: those of each camera, or of all of the rig.
-        clip_first: predictions are clipped to the range before that scale is applied, too.
-        headline: rows of a report that this protocol is about; they stand in tables of several reports.
-        inner_only: data sets where the first and the last frame of each drive, with one neighbour only, are left out.
-        full: frames of published splits, by data set and split, after that.
-        list_hint: where lists of frames come from that are part of the protocol, by data set.
+        masks: self-occlusion masks. ignored; optional: applied if the data set has them; expected: the same, and the
+            report warns if there are none.
+        pool_frames: number of consecutive frames whose pixels are pooled per camera before any mean; 1 for a mean per
+            image.
+        median: median scaling uses the medians of each camera, or of the whole rig.
+        clip_first: predictions are clipped to the range before median scaling, too.
+        headline: rows of a report that this protocol is about, shown in tables of several reports.
+        inner_only: data sets where the first and last frame of each drive, which have one neighbour only, are left out.
+        full: complete sizes of published splits, by data set and split, without those frames.
+        list_hint: where to find the frame lists that are part of the protocol, by data set.
     """
 
     name: str
@@ -59,7 +60,7 @@ class Protocol:
     list_hint: Mapping[str, str] = field(default_factory=dict)
 
     def range_of(self, dataset: str) -> Range:
-        """Nearest and farthest truth that counts in a data set, metres."""
+        """The depth range for a data set, in metres."""
         return self.range_m.get(dataset, self.other_range_m)
 
 
@@ -82,11 +83,11 @@ VFDEPTH = Protocol(
     full={("ddad", "val"): FullSplit(50, 3850), ("nuscenes", "val"): FullSplit(150, 5417)},
     list_hint={"nuscenes": "dataset/nuscenes/val.txt of VFDepth's repository"},
 )
-"""VFDepth and CVCDepth (`utils/logger.py` there): pixels of four frames in a row are pooled, per camera.
+"""VFDepth and CVCDepth (`utils/logger.py` there): pixels of four consecutive frames are pooled, per camera.
 
-Their list of nuScenes has 5,417 frames (no newline ends its last line, so that line counters say 5,416). Their loader
-drops the frames at the end that fill no pool, two of the 3,850 of DDAD and one of those of nuScenes; here the last pool
-may be smaller, so that every frame of a split counts.
+Their nuScenes list has 5,417 frames (its last line has no newline, so line counters say 5,416). Their loader drops the
+last frames that do not fill a pool, two of 3,850 in DDAD and one in nuScenes; here the last pool may be smaller, so
+that every frame counts.
 """
 
 FSM = Protocol(
@@ -106,13 +107,13 @@ ZERO_SHOT = Protocol(
     headline=("metric", "affine_invariant"),
     full=_EVERY_FRAME,
 )
-"""As surrounddepth, with a least-squares scale and shift of disparity per image; for data sets not learnt from."""
+"""As surrounddepth, plus a least-squares scale and shift of disparity per image; for data sets not trained on."""
 
 PROTOCOLS = {protocol.name: protocol for protocol in (SURROUNDDEPTH, VFDEPTH, FSM, ZERO_SHOT)}
 
 
 def measured_frames(protocol: Protocol, source: Source, frame_ids: Sequence[str]) -> tuple[str, ...]:
-    """Those of some frames that the protocol measures."""
+    """The `frame_ids` that the protocol measures."""
     if source.name not in protocol.inner_only:
         return tuple(frame_ids)
     outer = {frame_id for frames in source.drives.values() for frame_id in (*frames[:1], *frames[-1:])}
@@ -120,16 +121,16 @@ def measured_frames(protocol: Protocol, source: Source, frame_ids: Sequence[str]
 
 
 def require_full_count(protocol: Protocol, source: Source, selectors: Sequence[str], frame_ids: Sequence[str]) -> None:
-    """Check that a published split that is there with all its drives is measured with all its frames.
+    """Check that a published split of which all drives are present is measured on all its frames.
 
     Args:
-        protocol: of the report.
+        protocol: the protocol.
         source: the data set.
-        selectors: what the recipe tests on; more than one, a slice, or single drives are no published split.
-        frame_ids: the frames that they and the protocol leave.
+        selectors: the recipe's test selectors; several selectors, a slice, or single drives are no published split.
+        frame_ids: the frames that the selectors and the protocol give.
 
     Raises:
-        ProtocolError: if frames are missing or too many; a number measured on them would compare with nothing.
+        ProtocolError: if the number of frames differs, so that scores would not be comparable.
     """
     if len(selectors) != 1:
         return
@@ -137,7 +138,7 @@ def require_full_count(protocol: Protocol, source: Source, selectors: Sequence[s
         drives = source.splits.get(split, ())
         if dataset != source.name or len(drives) != full.drives or len(frame_ids) == full.frames:
             continue
-        # Under a protocol that has a list of its own, any list of frames is taken for that one.
+        # If the protocol has a frame list of its own, any list is taken to be that one.
         listed = dataset in protocol.list_hint and selectors[0].startswith(LIST) and not selectors[0].endswith("]")
         if listed and not {id for drive in drives for id in source.drives[drive]}.issuperset(frame_ids):
             continue

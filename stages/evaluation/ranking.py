@@ -1,4 +1,4 @@
-"""Which frames of a split are shown, the worst first."""
+"""Ranking of frames by error, and the choice of frames that the report shows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class FrameErrors:
-    """Errors of one frame, means of its images.
+    """Errors of one frame, as means over its images.
 
     Attributes:
-        abs_rel: of the student against LiDAR; None where it has none.
-        disagreement: of student and teacher; None where the teacher was not asked.
+        abs_rel: AbsRel of the student against LiDAR; None if the frame has no LiDAR.
+        disagreement: AbsRel between student and teacher; None if there is no teacher.
     """
 
     abs_rel: float | None
@@ -18,9 +18,9 @@ class FrameErrors:
 
 
 def ranking(errors: Mapping[str, FrameErrors]) -> tuple[str, ...]:
-    """Frames from the worst to the best, by error against LiDAR; by disagreement where no frame has LiDAR.
+    """Frames from worst to best, by error against LiDAR, or by disagreement if no frame has LiDAR.
 
-    Frames that lack the number are not ranked. Of equal ones the earlier is first.
+    Frames without this error are not ranked. Of equal frames the earlier comes first.
     """
     for name in ("abs_rel", "disagreement"):
         known = {frame_id: value for frame_id, e in errors.items() if (value := getattr(e, name)) is not None}
@@ -30,15 +30,15 @@ def ranking(errors: Mapping[str, FrameErrors]) -> tuple[str, ...]:
 
 
 def shown_frames(errors: Mapping[str, FrameErrors], count: int, middle: str) -> tuple[str, ...]:
-    """At most `count` frames: the worst, the median, the best, and the middle one of the split.
+    """At most `count` frames: the worst ones, the median, the best, and the middle frame of the split.
 
-    The middle one is the same whatever was measured, so that two runs have a frame in common. Of few frames the worst
-    come before the best, the median and the middle one, in this order. Where not enough are ranked, others fill up.
+    The middle frame does not depend on errors, so that two runs have a frame in common. If `count` is small, the worst
+    frame comes first, then the best, the median and the middle one. If too few are ranked, other frames fill up.
 
     Args:
-        errors: by frame, in the order of the split.
-        count: how many, at least 0.
-        middle: id of the middle frame of the split; left out where it could not be read.
+        errors: errors by frame, in the order of the split.
+        count: number of frames, at least 0.
+        middle: id of the middle frame of the split; ignored if it could not be read.
 
     Returns:
         Ranked frames, worst first, then the others in the order of the split.
@@ -58,5 +58,5 @@ def shown_frames(errors: Mapping[str, FrameErrors], count: int, middle: str) -> 
 
 
 def place(ranked: Sequence[str], frame_id: str) -> int:
-    """Rank of a frame, 1 = worst; 0 where it has none."""
+    """Rank of a frame, 1 = worst; 0 if it is not ranked."""
     return ranked.index(frame_id) + 1 if frame_id in ranked else 0

@@ -1,4 +1,4 @@
-"""Where dense truth tells what LiDAR cannot: at depth edges, above the beams, between them."""
+"""Regions for dense truth, which covers what LiDAR misses: depth edges, and surfaces above and between the beams."""
 
 from dataclasses import dataclass
 
@@ -15,12 +15,13 @@ EDGE_RADIUS_PX = 3
 
 @dataclass(frozen=True, eq=False)
 class Regions:
-    """Masks of one view at the student's input size, each a part of the pixels whose truth is in range.
+    """Masks of one view at the student's input size, each a subset of the pixels with truth in range.
 
     Attributes:
         all: every such pixel.
-        edges: at most 3 px from a depth discontinuity, a pixel 1.25 times as far as one beside it, the sky included.
-        above_lidar: surfaces higher, seen from the LiDAR, than the highest return of the frame.
+        edges: pixels at most 3 px from a depth discontinuity, where neighbouring depths differ by more than a factor of
+            1.25 or sky begins.
+        above_lidar: surfaces at a greater elevation, seen from the LiDAR, than the highest return of the frame.
         at_lidar: pixels with a return.
     """
 
@@ -31,7 +32,7 @@ class Regions:
 
 
 def truth_at(truth_m: Float[np.ndarray, "h w"], size: tuple[int, int]) -> Float[np.ndarray, "H W"]:
-    """Truth at the pixel centres of another size, never a mean of two surfaces."""
+    """Truth sampled at the pixel centres of another size; never interpolated, so surfaces do not mix."""
     rows, columns = (((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(size, truth_m.shape, strict=True))
     return truth_m[np.ix_(rows, columns)]
 
@@ -39,14 +40,14 @@ def truth_at(truth_m: Float[np.ndarray, "h w"], size: tuple[int, int]) -> Float[
 def regions(
     truth_m: Float[np.ndarray, "H W"], rig: RigViews, view: int, sweep: Sweep | None, range_m: tuple[float, float]
 ) -> Regions:
-    """Cut the pixels of a view with truth in range into regions.
+    """Find the regions of a view.
 
     Args:
-        truth_m: metres at the size of `rig`, 0 where there is no surface.
+        truth_m: dense depth in metres at the size of `rig`, 0 where there is no surface.
         rig: views of the frame.
-        view: which of them.
-        sweep: of the frame; without one nothing is above or at the LiDAR.
-        range_m: nearest and farthest truth that counts.
+        view: index of the view.
+        sweep: LiDAR sweep of the frame; without one `above_lidar` and `at_lidar` are empty.
+        range_m: truth counts strictly between these depths.
     """
     valid = (truth_m > range_m[0]) & (truth_m < range_m[1])
     none = np.zeros_like(valid)
@@ -61,13 +62,13 @@ def regions(
 
 
 def _slope(points_m: Float[np.ndarray, "*N 3"]) -> Float[np.ndarray, "*N"]:
-    """Tangent of the elevation above the horizon of the LiDAR."""
+    """Tangent of the elevation above the LiDAR's horizontal plane."""
     slope: np.ndarray = points_m[..., 2] / np.maximum(np.hypot(points_m[..., 0], points_m[..., 1]), 1e-9)
     return slope
 
 
 def _discontinuities(truth_m: Float[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
-    """Both pixels of every pair of neighbours (rows and columns) that differ by EDGE_RATIO; no surface is far away."""
+    """Both pixels of each pair of neighbours (in rows and columns) that differ by EDGE_RATIO; sky counts as far."""
     log_depth = np.log(np.where(truth_m > 0, truth_m, 1e6))
     edge = np.zeros(truth_m.shape, bool)
     rows = np.abs(np.diff(log_depth, axis=0)) > np.log(EDGE_RATIO)

@@ -1,4 +1,4 @@
-"""What stage three has found: the measured part of report.json, and what its pictures are drawn from. No torch."""
+"""Results of stage three: the measured part of report.json, and the maps that its pictures show. Needs no torch."""
 
 from dataclasses import dataclass, field
 
@@ -25,14 +25,14 @@ class StudentScores:
 
 @dataclass(frozen=True)
 class TeacherScores:
-    """The teacher, which knows no metres, after a least-squares fit per image in disparity."""
+    """The teacher after a least-squares fit of its disparity per image."""
 
     affine_invariant: Scores
 
 
 @dataclass(frozen=True)
 class Consistency:
-    """Agreement of adjacent cameras: the mean of the pairs, and each pair."""
+    """Agreement of adjacent cameras: the mean over pairs, and each pair."""
 
     overlap_abs_rel: float | None
     pairs: dict[str, float]
@@ -40,7 +40,7 @@ class Consistency:
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds for one rig; p50 where no percentile is named."""
+    """Milliseconds for one rig; medians unless named p95."""
 
     student_ms_per_rig: float
     student_p95_ms_per_rig: float
@@ -60,19 +60,19 @@ class EvaluateReport:
 
     Attributes:
         dataset, split, protocol, flip, range_m: what was measured, and how.
-        frames: that could be read.
-        images, valid_pixels: compared with LiDAR; 0 where no frame has any.
-        student: against LiDAR; None where no frame has any.
-        teacher: against LiDAR; None without LiDAR, or where it was not asked.
-        consistency: of adjacent cameras.
-        latency: None where it was not measured.
-        quarantined: frames that could not be read, with the reason.
+        frames: number of frames that could be read.
+        images, valid_pixels: numbers compared with LiDAR; 0 if no frame has LiDAR.
+        student: scores against LiDAR; None if no frame has LiDAR.
+        teacher: scores against LiDAR; None without LiDAR or teacher.
+        consistency: agreement of adjacent cameras.
+        latency: None if not measured.
+        quarantined: frames that could not be read, reason by frame id.
         dense_truth: the student's metric depth against dense truth at its input size, by region (`regions.py`);
-            None for sources that know no dense truth.
-        masked_images: how many were measured under a self-occlusion mask.
-        disagreement: the teacher, fitted to the student per image by scale and shift of disparity, measured against the
-            student at its input size, every pixel. It needs no LiDAR and tells how alike they are, not who is right;
-            None where the teacher was not asked.
+            None if the source has no dense truth.
+        masked_images: number of images measured with a self-occlusion mask.
+        disagreement: errors of the teacher against the student at every pixel of the student's input size, after a fit
+            of scale and shift of disparity per image. It needs no LiDAR and says how alike they are, not which is
+            right. None without a teacher.
     """
 
     dataset: str
@@ -95,18 +95,19 @@ class EvaluateReport:
 
 @dataclass(frozen=True, eq=False)
 class FramePictures:
-    """What the report draws of one frame, at the student's input size; metres, 0 or all False = nothing there.
+    """The maps of one frame that the report draws, at the student's input size; depths in metres, 0 = none.
 
     Attributes:
-        frame_id, camera_names: which.
+        frame_id, camera_names: the frame and its cameras.
         view_valid: False where a camera is missing.
         image: RGB.
-        lidar_depth_m: z-buffered.
-        teacher_depth_m: after its fit to LiDAR, or to the student where a view has none; None where it was not asked.
-        student_depth_m: as it is.
-        teacher_on_lidar: which views of the teacher were fitted to LiDAR.
-        errors: of the whole frame.
-        rank, ranked: place of the frame among so many, 1 = worst; 0 for a frame outside the ranking.
+        lidar_depth_m: z-buffered LiDAR depth.
+        teacher_depth_m: the teacher's depth fitted to LiDAR, or to the student in views without LiDAR; None without a
+            teacher.
+        student_depth_m: the student's depth, not aligned.
+        teacher_on_lidar: views in which the teacher was fitted to LiDAR.
+        errors: errors of the whole frame.
+        rank, ranked: rank of the frame, 1 = worst, among `ranked` frames; rank 0 for a frame outside the ranking.
     """
 
     frame_id: str
@@ -131,7 +132,7 @@ class Evaluation:
 
 
 def against_lidar(report: EvaluateReport) -> StudentScores:
-    """The student's scores against LiDAR, for those who have no use for a report without.
+    """The student's scores against LiDAR, for callers that cannot do without them.
 
     Raises:
         EvaluationError: if no frame has a LiDAR point in range.

@@ -15,7 +15,7 @@ BAND_EDGES_M = (0, 20, 40, 80, 200)
 
 @dataclass(frozen=True)
 class Scores:
-    """One table of the report: the mean over cameras, each camera, each band of true distance."""
+    """One table of the report: the mean over cameras, each camera, and each band of true distance."""
 
     mean: DepthErrors
     per_camera: dict[str, DepthErrors]
@@ -40,7 +40,7 @@ class ScoreTable:
     def add(
         self, camera: str, predicted_m: Sequence[Float[np.ndarray, " _"]], truth_m: Sequence[Float[np.ndarray, " _"]]
     ) -> None:
-        """Add the pixels of the images of one camera that are pooled, an entry each; one image is a pool of its own."""
+        """Add a pool of images of one camera: one entry of pixels per image. A single image is a pool, too."""
         predicted, truth = np.concatenate(predicted_m), np.concatenate(truth_m)
         self._per_camera[camera].append(depth_errors(predicted_m=predicted, truth_m=truth, images=len(truth_m)))
         for (near, far), per_camera in self._bands.items():

@@ -1,4 +1,4 @@
-"""How stage three measures: the section `eval` of a recipe."""
+"""The section `eval` of a recipe."""
 
 from dataclasses import dataclass
 
@@ -16,9 +16,9 @@ class EvaluateSpec:
         teacher: also measure the teacher, which needs its weights.
         latency: also time student and teacher.
         flip: average each prediction with that of the mirrored rig (test-time augmentation); recorded in the report.
-            Of a folder of predictions: they were made so.
-        pictures: frames drawn in the report: the worst ones, the median, the best and the middle one of the split.
-        save_predictions: png16 or npy, to keep what the student says of every image; empty to keep nothing.
+            For a folder of predictions it only states that they were made this way.
+        pictures: number of frames in the report: the worst ones, the median, the best and the middle one of the split.
+        save_predictions: png16 or npy, to save the student's depth of every image; empty to save nothing.
         precision, device: auto, or as named in stages/compute/devices.py.
     """
 

@@ -1,1 +1,1 @@
-"""A student at work: depth of a rig, and point clouds and colours made of it. Read `predict.py` first."""
+"""Inference: depth of a rig, and point clouds and colours made from it. Read `predict.py` first."""

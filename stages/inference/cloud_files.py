@@ -1,4 +1,4 @@
-"""Point clouds in files that common viewers open: PLY, and GLB (binary glTF 2.0). Metres in both."""
+"""Point clouds as files for common viewers: PLY, and GLB (binary glTF 2.0), both in metres."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 from stages.inference.point_cloud import PointCloud
 
 GLTF_FROM_EGO = np.array([[0.0, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
-"""glTF is y up, and what it shows looks along z: x forward, y left, z up become z, x, y (glTF 2.0, section 3.4)."""
+"""glTF is y up with z forward: our x forward, y left, z up become z, x, y (glTF 2.0, section 3.4)."""
 
 
 def ply_bytes(cloud: PointCloud) -> bytes:
@@ -20,9 +20,9 @@ def ply_bytes(cloud: PointCloud) -> bytes:
 
 
 def glb_bytes(cloud: PointCloud) -> bytes:
-    """A scene of one node that turns the vehicle's frame to glTF's, with one primitive of points, unlit.
+    """A GLB scene: one node that rotates the vehicle's frame to glTF's, with one unlit primitive of points.
 
-    Colours are linear in glTF (section 3.9.2), and 8 bit here: what is darker than sRGB 13 gets one of two levels.
+    Colours in glTF are linear (section 3.9.2); with 8 bits, values below sRGB 13 share two levels.
     """
     import trimesh
 
@@ -34,7 +34,7 @@ def glb_bytes(cloud: PointCloud) -> bytes:
 
 
 def _unlit(tree: dict[str, Any]) -> None:
-    """Points have no normals, so no lamp of a viewer may shade them (KHR_materials_unlit)."""
+    """Mark materials as unlit: points have no normals, so viewers must not shade them (KHR_materials_unlit)."""
     tree["extensionsUsed"] = ["KHR_materials_unlit"]
     for material in tree["materials"]:
         material["extensions"] = {"KHR_materials_unlit": {}}

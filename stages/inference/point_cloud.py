@@ -15,10 +15,11 @@ from stages.inference.predict import Prediction
 JUMP_RATIO = 1.08
 LEVEL_SLOPE = 0.1
 BELOW_CAMERA_M = 0.6
-"""What makes an edge, see `smooth_pixels`.
+"""Thresholds that define a depth edge, see `smooth_pixels`.
 
 Chosen on 12 frames of synthetic drives with a student of 96 x 160 (`make bench ARGS="-k bench_point_cloud"` prints the
-table; 2026-11-26). Within 80 m 6.9 % of its points fly (between two surfaces), 78 % are good (within 10 % of one):
+table; 2026-11-26). Within 80 m 6.9 % of its points are flying (between two surfaces), 78 % are good (within 10 % of
+one):
 
     jump  level surfaces spared   flying removed   good lost  of them beyond 40 m  street, 15 to 45 m
     1.05  yes                     80 %             9.4 %      47 %                 11 %
@@ -26,8 +27,8 @@ table; 2026-11-26). Within 80 m 6.9 % of its points fly (between two surfaces), 
     1.15  yes                     35 %             1.5 %      3.7 %                1.4 %
     1.08  no                      65 %             7.4 %      28 %                 70 %
 
-By hand: windows of 5 x 5 pixels, the two sides of a pixel compared, and the spread of the student's bins removed no
-more at the same price.
+Also tried: windows of 5 x 5 pixels, comparing the two sides of a pixel, and the spread of the student's bins. None
+removed more flying points for the same loss.
 """
 
 
@@ -36,8 +37,8 @@ class PointCloud:
     """Coloured points.
 
     Attributes:
-        points_m: x forward, y left, z up from the origin of the vehicle, metres.
-        rgb: what the camera saw there, sRGB.
+        points_m: x forward, y left, z up in the vehicle's frame, metres.
+        rgb: colour in the camera image, sRGB.
     """
 
     points_m: Float32[np.ndarray, "N 3"]
@@ -45,19 +46,19 @@ class PointCloud:
 
 
 def frame_cloud(frame: Frame, prediction: Prediction, range_m: tuple[float, float], prob_stride: int) -> PointCloud:
-    """`fused_cloud` of what a student says of a frame, without what self-occlusion masks hide.
+    """`fused_cloud` of a student's prediction, without the pixels that self-occlusion masks hide.
 
     Args:
-        frame, prediction: what was seen, and what was said of it.
-        range_m: depths that the student was trained on.
-        prob_stride: of its bins.
+        frame, prediction: a frame and the student's prediction of it.
+        range_m: range of depths that the student was trained on.
+        prob_stride: stride of the student's bin probabilities.
 
     Raises:
-        FrameError: if nobody knows where the vehicle was, a mask cannot be read, or there is no point.
+        FrameError: if the pose of the vehicle is unknown, a mask cannot be read, or there is no point.
     """
     if frame.world_from_ego is None:
         raise FrameError(
-            f"frame {frame.id}: a point cloud is in the vehicle's frame, and where its cameras sit on it is not known;"
+            f"frame {frame.id}: a point cloud needs the poses of the cameras on the vehicle, which are not known;"
             " give ego_from_cam in rig.json, or world_from_ego in frames.jsonl, or ask for depth maps only"
         )
     unoccluded = np.ones(prediction.depth_m.shape, dtype=bool)
@@ -82,21 +83,21 @@ def fused_cloud(
     *,
     neighbour_px: int = 1,
 ) -> PointCloud:
-    """Put the pixels of all cameras into the vehicle's frame, in ring order and each image row by row.
+    """Put the pixels of all cameras into the vehicle's frame, in ring order, each image row by row.
 
-    Left out are depths outside `range_m`, pixels at depth edges (`smooth_pixels`), pixels that show the vehicle itself,
-    and of a surface that two neighbours of the ring see, the points of the one that sees it farther from its optical
-    axis. Both would be two surfaces: with the student above a quarter of the points have such a twin, 0.85 m (5.4 %)
-    away on average, and the one nearer to its optical axis is better (AbsRel .073 against .080, same benchmark). What
-    the other camera does not see, because something nearer hides it, stays.
+    Left out are pixels without depth, depths outside `range_m`, and pixels at depth edges (`smooth_pixels`). If two
+    ring neighbours see the same surface, only the points of the camera that sees it nearer to its optical axis are
+    kept. Both would appear as two surfaces: with the student above, a quarter of the points have such a twin, 0.85 m
+    (5.4 %) away on average, and the point nearer to its optical axis is better (AbsRel .073 against .080, same
+    benchmark). Points that something nearer hides from the other camera are kept.
 
     Args:
         rig: views with their images.
-        depth_m: of each view, metres, 0 = none.
+        depth_m: depth of each view, metres, 0 = none.
         world_from_ego: pose of the vehicle.
-        range_m: nearest and farthest depth (z) that is believed.
-        neighbour_px: how far away the neighbours are that a pixel is compared with: half a cell of the grid on which
-            depth was predicted before it was stretched to (H, W).
+        range_m: depths (z) are kept strictly between these.
+        neighbour_px: distance in pixels to the neighbours that a pixel is compared with: half a cell of the grid on
+            which depth was predicted before it was stretched to (H, W).
     """
     V = len(depth_m)
     ego_from_world = np.linalg.inv(world_from_ego)
@@ -122,17 +123,17 @@ def smooth_pixels(
     camera_height_m: float,
     neighbour_px: int = 1,
 ) -> Bool[np.ndarray, "H W"]:
-    """Pixels with a depth that are not at an edge: four neighbours whose depths differ by JUMP_RATIO at most.
+    """Pixels with depth that are not at an edge: the depths of their four neighbours differ by JUMP_RATIO at most.
 
-    A street that is seen at a grazing angle has such jumps from row to row, too. So a larger one is none where both
-    pixels lie at least BELOW_CAMERA_M lower than the camera and the line between them rises by LEVEL_SLOPE at most.
-    A pixel without depth (0) is none, and neighbour of none.
+    A street seen at a grazing angle has larger ratios between rows, too. So a larger ratio between two rows is no edge
+    if both pixels lie at least BELOW_CAMERA_M below the camera and the slope between them is at most LEVEL_SLOPE.
+    Pixels without depth (0) are not returned and make no edge.
 
     Args:
         depth_m: metres, 0 = none.
         ego_m: the same pixels in the vehicle's frame, z up.
-        camera_height_m: z of the camera there.
-        neighbour_px: how far away the neighbours are.
+        camera_height_m: z of the camera in that frame.
+        neighbour_px: distance in pixels to the neighbours.
     """
     log_depth = np.log(np.where(depth_m > 0, depth_m, np.nan))
     low = ego_m[..., 2] < camera_height_m - BELOW_CAMERA_M
@@ -151,7 +152,7 @@ def smooth_pixels(
 
 
 def thinned(cloud: PointCloud, count: int) -> PointCloud:
-    """At most `count` points of a cloud, always the same ones, in their order."""
+    """A random subset of at most `count` points of a cloud, always the same one, in the original order."""
     if len(cloud.points_m) <= count:
         return cloud
     chosen = np.sort(np.random.default_rng(0).choice(len(cloud.points_m), count, replace=False))
@@ -166,7 +167,7 @@ def _seen_better(
     j: int,
     camera_m: Float[np.ndarray, "H W 3"],
 ) -> Bool[np.ndarray, "H W"]:
-    """Pixels of view i whose surface view j shows, too, nearer to its optical axis."""
+    """Pixels of view i whose surface view j sees, too, and nearer to its optical axis."""
     better = np.zeros(seen[i].shape, dtype=bool)
     pixels = np.flatnonzero(seen[i])
     points_m = camera_m.reshape(-1, 3)[pixels]

@@ -1,4 +1,4 @@
-"""A student looking at one rig."""
+"""Running a student on one rig."""
 
 from dataclasses import dataclass, replace
 
@@ -17,10 +17,10 @@ from stages.student.model import Student
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a student says of a frame, at its input size.
+    """A student's depth of a frame, at its input size.
 
     Attributes:
-        rig: what it was shown.
+        rig: the input.
         depth_m: metres, 0 where a camera is missing.
     """
 
@@ -28,7 +28,7 @@ class Prediction:
     depth_m: Float[np.ndarray, "V H W"]
 
     def at_image_size(self, frame: Frame) -> tuple[Float[np.ndarray, "_ _"] | None, ...]:
-        """Depth of each view of the frame in metres, bilinear at the size of its image, None where it is missing."""
+        """Depth of each view in metres, resized bilinearly to its image; None where the camera is missing."""
         return tuple(
             depth_at(depth_m, (view.camera.height_px, view.camera.width_px)) if view is not None else None
             for view, depth_m in zip(frame.views, self.depth_m, strict=True)
@@ -36,7 +36,7 @@ class Prediction:
 
 
 def predict_frame(student: Student, frame: Frame, device: torch.device, precision: str) -> Prediction:
-    """Decode the images of a frame and ask the student, which is in evaluation mode on `device`.
+    """Decode the images of a frame and run the student, which must be in evaluation mode on `device`.
 
     Raises:
         FrameError: if an image cannot be read, or the student's depth is not finite.
@@ -57,7 +57,7 @@ def predict_rig(
     Args:
         student: in evaluation mode, on `device`.
         rig: views at the student's input size.
-        device, precision: where and how.
+        device, precision: device and precision of the forward pass.
         flip: average with the prediction for the mirrored rig.
     """
     depth_m = forward_rig(student, rig, device, precision)[0].float().cpu().numpy()
@@ -76,7 +76,7 @@ def predict_rig(
 
 
 def forward_rig(student: Student, rig: RigViews, device: torch.device, precision: str) -> Float[Tensor, "1 V H W"]:
-    """Depth in metres as the network gives it, on `device`; what it says of missing cameras means nothing."""
+    """Depth in metres as the network gives it, on `device`; values of missing cameras are meaningless."""
     focal_px = torch.from_numpy(np.where(rig.view_valid, rig.intrinsics[:, 0, 0], 1.0)).float()
     image = torch.from_numpy(rig.image).to(device).permute(0, 3, 1, 2).float().div_(255)
     with torch.inference_mode(), autocast(device, precision):

@@ -1,4 +1,4 @@
-"""What a step of stage two learns from: one function per loss term, weights apart.
+"""The losses of stage two: one function per term, without its weight.
 
-The optimiser step is in `training`. Read `terms.py` first, then `objective.py`, which joins them.
+The optimiser step is in `training`. Read `terms.py` first, then `objective.py`, which combines the terms.
 """

@@ -1,4 +1,4 @@
-"""Geometric consistency: neighbouring cameras give the same depth to a surface that both see."""
+"""Geometric consistency: neighbouring cameras should give the same depth to a surface that both see."""
 
 import math
 
@@ -13,17 +13,17 @@ from stages.losses.reprojection import in_a_row, neighbour_steps, reproject, sam
 
 
 def agreement_loss(depth_m: Float[Tensor, "B V H W"], rigs: CachedRigs) -> Float[Tensor, ""]:
-    """|log z - log D| with z a pixel's depth as its ring neighbour would see it and D what the neighbour says there.
+    """Mean of |log z - log D|, with z the depth of a pixel in its ring neighbour and D the neighbour's own depth there.
 
-    Mean over all pixels that fall into a neighbour, both directions. Truncated at log OCCLUSION_RATIO: beyond it they
-    are taken for two surfaces, one hiding the other, and nothing is learnt, as the metric compares none of them
-    (stages/evaluation/consistency.py). The depth consistency of Bian et al. 2019, there between moments, here between
-    the cameras of a rig and in logarithms. Both depths learn. Zero, with a zero gradient, if no camera sees what
-    another one does.
+    The mean is over all pixels that fall into a neighbour, both directions. Truncated at log OCCLUSION_RATIO: beyond it
+    the depths belong to two surfaces, one hiding the other, and have no gradient; the metric excludes such pixels as
+    well (stages/evaluation/consistency.py). It is the depth consistency of Bian et al. 2019, here between the cameras
+    of a rig instead of moments in time, and in logarithms. The gradient flows to both depths. Zero, with a zero
+    gradient, if no cameras overlap.
 
     Args:
         depth_m: predictions in metres, > 0.
-        rigs: on any device; cameras are used.
+        rigs: rigs on any device; only their cameras are used.
     """
     depths_m, target = depth_m.flatten(0, 1), in_a_row(rigs, depth_m)
     errors, pixels = [depth_m.sum() * 0], [torch.zeros((), dtype=torch.long, device=depth_m.device)]

@@ -1,4 +1,4 @@
-"""What a step of stage two learns from: the student's forward pass and every loss term that has a weight."""
+"""The objective of stage two: the student's forward pass and every loss term that has a weight."""
 
 from collections.abc import Callable
 
@@ -21,10 +21,10 @@ from stages.targets.relations import all_relations, neighbours_valid, pairs_vali
 
 
 class Learner(nn.Module):
-    """The student, and the map from its tokens to the teacher's that feature distillation learns and throws away."""
+    """The student, and an adapter from its tokens to the teacher's, which only feature distillation needs."""
 
     def __init__(self, student: Student, token_channels: int = 0):
-        """`token_channels` of the teacher, 0 without feature distillation."""
+        """`token_channels`: channels of the teacher's tokens, 0 without feature distillation."""
         super().__init__()
         self.student = student
         self.adapter = nn.Linear(student.token_channels, token_channels) if token_channels else None
@@ -39,16 +39,16 @@ def loss_terms(
     depth_range_m: tuple[float, float],
     precision: str,
 ) -> LossTerms:
-    """Forward pass and every term whose weight is not zero.
+    """Run the student and compute every term whose weight is not zero.
 
     Args:
-        learner: the student, and its adapter where the feature term has a weight.
-        binning: how the teacher's bins of the cache were cut.
-        rigs: what the cache says.
+        learner: the student, and its adapter if the feature term has a weight.
+        binning: how the teacher's bins in the cache were cut.
+        rigs: cached rigs with LiDAR and the teacher's targets.
         image: RGB in [0, 1], augmented, on the device of learner and rigs.
         spec: weights.
-        depth_range_m: LiDAR depths outside teach nothing.
-        precision: of the student's forward pass; the losses are fp32.
+        depth_range_m: LiDAR depths outside are ignored.
+        precision: precision of the student's forward pass; the losses are fp32.
     """
     student = learner.student
     view_valid, lidar_depth_m = rigs.view_valid, rigs.lidar_depth_m
@@ -109,7 +109,7 @@ def _framed(
     lidar_depth_m: Float[Tensor, "B V H W"],
     frame: str,
 ) -> Float[Tensor, "B V K h w"]:
-    """The teacher's probabilities over the student's bins, in the frame that LossSpec.frame names."""
+    """The teacher's probabilities moved to the student's bins, in the frame that LossSpec.frame names."""
     if frame == "literal":
         return teacher_prob
     position = student_frame(teacher_prob, out.logit.softmax(2))

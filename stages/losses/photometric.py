@@ -1,4 +1,4 @@
-"""Photometric consistency: a surface looks the same to two cameras, and to one camera at two moments."""
+"""Photometric consistency: a surface should look the same to two cameras, and to one camera at two moments."""
 
 from dataclasses import dataclass
 
@@ -18,26 +18,27 @@ MAX_GAIN = 2.0
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """An image, and for windows of 3 x 3 pixels around each of its pixels the sums of its colours and their squares."""
+    """An image, with sums of its colours and of their squares over 3 x 3 windows around each pixel."""
 
     rgb: Float[Tensor, "N 3 H W"]
     sums: Float[Tensor, "N 3 H W"]
     squares: Float[Tensor, "N 3 H W"]
 
     def within(self, box: "_Box") -> "Windows":
-        """A part of the image; windows at its border still reach over it."""
+        """Crop to a box; the sums at its border still include pixels outside."""
         return Windows(box.of(self.rgb), box.of(self.sums), box.of(self.squares))
 
 
 def windows(rgb: Float[Tensor, "N 3 H W"]) -> Windows:
-    """The windows of an image, RGB in [0, 1], at least 2 x 2 pixels, reflected at the border as in Monodepth2."""
+    """Windows of an image, RGB in [0, 1], at least 2 x 2 pixels; its border is reflected, as in Monodepth2."""
     return Windows(rgb, _sum_3x3(rgb), _sum_3x3(rgb**2))
 
 
 def photometric_error(target: Windows, warped: Windows) -> Float[Tensor, "N H W"]:
     """0.85 (1 - SSIM) / 2 + 0.15 |difference|, mean over colours, RGB in [0, 1] (Godard et al. 2017, 2019).
 
-    SSIM (Wang et al. 2004) over windows of 3 x 3 pixels, multiplied out by 9^2 so that sums serve for means.
+    SSIM (Wang et al. 2004) over windows of 3 x 3 pixels, with both sides of the fraction multiplied by 9^4 so that sums
+    replace means.
     """
     product = target.sums * warped.sums
     power = target.sums**2 + warped.sums**2
@@ -58,11 +59,11 @@ def _sum_3x3(image: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N 3 H W"]:
 def match_exposure(
     warped: Float[Tensor, "N 3 H W"], target: Float[Tensor, "N 3 H W"], seen: Bool[Tensor, "N H W"]
 ) -> Float[Tensor, "N 3 H W"]:
-    """Give `warped` the mean and the standard deviation that each colour of `target` has where both are seen.
+    """Match the mean and standard deviation of each colour of `warped` to those of `target` over the `seen` pixels.
 
-    Cameras of one rig differ in exposure and white balance; over the overlap a gain and an offset per colour make up
-    for it (as VFDepth does, Kim et al. 2022). Statistics of whole images would not: they see different things. No
-    gradient flows through them, so that no depth is learnt that suits the exposure.
+    Cameras of one rig differ in exposure and white balance; a gain and an offset per colour, computed over the overlap,
+    correct this (as in VFDepth, Kim et al. 2022). Statistics of whole images would not, as they show different scenes.
+    No gradient flows through the statistics, so that depth cannot adapt to the exposure.
     """
     with torch.no_grad():
         mask = seen[:, None]
@@ -76,24 +77,24 @@ def match_exposure(
 
 
 def photometric_loss(depth_m: Float[Tensor, "B V H W"], rigs: CachedRigs) -> Float[Tensor, ""]:
-    """Mean over all pixels that any other image sees of the lowest error among these images, SSIM and L1 as above.
+    """Mean over all pixels that another image sees of the lowest `photometric_error` among those images.
 
-    A view is compared with its two neighbours in the ring and, where `rigs` has them, with the same camera a moment
-    before or after. The lowest error per pixel copes with surfaces that one of several images does not see, and pixels
-    that look more alike without warping are left out in time, since what moves with the rig, or a rig that stands
-    still, says nothing (both from Monodepth2, Godard et al. 2019). The images are those of the cache, without colour
-    jitter. Missing views are in no pair. Zero, with a zero gradient, if no image sees what another one does.
+    A view is compared with its two neighbours in the ring and, if `rigs` has it, with the same camera a moment before
+    or after. The lowest error per pixel copes with surfaces that one of several images does not see. In time, pixels
+    that match better without warping are left out: they move with the rig, or the rig stands still (both from
+    Monodepth2, Godard et al. 2019). The images are those of the cache, without colour jitter. Missing views are
+    skipped. Zero, with a zero gradient, if no images overlap.
 
     Args:
         depth_m: predictions in metres, > 0; the gradient flows to them alone.
-        rigs: on any device; images, cameras and neighbours are used.
+        rigs: rigs on any device; their images, cameras and neighbours are used.
     """
     V, rgb = depth_m.shape[1], images_in_a_row(rigs, depth_m)
     others = [_others(depth_m, rigs, rigs, step) for step in neighbour_steps(V)]
     if rigs.neighbour is not None:
         others.append(_others(depth_m, rigs, rigs.neighbour))
     total, pixels = depth_m.sum() * 0, torch.zeros((), dtype=torch.long, device=depth_m.device)
-    for view in range(V):  # a camera at a time: what is compared stays in the cache of a CPU
+    for view in range(V):  # one camera at a time, so that its data stays in the CPU's cache
         target = windows(rgb[view::V])
         lowest = torch.full_like(depth_m[:, view], torch.inf)
         for other in others:
@@ -120,18 +121,18 @@ class _Box:
         return self.top >= self.bottom
 
     def of(self, image: Tensor) -> Tensor:
-        """The part of an image (..., H, W) that it frames."""
+        """Crop an image (..., H, W) to the box."""
         return image[..., self.top : self.bottom, self.left : self.right]
 
     def put_back(self, part: Float[Tensor, "B h w"], fill: float, like: Float[Tensor, "B H W"]) -> Tensor:
-        """A part in its place, `fill` around it."""
+        """Put a crop back in its place, with `fill` around it."""
         height, width = like.shape[-2:]
         return pad(part, (self.left, width - self.right, self.top, height - self.bottom), value=fill)
 
 
 @dataclass(frozen=True, eq=False)
 class _Others:
-    """One other image for each target, where its pixels fall in it, and per camera of the rig the box that is seen."""
+    """Another image for each target, the places of the target's pixels in it, and for each camera the box it sees."""
 
     rgb: Float[Tensor, "N 3 H W"]
     landed: Landed
@@ -146,9 +147,9 @@ def _others(depth_m: Float[Tensor, "B V H W"], rigs: CachedRigs, views: CachedVi
 
 
 def _boxes(seen: Bool[Tensor, "B V H W"]) -> tuple[_Box, ...]:
-    """For each camera the box outside of which nothing is seen, and one pixel more for its windows.
+    """For each camera the smallest box around all seen pixels, with a margin of one pixel for the windows.
 
-    Ring neighbours share a strip of their images: the rest need not be warped and compared.
+    Ring neighbours share only a strip of their images: the rest need not be warped and compared.
     """
     ends = []
     for along in (seen.any(3).any(0), seen.any(2).any(0)):
@@ -160,7 +161,7 @@ def _boxes(seen: Bool[Tensor, "B V H W"]) -> tuple[_Box, ...]:
 
 
 def _error(target: Windows, other: _Others, view: int) -> Float[Tensor, "B h w"]:
-    """The photometric error of one camera within its box, infinite where it says nothing."""
+    """The photometric error of one camera within its box; infinite where there is nothing to compare."""
     V, box = len(other.boxes), other.boxes[view]
     seen = box.of(other.landed.seen[view::V])
     grid = other.landed.grid[view::V, box.top : box.bottom, box.left : box.right]
@@ -174,5 +175,5 @@ def _error(target: Windows, other: _Others, view: int) -> Float[Tensor, "B h w"]
 
 
 def _whole_windows(seen: Bool[Tensor, "N H W"]) -> Bool[Tensor, "N H W"]:
-    """Pixels whose SSIM window is seen as a whole."""
+    """Pixels whose whole SSIM window is seen."""
     return max_pool2d((~seen)[:, None].float(), 3, 1, 1)[:, 0] == 0

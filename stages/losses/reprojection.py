@@ -1,4 +1,4 @@
-"""Where the pixels of one camera fall in another one, by their depths; differentiable."""
+"""Differentiable reprojection: where the pixels of one camera fall in another, given their depths."""
 
 from dataclasses import dataclass
 
@@ -14,11 +14,11 @@ MIN_DEPTH_M = 0.1
 
 @dataclass(frozen=True, eq=False)
 class Cameras:
-    """Cameras of all rigs in one row, on the device and of the type of the predictions.
+    """Cameras of all rigs along one axis (N = B V), with the device and dtype of the predictions.
 
     Attributes:
         K_px: intrinsics in pixels, pixel centres at half-integers.
-        rig_from_cam: poses.
+        rig_from_cam: poses in the frame of the rig.
         valid: False for missing cameras.
     """
 
@@ -29,12 +29,12 @@ class Cameras:
 
 @dataclass(frozen=True, eq=False)
 class Landed:
-    """Where the pixels of a camera fall in another one.
+    """Where the pixels of one camera fall in another.
 
     Attributes:
-        grid: place in the other image, (-1, -1) and (1, 1) its outer corners.
-        depth_m: z in the other camera; 1 where the point does not lie ahead of it.
-        seen: the point lies ahead of the other camera and inside its image, and both cameras are there.
+        grid: place in the other image, with its outer corners at (-1, -1) and (1, 1).
+        depth_m: z in the other camera; 1 for a point that is not ahead of it.
+        seen: the point is ahead of the other camera and inside its image, and both cameras are valid.
     """
 
     grid: Float[Tensor, "N H W 2"]
@@ -43,27 +43,27 @@ class Landed:
 
 
 def neighbour_steps(view_count: int) -> tuple[int, ...]:
-    """Steps along the ring to the neighbours of a view, next first; of two views both neighbours are the same."""
+    """Steps along the ring to the neighbours of a view, next first; with two views there is only one."""
     return (1, -1)[: view_count - 1]
 
 
 def in_a_row(views: CachedViews, like: Tensor, step: int = 0) -> Cameras:
-    """In each place the camera that is `step` places further in the ring."""
+    """Flatten the cameras of all rigs; in each place stands the camera `step` places further along the ring."""
     K_px, rig_from_cam = (t.roll(-step, 1).flatten(0, 1).to(like) for t in (views.intrinsics, views.rig_from_cam))
     return Cameras(K_px, rig_from_cam, views.view_valid.roll(-step, 1).flatten().to(like.device))
 
 
 def images_in_a_row(views: CachedViews, like: Tensor, step: int = 0) -> Float[Tensor, "N 3 H W"]:
-    """The images of `in_a_row`, RGB in [0, 1]."""
+    """The images in the order of `in_a_row`, RGB in [0, 1]."""
     return views.image.roll(-step, 1).flatten(0, 1).to(like) / 255
 
 
 def reproject(depth_m: Float[Tensor, "N H W"], target: Cameras, source: Cameras) -> Landed:
-    """Where the pixels of the targets fall in the sources.
+    """Find where the pixels of the targets fall in the sources.
 
     Args:
-        depth_m: z of the target's pixels in metres.
-        target, source: of images of the same size.
+        depth_m: z of the targets' pixels in metres.
+        target, source: cameras with images of the same size.
     """
     source_from_target = torch.linalg.solve(source.rig_from_cam, target.rig_from_cam)
     height, width = depth_m.shape[-2:]
@@ -76,11 +76,11 @@ def reproject(depth_m: Float[Tensor, "N H W"], target: Cameras, source: Cameras)
     z = torch.where(ahead, z, 1.0)
     u, v = x / z, y / z
     inside = ahead & (u >= 0) & (u <= width) & (v >= 0) & (v <= height)
-    # -1 and 1 are the outer edges of the border pixels: what half-integer pixel centres make of 0 and W.
+    # -1 and 1 are the outer edges of the border pixels: with half-integer pixel centres these are 0 and W.
     grid = torch.stack([2 * u / width - 1, 2 * v / height - 1], dim=-1)
     return Landed(grid, z, inside & (target.valid & source.valid)[:, None, None])
 
 
 def sample(source: Float[Tensor, "N C H W"], grid: Float[Tensor, "N h w 2"]) -> Float[Tensor, "N C h w"]:
-    """What the sources show where the pixels fall (bilinear; Jaderberg et al. 2015); its border where they miss it."""
+    """Sample the sources bilinearly at `grid` (Jaderberg et al. 2015); places outside get the value at the border."""
     return grid_sample(source, grid, padding_mode="border", align_corners=False)

@@ -1,6 +1,6 @@
-"""One function per loss term; weights apart. These are our reconstruction, not the paper's published equations.
+"""One function per loss term, without its weight. These are our reconstruction, not the paper's published equations.
 
-Where several processes train, the mean over them of what a function returns is the mean over all their frames.
+With several processes, the mean over processes of a function's result is the mean over all their frames.
 """
 
 from dataclasses import dataclass, fields
@@ -19,7 +19,7 @@ FRAMES = ("lidar", "student", "literal")
 
 @dataclass(frozen=True, eq=False)
 class LossTerms:
-    """The terms of one step; None where a term has no weight and was not computed. Weights live in the recipe."""
+    """The terms of one step, not weighted; None for a term of weight 0, which is not computed."""
 
     supervised: Float[Tensor, ""] | None = None
     kl: Float[Tensor, ""] | None = None
@@ -36,7 +36,7 @@ class LossTerms:
 
 @dataclass(frozen=True, kw_only=True)
 class LossSpec:
-    """One weight per field of LossTerms, same names, and what they share. A term of weight 0 is not computed.
+    """One weight per field of LossTerms, under the same name, and settings. A term of weight 0 is not computed.
 
     Attributes:
         supervised: depth against LiDAR.
@@ -46,15 +46,15 @@ class LossSpec:
         output: baseline, depth against the teacher's map fitted to LiDAR.
         logit: baseline, softened bin probabilities against the teacher's.
         feature: baseline, tokens against the teacher's (`teacher_cache.tokens`).
-        all_relation: baseline, relations of all pairs of views, each with itself, too (`teacher_cache.tokens`).
-        completion: depth against LiDAR that the teacher's map has spread to its neighbourhood (completion.py).
-        photometric: colours of neighbouring views and of the same camera a moment before (photometric.py).
+        all_relation: baseline, relations of all pairs of views, including each with itself (`teacher_cache.tokens`).
+        completion: depth against LiDAR spread along the teacher's map (completion.py).
+        photometric: colours against those of ring neighbours and of the same camera a moment earlier or later
+            (photometric.py).
         agreement: depths of ring neighbours where they see the same surface (agreement.py).
-        completion_radius_px: as far as LiDAR is spread; take the distance between its rings.
-        frame: how `kl` and `cross` read the teacher's bins: where LiDAR says they lie among the student's centres
-            (lidar, `targets/lidar_frame.py`), with the student's own mean and spread (student, `student_frame` in
-            `targets/bins.py`), or as they are (literal). An image that LiDAR does not fit is read in the student's
-            frame.
+        completion_radius_px: how far LiDAR is spread; take the distance between its rings.
+        frame: where `kl` and `cross` place the teacher's bins among the student's: by a fit to LiDAR (lidar,
+            `targets/lidar_frame.py`), by the student's own mean and spread (student, `student_frame` in
+            `targets/bins.py`), or unchanged (literal). With lidar, images without a usable fit are treated as student.
     """
 
     supervised: float = 1.0
@@ -94,8 +94,8 @@ def scale_invariant_log(
 ) -> Float[Tensor, ""]:
     """SI-log on LiDAR pixels: 10 sqrt(var g + 0.15 mean(g)^2 + 1e-6), g = log depth - log LiDAR.
 
-    Eigen et al. 2014 as written in AdaBins (Bhat et al. 2021). All views of a rig count together; a rig with fewer than
-    10 points is left out; zero, with a zero gradient, when none is left.
+    Eigen et al. 2014 as written in AdaBins (Bhat et al. 2021). All views of a rig are pooled; a rig with fewer than 10
+    points is left out. Zero, with a zero gradient, if none is left.
 
     Args:
         depth_m: predictions in metres, > 0.
@@ -128,9 +128,9 @@ def cross_interaction(
     centers_m: Float[Tensor, "B V K"],
     lidar_depth_m: Float[Tensor, "B V H W"],
 ) -> Float[Tensor, ""]:
-    """SI-log of the depth that the teacher's probabilities and the student's centres make together.
+    """SI-log of the depth given by the teacher's probabilities and the student's centres.
 
-    The teacher has no gradient, so only the centres learn, and only from metres.
+    The teacher has no gradient, so only the centres learn, and only from LiDAR.
     """
     depth_m = torch.einsum("bvkhw,bvk->bvhw", teacher_prob, centers_m)
     size = (int(lidar_depth_m.shape[-2]), int(lidar_depth_m.shape[-1]))
@@ -143,9 +143,9 @@ def relation_kl(
     student_relation: Float[Tensor, "B V P P"],
     pair_valid: Bool[Tensor, "B V"],
 ) -> Float[Tensor, ""]:
-    """KL between softmax(R / 0.1) of teacher and student, by rows and by columns, mean over valid neighbours.
+    """KL between softmax(R / 0.1) of teacher and student, over rows and over columns, mean over valid neighbours.
 
-    Relational distillation in the manner of CIRKD (Yang et al. 2022), on ring neighbours and in both directions.
+    Relational distillation in the manner of CIRKD (Yang et al. 2022), between ring neighbours and in both directions.
     """
     per_direction = []
     for dim in (-1, -2):
@@ -158,7 +158,7 @@ def relation_kl(
 def output_level(
     depth_m: Float[Tensor, "B V H W"], teacher_depth_m: Float[Tensor, "B V H W"], fitted: Bool[Tensor, "B V"]
 ) -> Float[Tensor, ""]:
-    """L1 of log depth against the teacher's depth, mean over the pixels of fitted views: a baseline."""
+    """L1 of log depth against the teacher's depth, mean over the pixels of fitted views; a baseline."""
     difference = (depth_m.log() - teacher_depth_m.log()).abs()
     return _mean_over_views(difference.mean((-2, -1)), fitted)
 
@@ -168,7 +168,7 @@ def softened_kl(
     student_logit: Float[Tensor, "B V K h w"],
     view_valid: Bool[Tensor, "B V"],
 ) -> Float[Tensor, ""]:
-    """T^2 KL(softmax(log p / T) || softmax(z / T)), the logit distillation of Hinton et al. 2015: a baseline."""
+    """T^2 KL(softmax(log p / T) || softmax(z / T)), the logit distillation of Hinton et al. 2015; a baseline."""
     softened = (teacher_prob.clamp(min=1e-12).log() / LOGIT_TEMPERATURE).softmax(2)
     return LOGIT_TEMPERATURE**2 * bin_kl(softened, student_logit / LOGIT_TEMPERATURE, view_valid)
 
@@ -176,7 +176,7 @@ def softened_kl(
 def token_distance(
     teacher_tokens: Float[Tensor, "B V P C"], adapted_tokens: Float[Tensor, "B V P C"], view_valid: Bool[Tensor, "B V"]
 ) -> Float[Tensor, ""]:
-    """Squared distance of tokens, mean over the tokens of valid views (FitNets, Romero et al. 2015): a baseline."""
+    """Squared distance of tokens, mean over the tokens of valid views (FitNets, Romero et al. 2015); a baseline."""
     return _mean_over_views(((teacher_tokens - adapted_tokens) ** 2).sum(-1).mean(-1), view_valid)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors and plain data, no pickles; each is there as a whole or not at all."""
+"""Checkpoints: safetensors and plain data, no pickles; each is written as a whole or not at all."""
 
 import hashlib
 import json
@@ -29,15 +29,15 @@ class CheckpointError(SurroundError):
 
 
 class DamagedCheckpointError(CheckpointError):
-    """A file is cut off, or no checkpoint at all."""
+    """A file is truncated, damaged or not a checkpoint."""
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """Where a student comes from; travels inside its checkpoint.
+    """Where a student comes from; stored in its checkpoint.
 
     Attributes:
-        teacher, teacher_licence: who taught it and under which licence.
+        teacher, teacher_licence: name and licence of the teacher's weights.
         cache_id: identity hash of the cache it learnt from.
         dataset: source of the frames.
         depth_range_m: nearest and farthest LiDAR depth it was trained on.
@@ -54,7 +54,7 @@ class Lineage:
 
 @dataclass(frozen=True, eq=False)
 class LoadedStudent:
-    """A student ready for use, and where it comes from."""
+    """A student in evaluation mode, and its lineage."""
 
     student: Student
     lineage: Lineage
@@ -64,7 +64,7 @@ def save_student(path: Path, student: Student, lineage: Lineage) -> None:
     """Write weights and spec to one safetensors file; equal students give equal bytes.
 
     Raises:
-        CheckpointError: if it cannot be written; what was at `path` stays.
+        CheckpointError: if it cannot be written; the file at `path` stays unchanged.
     """
     header = {
         "format": FORMAT,
@@ -82,16 +82,16 @@ def load_student(
 
     Args:
         path: file written by `save_student`.
-        expected, expected_bins: architecture that the recipe asks for, None to take what is there; what only
-            the teacher's side of the bins depends on does not matter.
+        expected, expected_bins: architecture that the recipe asks for, None to accept any; settings of the bins that
+            concern the teacher alone are not compared.
 
     Raises:
-        CheckpointError: if it is missing, damaged, not a student, or of another architecture (each difference named).
+        CheckpointError: if it is missing, damaged, not a student, or has another architecture (each difference named).
     """
     try:
         tensors, header = _load(path, FORMAT)
     except DamagedCheckpointError as error:
-        raise CheckpointError(f"{error}; train again or use another") from error
+        raise CheckpointError(f"{error}; train again or use another checkpoint") from error
     try:
         spec = StudentSpec(**_tuples(json.loads(header["student"])))
         bins = BinSpec(**_tuples(json.loads(header["bins"])))
@@ -122,13 +122,13 @@ def load_student(
 
 @dataclass(frozen=True, eq=False)
 class TrainingState:
-    """How far an interrupted training had come.
+    """The state of an interrupted training.
 
     Attributes:
-        tensors: all that its next steps depend on.
+        tensors: every tensor that the next steps depend on.
         step: optimiser steps taken.
-        best: best selection score so far, inf where there is none.
-        measured: whether it knows of this step, if it is one of those that are measured.
+        best: best selection score so far, inf if there is none.
+        measured: False if the selection score of this step is still to be measured.
     """
 
     tensors: dict[str, Tensor]
@@ -138,18 +138,19 @@ class TrainingState:
 
 
 def save_state(folder: Path, state: TrainingState, run: Mapping[str, Any], keep: int) -> None:
-    """Write all that training needs to go on to a file of its own in `folder`, then remove what is too old.
+    """Write a training state to a file of its own in `folder`, then remove states that are too old.
 
-    The schedule, the sample order and every random number are functions of (seed, step) and need no storing.
+    The schedule, the sample order and every random number are functions of (seed, step) and need not be stored.
 
     Args:
-        folder: of the states of one run.
-        state: what is stored.
-        run: what must be equal for a resumed run to be the same run; compared by `load_state`.
-        keep: states up to this step that stay, at least 1. Those of later steps, which could not be read, go.
+        folder: the folder with the states of one run.
+        state: the state.
+        run: settings that must be equal for a resumed run to be the same run; compared by `load_state`.
+        keep: number of states kept up to this step, at least 1. States of later steps, which could not be read, are
+            removed.
 
     Raises:
-        CheckpointError: if it cannot be written; the states before it stay.
+        CheckpointError: if it cannot be written; earlier states stay.
     """
     path = folder / f"{state.step:08d}{SUFFIX}"
     header = {
@@ -173,36 +174,38 @@ def clear_partials(folder: Path) -> None:
 
 
 def saved_states(folder: Path) -> list[Path]:
-    """Files of the states in `folder`, the newest first."""
+    """Files of the states in `folder`, newest first."""
     return sorted(folder.glob(f"[0-9]*{SUFFIX}"), reverse=True)
 
 
 def load_state(folder: Path, run: Mapping[str, Any]) -> TrainingState | None:
-    """The newest state in `folder` that can be read, with a warning for each newer one; None if there is none at all.
+    """Load the newest readable state in `folder`, with a warning for each damaged newer one; None if there is no state.
 
     Raises:
-        CheckpointError: if none of those there can be read, or it belongs to another run (each difference named).
+        CheckpointError: if no state can be read, or it belongs to another run (each difference named).
     """
     states = saved_states(folder)
     for path in states:
         try:
             tensors, header = _load(path, STATE_FORMAT)
-            found, step, best, measured = _told(path, header)
+            found, step, best, measured = _header_values(path, header)
         except DamagedCheckpointError as error:
             if path == states[-1]:
                 raise CheckpointError(f"{error}; no older state is left: start again with --fresh") from error
-            warnings.warn(f"{error}; the state before it is taken", SurroundWarning, stacklevel=2)
+            warnings.warn(f"{error}; the state before it is used", SurroundWarning, stacklevel=2)
             continue
         lines = difference_lines(found, json.loads(json.dumps(run)), "state")
         if lines:
             raise CheckpointError(
-                "\n".join([f"{path} belongs to another run:", *lines, "Restore these, or start again with --fresh."])
+                "\n".join(
+                    [f"{path} belongs to another run:", *lines, "Restore these values, or start again with --fresh."]
+                )
             )
         return TrainingState(tensors, step, best, measured)
     return None
 
 
-def _told(path: Path, header: Mapping[str, str]) -> tuple[dict[str, Any], int, float, bool]:
+def _header_values(path: Path, header: Mapping[str, str]) -> tuple[dict[str, Any], int, float, bool]:
     try:
         run, measured = json.loads(header["run"]), json.loads(header["measured"])
         return run, int(header["step"]), float(header["best"]), measured
@@ -211,7 +214,7 @@ def _told(path: Path, header: Mapping[str, str]) -> tuple[dict[str, Any], int, f
 
 
 def difference_lines(found: Mapping[str, Any], expected: Mapping[str, Any], holder: str, prefix: str = "") -> list[str]:
-    """One line per leaf that differs between two trees of plain data."""
+    """One line for each leaf that differs between two trees of plain data."""
     lines = []
     for key in sorted({*found, *expected}):
         old, new = found.get(key), expected.get(key)
@@ -223,7 +226,7 @@ def difference_lines(found: Mapping[str, Any], expected: Mapping[str, Any], hold
 
 
 def architecture(spec: StudentSpec | BinSpec) -> dict[str, Any]:
-    """What of a spec the student depends on."""
+    """The fields of a spec that the student depends on."""
     return {key: value for key, value in asdict(spec).items() if key not in TEACHER_FIELDS}
 
 
@@ -231,20 +234,20 @@ def _save(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str]) -> 
     plain = {name: value.detach().cpu().contiguous() for name, value in sorted(tensors.items())}
     header = header | {"sha256": _sha256(plain)}
     try:
-        # One entry: safetensors writes several in an order that differs from process to process.
-        # Bytes: its `save_file` writes to a file with a name of its own, which nobody would clear away after a kill.
+        # One metadata entry: safetensors writes several in an order that differs between processes.
+        # As bytes: `save_file` uses a temporary file with a name of its own, which would stay after a kill.
         data = to_bytes(plain, metadata={HEADER: json.dumps(header)})
         replace_atomically(path, lambda partial: partial.write_bytes(data))
     except (WriteError, SafetensorError) as error:
         raise CheckpointError(
-            f"the checkpoint {path} cannot be written; the one before it is untouched, free some space if the disk is"
-            f" full and run the same command: {error}"
+            f"the checkpoint {path} cannot be written; the previous one is unchanged. Free some space if the disk is"
+            f" full, and run the same command again: {error}"
         ) from error
 
 
 def _load(path: Path, expected_format: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}; run train-student first, or name the file of another")
+        raise CheckpointError(f"no checkpoint at {path}; run train-student first, or name another file")
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
@@ -253,11 +256,11 @@ def _load(path: Path, expected_format: str) -> tuple[dict[str, Tensor], dict[str
         raise DamagedCheckpointError(f"{path} is damaged or not a checkpoint ({error})") from error
     if header.get("format") != expected_format:
         raise CheckpointError(
-            f"{path}: expected format {expected_format}, found {header.get('format')!r}; it is not such a file, or of"
-            " another version: train again with --fresh"
+            f"{path}: expected format {expected_format}, found {header.get('format')!r}; it is another kind of file or"
+            " from another version: train again with --fresh"
         )
     if "sha256" in header and header["sha256"] != _sha256(tensors):  # older files carry none
-        raise DamagedCheckpointError(f"{path} is damaged: its weights are not those that were written")
+        raise DamagedCheckpointError(f"{path} is damaged: its weights differ from their checksum")
     return tensors, header
 
 

@@ -8,17 +8,17 @@ HEADS = 4
 
 
 class RingAttention(nn.Module):
-    """Each view asks its two ring neighbours what they see; a missing neighbour is not asked.
+    """Cross-attention from each view to its two ring neighbours; missing neighbours are masked.
 
-    Residual and zero at the start, so that an untrained module changes nothing.
+    Residual, with an output of zero at the start, so that an untrained module changes nothing.
     """
 
     def __init__(self, channels: int, width: int):
-        """Attend in `width` channels to features of `channels`."""
+        """Attention in `width` channels over features of `channels` channels."""
         super().__init__()
         self.inward = nn.Conv2d(channels, width, 1)
         self.norm = nn.LayerNorm(width)
-        self.side = nn.Parameter(torch.randn(2, width) * 0.02)  # which neighbour speaks: the next, the previous
+        self.side = nn.Parameter(torch.randn(2, width) * 0.02)  # embeddings of the next and the previous neighbour
         self.attention = nn.MultiheadAttention(width, HEADS, batch_first=True)
         self.outward = nn.Conv2d(width, channels, 1)
         nn.init.zeros_(self.outward.weight)
@@ -28,17 +28,17 @@ class RingAttention(nn.Module):
     def forward(
         self, features: Float[Tensor, "B V C H W"], view_valid: Bool[Tensor, "B V"]
     ) -> Float[Tensor, "B V C H W"]:
-        """Add what the neighbours say; features keep their shape."""
+        """Add the neighbours' contribution; features keep their shape."""
         B, V, _, H, W = features.shape
         flat = self.inward(features.flatten(0, 1))
         tokens = self.norm(flat.flatten(2).transpose(1, 2) + _grid_encoding(H, W, flat)).view(B, V, H * W, -1)
         asked = torch.cat([tokens.roll(-1, 1) + self.side[0], tokens.roll(1, 1) + self.side[1]], dim=2).flatten(0, 1)
         absent = ~torch.stack([view_valid.roll(-1, 1), view_valid.roll(1, 1)], dim=2).flatten(0, 1)
         alone = absent.all(1)
-        # A row with every key masked is NaN in softmax; such a view asks both and its answer is dropped.
+        # With every key masked, softmax gives NaN; a view without neighbours is not masked, and its answer is dropped.
         mask = (absent & ~alone[:, None]).repeat_interleave(H * W, dim=1)
-        # The attention takes positions first. Of a transposed view its projections would multiply position by position,
-        # each with a copy of the weights.
+        # The attention is position-first inside. On a transposed view its projections would run position by position,
+        # each with a copy of the weights; so the memory is laid out position-first.
         query, asked = (x.transpose(0, 1).contiguous().transpose(0, 1) for x in (tokens.flatten(0, 1), asked))
         answer, _ = self.attention(query, asked, asked, key_padding_mask=mask, need_weights=False)
         answer = torch.where(alone[:, None, None], 0.0, answer)

@@ -1,4 +1,4 @@
-"""Convolutional encoders: ImageNet weights from a folder, or random ones."""
+"""Convolutional encoders, with ImageNet weights from a folder or random weights."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +12,12 @@ from stages.compute.quiet_transformers import quiet_transformers
 
 @dataclass(frozen=True)
 class EncoderShape:
-    """What an encoder is made of.
+    """The architecture of an encoder.
 
     Attributes:
-        channels: of its maps, finest first; their strides are STRIDES.
+        channels: channels of its maps, finest first; their strides are STRIDES.
         depths: blocks per stage.
-        weights: name of the ImageNet weights that it starts from, None where there is no way to get any.
+        weights: name of the ImageNet weights that it starts from, None if none are available.
     """
 
     channels: tuple[int, int, int, int]
@@ -34,19 +34,20 @@ ENCODERS = {
     "convnextv2-atto": EncoderShape((40, 80, 160, 320), (2, 2, 6, 2), weights=None),
     "convnextv2-nano": EncoderShape((80, 160, 320, 640), (2, 2, 8, 2), weights=None),
 }
-"""By `student.encoder`. ResNets have basic blocks; resnet-10 starts from the first block of each stage of resnet-18."""
+"""Encoders by the name in `student.encoder`. ResNets have basic blocks; resnet-10 takes its ImageNet weights from the
+first block of each stage of resnet-18."""
 _STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
 
 def build_encoder(name: str, weights: Path | None) -> nn.Module:
-    """An encoder whose `feature_maps` have the strides STRIDES and the channels of its shape.
+    """Build an encoder whose `feature_maps` have the strides STRIDES and the channels of its shape.
 
     Args:
         name: a key of ENCODERS.
         weights: folder with config.json and model.safetensors of `ENCODERS[name].weights`; None for random weights.
 
     Raises:
-        SettingError: if the folder holds another architecture, or not all of its weights, or the encoder takes none.
+        SettingError: if the folder holds another architecture or lacks weights, or the encoder has no ImageNet weights.
     """
     from transformers import ConvNextV2Backbone, ConvNextV2Config, ResNetBackbone, ResNetConfig
 
@@ -74,12 +75,12 @@ def _pretrained_resnet(name: str, shape: EncoderShape, weights: Path) -> nn.Modu
     if tuple(config.depths) != held or config.layer_type != "basic":
         raise SettingError(f"{weights}: expected {shape.weights} (depths {held}), found depths {config.depths}")
     config.depths = list(shape.depths)
-    with quiet_transformers():  # it would report the classifier and blocks, which an encoder rightly leaves out
+    with quiet_transformers():  # it would report the classifier and blocks that are left out on purpose
         encoder, loaded = ResNetBackbone.from_pretrained(
             weights, config=config, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
     missing = sorted(loaded["missing_keys"])
-    if missing:  # transformers would start them at random
+    if missing:  # transformers initialises them at random
         raise SettingError(f"{weights}: the weights lack {len(missing)} tensors, first {missing[0]}")
     checked: nn.Module = encoder
     return checked

@@ -1,4 +1,4 @@
-"""A student made ready to look at many frames: batch norms folded, activations in place."""
+"""Preparing a student for inference: batch norms folded, activations in place."""
 
 import copy
 from itertools import pairwise
@@ -10,16 +10,16 @@ from stages.student.model import Student
 
 
 def folded(student: Student) -> Student:
-    """A copy for inference that says the same, up to rounding, in less time.
+    """A faster copy for inference with the same output, up to rounding.
 
-    Every batch norm behind a convolution goes into its weights (in their own precision, which is float32), and
-    rectifiers write over their input. The copy has other tensors than a checkpoint and is not to be trained or saved.
+    Every batch norm after a convolution is folded into its weights (in their own precision, float32), and ReLUs work in
+    place. The copy has other tensors than a checkpoint and must not be trained or saved.
 
     Args:
-        student: in evaluation mode; not changed.
+        student: a student in evaluation mode; not changed.
 
     Raises:
-        ValueError: if it is in training mode, where a batch norm is another function of every batch.
+        ValueError: if it is in training mode, where batch norms depend on the batch.
     """
     if any(module.training for module in student.modules()):
         raise ValueError("expected a student in evaluation mode, found one in training mode; call .eval() first")

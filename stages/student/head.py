@@ -1,4 +1,4 @@
-"""Metric bin centres per image: where the student says how many metres a bin is."""
+"""The metric head: bin centres in metres per image, and the expected depth."""
 
 import math
 
@@ -7,23 +7,23 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 WIDTH_FACTOR = 2.0
-"""A bin is between 1/2 and 2 times as wide as an even share, before the widths are made to fill the range.
+"""A bin is between 1/2 and 2 times as wide as an even share, before the widths are normalised to fill the range.
 
-Free widths run into a corner: with half of the log range free, a softmax gave it to one or two bins in the three runs
-looked at (synthetic evidence, 864 steps: at most one centre between 100 m and 6 m), and depth became a mixture of near
-and far. What that costs is in docs/RESULTS.md, "What was tried".
+Free widths degenerate: with half of the log range free, a softmax gave it to one or two bins in all three runs examined
+(synthetic evidence, 864 steps: at most one centre between 100 m and 6 m), and depth became a mixture of near and far.
+docs/RESULTS.md, "What was tried", says what that costs.
 """
 
 
 class MetricBinCenters(nn.Module):
-    """Sorted bin centres from pooled features, per image (adaptive bins of AdaBins, Bhat et al. 2021, in log depth)."""
+    """Sorted bin centres per image from pooled features (adaptive bins of AdaBins, Bhat et al. 2021, in log depth)."""
 
     def __init__(self, channels: int, bin_count: int, near_m: float, far_m: float, focal_px: float):
         """Canonical centres lie in [near_m, far_m] for a camera of focal length `focal_px` in student-input pixels."""
         super().__init__()
         self.log_near, self.log_far, self.focal_px = math.log(near_m), math.log(far_m), focal_px
         last = nn.Linear(128, bin_count)
-        nn.init.zeros_(last.weight)  # an untrained head is log-uniform
+        nn.init.zeros_(last.weight)  # untrained centres are evenly spaced in log depth
         nn.init.zeros_(last.bias)
         self.widths = nn.Sequential(nn.Linear(channels, 128), nn.ReLU(), last)
 
@@ -42,10 +42,10 @@ class MetricBinCenters(nn.Module):
         return canonical * (focal_px / self.focal_px)[:, None]
 
     def _deployed_m(self, width: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
-        """The same canonical centres in the form that an exported graph has, sound where a runtime rounds to 16 bits.
+        """The same canonical centres in a form for exported graphs that stays accurate if a runtime rounds to 16 bits.
 
-        Centres of even shares are constants; what is computed is by how much this image's lie nearer or farther, from
-        small numbers, summed in one product. As written in `forward`, OpenVINO's bf16 made depth 7 % too large.
+        The centres of even shares are constants; only each image's deviation from them is computed, from small numbers
+        summed in one matrix product. In the form of `forward`, OpenVINO's bf16 made depth 7 % too large.
         """
         K, log_range = width.shape[-1], self.log_far - self.log_near
         even_m = torch.exp(self.log_far - (torch.arange(K, device=width.device) + 0.5) / K * log_range)
@@ -55,10 +55,10 @@ class MetricBinCenters(nn.Module):
 
 
 def expected_depth_m(logit: Float[Tensor, "N K h w"], centers_m: Float[Tensor, "N K"]) -> Float[Tensor, "N h w"]:
-    """Mean of the bin centres under softmax(logit), metres; float32 whatever the precision of the logits.
+    """Mean of the bin centres under softmax(logit), in metres; float32 whatever the precision of the logits.
 
-    Bins are summed where they lie side by side (channels-last); on a CPU a view at a time, which stays in the cache. An
-    exported graph has no loop over views: their number may be left open.
+    Bins are summed in channels-last layout, where they are adjacent in memory; on a CPU one view at a time, which fits
+    the cache. An exported graph has no loop over views, because their number may be left open.
     """
     if logit.device.type != "cpu" or torch.compiler.is_exporting():
         return _expected_m(logit, centers_m)

@@ -1,4 +1,4 @@
-"""The student: six images in, six metric depth maps out."""
+"""The student network: the images of a rig in, their metric depth maps out."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +20,16 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, kw_only=True)
 class StudentSpec:
-    """The student's shape; part of every checkpoint.
+    """The student's architecture; part of every checkpoint.
 
     Attributes:
         encoder: a key of ENCODERS.
-        pretrained: start from ImageNet weights (`surround weights`), else from random ones.
+        pretrained: start from ImageNet weights (`surround weights`), else from random weights.
         input_size: (H, W) of its images, multiples of 32.
         near_m, far_m: range of the canonical bin centres.
-        focal_px: f0, the focal length in input pixels at which canonical centres are metres.
-        decoder_channels: width of the decoder at probability resolution.
-        attention_width: channels of the attention between neighbouring views, 0 for views that know nothing of others.
+        focal_px: f0, the focal length in input pixels at which canonical centres are in metres.
+        decoder_channels: channels of the decoder.
+        attention_width: channels of the attention between neighbouring views, 0 for no attention.
     """
 
     encoder: str = "resnet-18"
@@ -59,14 +59,14 @@ class StudentSpec:
 
 @dataclass(frozen=True, eq=False)
 class StudentOutput:
-    """What the student says about a batch of rigs.
+    """The student's output for a batch of rigs.
 
     Attributes:
-        logit: bin scores at probability resolution; softmax over K gives probabilities. Float32 in training mode, in
-            evaluation mode what the last convolution gives (bf16 under autocast).
-        centers_m: per image, farthest first.
-        depth_m: expected depth, bilinearly upsampled to the input size.
-        tokens: unit-length tokens of the deepest map that is at least 6 x 10, before the views are mixed.
+        logit: bin scores at probability resolution; softmax over K gives probabilities. Float32 in training mode; in
+            evaluation mode the dtype of the last convolution (bf16 under autocast).
+        centers_m: bin centres in metres per image, farthest first.
+        depth_m: expected depth in metres, bilinearly upsampled to the input size.
+        tokens: unit-length tokens of the deepest map of at least 6 x 10, before the attention between views.
     """
 
     logit: Float[Tensor, "B V K h w"]
@@ -82,7 +82,7 @@ class Student(nn.Module):
     std: Tensor
 
     def __init__(self, spec: StudentSpec, bins: BinSpec, encoder_weights: Path | None = None):
-        """Build it; `encoder_weights` is the folder of ImageNet weights, None for a random start."""
+        """Build the network; `encoder_weights` is the folder of ImageNet weights, None for random weights."""
         super().__init__()
         self.spec, self.bins = spec, bins
         width, encoder_channels = spec.decoder_channels, ENCODERS[spec.encoder].channels
@@ -92,7 +92,7 @@ class Student(nn.Module):
         self.attention = RingAttention(encoder_channels[-1], spec.attention_width) if spec.attention_width else None
         self.lateral = nn.ModuleList([nn.Conv2d(channels, width, 1) for channels in encoder_channels])
         self.fuse = nn.ModuleList([_conv(width, width) for _ in encoder_channels])
-        # Strides below 4 have no encoder map: fine detail comes from the image itself.
+        # The encoder has no map of stride 2: fine detail comes from the image itself.
         self.detail = _conv(3, width, stride=2) if bins.prob_stride == 2 else None
         self.detail_fuse = _conv(width, width) if bins.prob_stride == 2 else None
         self.classify = nn.Conv2d(width, bins.count, 1)
@@ -100,7 +100,7 @@ class Student(nn.Module):
 
     @property
     def token_channels(self) -> int:
-        """C of its tokens."""
+        """C, the number of channels of its tokens."""
         return ENCODERS[self.spec.encoder].channels[_token_level(self.spec.input_size)]
 
     def forward(
@@ -114,7 +114,7 @@ class Student(nn.Module):
         Args:
             image: RGB in [0, 1] at the spec's input size.
             focal_px: fx of each view at that size.
-            view_valid: False for missing cameras; their outputs mean nothing.
+            view_valid: False for missing cameras; their outputs are meaningless.
         """
         B, V = image.shape[:2]
         flat = (image - self.mean).div_(self.std).flatten(0, 1).contiguous(memory_format=torch.channels_last)
@@ -132,7 +132,7 @@ class Student(nn.Module):
             x = self.detail_fuse(detail + _upsample_like(x, detail))
         logit = self.classify(x)
         centers_m = self.centers(maps[-1].mean((-2, -1)), focal_px.flatten())
-        if self.training:  # in the order of sums that the bytes of a trained student depend on
+        if self.training:  # the order of this sum decides the bytes of a trained student
             logit = logit.float()
             depth_m = (logit.softmax(1) * centers_m[..., None, None]).sum(1)  # not einsum: autocast would round to bf16
         else:
@@ -142,7 +142,7 @@ class Student(nn.Module):
 
 
 def _token_level(input_size: tuple[int, int]) -> int:
-    """The deepest encoder map that still covers the token grid."""
+    """Index of the deepest encoder map that is at least as large as the token grid."""
     height, width = input_size
     fits = [i for i, stride in enumerate(STRIDES) if height // stride >= GRID[0] and width // stride >= GRID[1]]
     return fits[-1] if fits else 0

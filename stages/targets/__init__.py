@@ -1,4 +1,4 @@
-"""What a teacher says, in a form that a student can be asked for: bins, where they lie, view relations.
+"""Training targets made from a teacher's output: bins, their places, and view relations.
 
 No model is loaded here. Read `bins.py` first.
 """

@@ -1,4 +1,4 @@
-"""Where a teacher's bins lie: strategies that turn its disparity into the position u that the bins are cut from."""
+"""Binning strategies: how a teacher's disparity becomes the position u from which bins are cut."""
 
 import math
 from dataclasses import dataclass
@@ -17,25 +17,25 @@ from stages.targets.space import METRIC_SPACES, Space
 
 @runtime_checkable
 class Binning(Protocol):
-    """A strategy: u in [0, 1] for every pixel where probabilities live, 0 farthest."""
+    """A strategy: gives u in [0, 1] for every pixel of the probability maps, 0 being farthest."""
 
     @property
     def definition(self) -> str:
-        """The strategy in words that change when it changes; part of the cache identity."""
+        """A text that identifies the strategy and changes with it; part of the cache identity."""
         ...
 
     def __call__(self, disparity: Float[Tensor, "N H W"], size: tuple[int, int]) -> Float[Tensor, "N h w"]:
-        """Map a teacher's disparity, see `stages.targets.space.to_disparity`, to u at `size`."""
+        """Map a teacher's disparity (see `stages.targets.space.to_disparity`) to u at (h, w) `size`."""
         ...
 
     def disparity(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """The teacher's disparity behind u, up to a scale and a shift that belong to the image."""
+        """The teacher's disparity for a given u, up to a scale and shift per image."""
         ...
 
 
 @dataclass(frozen=True)
 class AffineBinning:
-    """The closed form: unchanged by scale and shift of the disparity, image by image. Any teacher."""
+    """The closed form, invariant to scale and shift of the disparity of each image. For any teacher."""
 
     @property
     def definition(self) -> str:
@@ -53,11 +53,11 @@ class AffineBinning:
 
 @dataclass(frozen=True)
 class FittedBinning:
-    """The closed form, bent by one increasing map for all images, so that u is linear in log depth. Any teacher.
+    """The closed form, then one increasing map for all images, which makes u linear in log depth. For any teacher.
 
     Attributes:
-        knots: values of the map at positions evenly spaced over [0, 1], straight lines between;
-            `stages/caching/fit_bins.py` fits them. They stand in the cache identity themselves, its `bin_knots`.
+        knots: values of the piecewise linear map at positions evenly spaced over [0, 1], fitted by
+            `stages/caching/fit_bins.py`. The cache identity holds them as `bin_knots`.
     """
 
     knots: tuple[float, ...]
@@ -72,15 +72,15 @@ class FittedBinning:
         return bend(bins.affine_invariant_map(disparity, size), self.knots)
 
     def disparity(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """See `Binning`: the map undone, then the closed form."""
+        """See `Binning`: inverts the map, then the closed form."""
         return bins.map_disparity(_unbend(u, self.knots))
 
 
 @dataclass(frozen=True)
 class MetricBinning:
-    """A metric teacher's own prediction: u = log(far / D) / log(far / near), clipped; the same in every image.
+    """For metric teachers: u = log(far / D) / log(far / near), clipped, the same for all images.
 
-    1 / D is area-reduced like the closed form's disparity.
+    D is the predicted depth; 1 / D is area-reduced like the disparity of the closed form.
 
     Attributes:
         near_m, far_m: depths of u = 1 and u = 0.
@@ -109,13 +109,13 @@ def bend(u: Float[Tensor, "*shape"], knots: tuple[float, ...]) -> Float[Tensor, 
     """Apply the piecewise linear map through `knots` at even positions over [0, 1]."""
     value = torch.tensor(knots, device=u.device, dtype=u.dtype)
     position = u * (len(knots) - 1)
-    # What is not finite stays so; look() sees it.
+    # Values that are not finite stay so; `stages.caching.products.look` detects them.
     below = position.nan_to_num().floor().clamp(0, len(knots) - 2)
     return torch.lerp(value[below.long()], value[below.long() + 1], position - below)
 
 
 def _unbend(u: Float[Tensor, "*shape"], knots: tuple[float, ...]) -> Float[Tensor, "*shape"]:
-    """The inverse of `bend` for increasing knots; beyond the outermost ones it stays at 0 or 1."""
+    """The inverse of `bend` for increasing knots; 0 or 1 beyond the outermost knots."""
     value = torch.tensor(knots, device=u.device, dtype=u.dtype)
     right = torch.searchsorted(value, u.contiguous()).clamp(1, len(knots) - 1)
     low, high = value[right - 1], value[right]
@@ -123,7 +123,7 @@ def _unbend(u: Float[Tensor, "*shape"], knots: tuple[float, ...]) -> Float[Tenso
 
 
 def binning_definition(spec: BinSpec) -> str:
-    """The definition of a recipe's strategy, which does not depend on what was fitted."""
+    """The definition of a recipe's strategy, which does not depend on fitted knots."""
     return stored_binning(spec, (0.0, 1.0)).definition
 
 
@@ -131,12 +131,12 @@ def resolve_binning(spec: BinSpec, space: Space, knots: tuple[float, ...] | None
     """The strategy of a recipe for a teacher.
 
     Args:
-        spec: bins of the recipe.
-        space: of the teacher.
-        knots: what fit-bins has fitted, where the strategy is fitted.
+        spec: the bins section of the recipe.
+        space: space of the teacher's predictions.
+        knots: the knots of fit-bins, for the strategy `fitted`; else None.
 
     Raises:
-        SettingError: if the strategy needs metres that the teacher does not predict, or knots that are not there.
+        SettingError: if the strategy needs a metric teacher and this one is not, or needs knots and there are none.
     """
     if spec.strategy == "metric" and space not in METRIC_SPACES:
         raise SettingError(
@@ -149,7 +149,7 @@ def resolve_binning(spec: BinSpec, space: Space, knots: tuple[float, ...] | None
 
 
 def stored_binning(spec: BinSpec, knots: tuple[float, ...] | None) -> Binning:
-    """The strategy that a cache was written with: that of its recipe, with its `bin_knots`."""
+    """The strategy with which a cache was written: that of its recipe, with its `bin_knots`."""
     if spec.strategy == "metric":
         return MetricBinning(*spec.metric_range_m)
     if spec.strategy == "fitted":

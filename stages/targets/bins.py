@@ -1,7 +1,7 @@
-"""The language of bins, defined once and spoken by teacher, cache and student.
+"""Depth bins: one definition for teacher, cache and student.
 
-K bins; k = 0 is farthest, K - 1 nearest; a position b in [0, 1] grows towards the camera like disparity and bin k is
-centred at (k + 1/2) / K. Probabilities have the bin axis first: (..., K, h, w).
+There are K bins; k = 0 is farthest, K - 1 nearest. A position b in [0, 1] grows towards the camera, like disparity, and
+bin k is centred at (k + 1/2) / K. The bin axis of probabilities comes before the pixels: (..., K, h, w).
 """
 
 import math
@@ -19,34 +19,34 @@ LOW_QUANTILE, HIGH_QUANTILE = 0.01, 0.99
 DEFINITION = f"affine-invariant log map: a={LOG_CURVATURE:g}, quantiles {LOW_QUANTILE:g}..{HIGH_QUANTILE:g}"
 """Part of the cache identity: a change to the definitions below must change this text."""
 MAP_LEVELS = 65535
-"""The closed_form encoding stores u in this many steps: at most 5e-4 of a bin off for K = 64."""
+"""The closed_form encoding stores u in this many steps: an error of at most 5e-4 of a bin for K = 64."""
 TAIL_SIGMAS = 5.3
-"""Decoding leaves out bins farther than this from K u - 1/2: less than 2e-6 of the mass.
+"""Decoding leaves out bins farther than this from K u - 1/2, which hold less than 2e-6 of the mass.
 
-Most is lost at sigma = 0.283 halfway between two bins: exp(-(1.5^2 - 0.5^2) / (2 sigma^2)) / 2 = 1.9e-6."""
+The worst case is sigma = 0.283 halfway between two bins: exp(-(1.5^2 - 0.5^2) / (2 sigma^2)) / 2 = 1.9e-6."""
 STRATEGIES = ("affine", "fitted", "metric")
-"""How a teacher's map becomes u: stages/targets/binning.py has a class for each."""
+"""Names of the ways in which a teacher's map becomes u; stages/targets/binning.py has a class for each."""
 TEACHER_FIELDS = ("encoding", "window", "strategy", "fit_frames", "metric_range_m")
-"""Fields of BinSpec that say what is stored and how the teacher's map was cut; a student does not depend on them."""
+"""Fields of BinSpec for storage and for the teacher's side of the bins; a student does not depend on them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BinSpec:
-    """How the scene's depth order is cut into bins, and how that is stored.
+    """How depth order is cut into bins, and how the bins are stored.
 
-    Changing any of these makes a cache stale, but for count, sigma and window where the encoding is closed_form, and
-    the settings of a strategy that is not in use.
+    Changing any of these makes a cache stale, except count, sigma and window with the encoding closed_form, and the
+    settings of a strategy that is not in use.
 
     Attributes:
         count: K.
         sigma: width of the closed-form assignment, in bins.
-        encoding: what the cache stores: window, closed_form or dense (data_cache/FORMAT.md has the price of each).
-        window: neighbouring probabilities stored per pixel in the window encoding.
-        prob_stride: the student's input size over the size at which probabilities live.
-        strategy: where the teacher's bins lie: affine (in its own range, image by image), fitted (the same, bent by a
-            map that `surround fit-bins` fits to LiDAR), or metric (in the metres that a metric teacher predicts).
-        fit_frames: training frames that fit-bins looks at.
-        metric_range_m: depth of the nearest and of the farthest bin's outer edge, for metric.
+        encoding: what the cache stores: window, closed_form or dense (data_cache/FORMAT.md gives the cost of each).
+        window: consecutive probabilities stored per pixel in the window encoding.
+        prob_stride: the student's input size divided by the size of the probability maps.
+        strategy: where the teacher's bins lie: affine (in the disparity range of each image), fitted (the same,
+            followed by a map that `surround fit-bins` fits to LiDAR), or metric (in the metres of a metric teacher).
+        fit_frames: number of training frames for fit-bins.
+        metric_range_m: depths of the outer edges of the nearest and the farthest bin, for metric.
     """
 
     count: int = 64
@@ -79,14 +79,14 @@ class BinSpec:
 
 
 def affine_invariant_map(disparity: Float[Tensor, "*batch H W"], size: tuple[int, int]) -> Float[Tensor, "*batch h w"]:
-    """Map relative disparity to u in [0, 1], unchanged by any disparity -> s * disparity + t with s > 0.
+    """Map relative disparity to u in [0, 1], invariant to disparity -> s * disparity + t with s > 0.
 
     u = log(1 + a x) / log(1 + a), x = clip((d - q01) / (q99 - q01), 0, 1), d area-reduced to `size` (METHOD: ours).
     A constant image gives 1/2.
 
     Args:
         disparity: larger is nearer, any unit.
-        size: (h, w) where probabilities live.
+        size: (h, w) of the probability maps.
     """
     batch = disparity.shape[:-2]
     images = disparity.float().reshape(-1, 1, *disparity.shape[-2:])
@@ -101,7 +101,7 @@ def affine_invariant_map(disparity: Float[Tensor, "*batch H W"], size: tuple[int
 
 
 def map_disparity(u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """The relative disparity x in [0, 1] behind an affine-invariant map: ((1 + a)^u - 1) / a."""
+    """The relative disparity x in [0, 1] of an affine-invariant map u: ((1 + a)^u - 1) / a."""
     return torch.expm1(u * math.log1p(LOG_CURVATURE)) / LOG_CURVATURE
 
 
@@ -113,10 +113,10 @@ def closed_form_prob(u: Float[Tensor, "*batch h w"], spec: BinSpec) -> Float[Ten
 
 
 def encode(u: Float[Tensor, "*batch h w"], spec: BinSpec) -> StoredBins[Tensor]:
-    """Keep the bin probabilities of an affine-invariant map in the spec's encoding.
+    """Encode the bin probabilities of an affine-invariant map in the spec's encoding.
 
-    Window weights that round to 0 stay 0. Lifting them to 1 would add mass to the tails: measured on uniform u, K = 64,
-    sigma = 1, width 7, KL(stored, dense) is 4.9e-4 nats with zeros and 2.3e-3 without.
+    Window weights that round to 0 stay 0. Raising them to 1 would add mass to the tails: for uniform u, K = 64,
+    sigma = 1 and width 7, KL(stored, dense) was measured as 4.9e-4 nats with zeros and 2.3e-3 without.
     """
     if spec.encoding == "closed_form":
         return ClosedFormBins(torch.round(MAP_LEVELS * u).to(torch.int32))
@@ -129,18 +129,18 @@ def encode(u: Float[Tensor, "*batch h w"], spec: BinSpec) -> StoredBins[Tensor]:
 def decode(stored: StoredBins[Tensor], spec: BinSpec) -> Float[Tensor, "*batch K h w"]:
     """Probabilities over all K bins, summing to one.
 
-    A missing camera is stored as zeros and decodes to zeros, but for closed_form, where it decodes to the farthest
-    bins: `view_valid` keeps it out of every loss.
+    A missing camera is stored as zeros and decodes to zeros, except for closed_form, where it decodes to the farthest
+    bins; `view_valid` keeps it out of every loss.
 
     Args:
-        stored: in any encoding; that of `spec` does not matter.
-        spec: count; closed_form reads sigma, too.
+        stored: bins in any encoding; that of `spec` does not matter.
+        spec: its count is used, and its sigma for closed_form.
     """
     match stored:
         case DenseBins():
             return _normalised(stored.bin_dense.float()).movedim(-1, -3)
         case ClosedFormBins():
-            # Halfway between two bins both have half of the mass, however small sigma is.
+            # Halfway between two bins each has half of the mass, however small sigma is: at least 2 bins.
             width = min(spec.count, max(2, math.ceil(2 * TAIL_SIGMAS * spec.sigma)))
             first, weight = _nearest_bins(stored.bin_map / MAP_LEVELS, spec, width)
         case WindowBins():
@@ -153,9 +153,9 @@ def decode(stored: StoredBins[Tensor], spec: BinSpec) -> Float[Tensor, "*batch K
 def _nearest_bins(
     u: Float[Tensor, "*batch h w"], spec: BinSpec, width: int
 ) -> tuple[Float[Tensor, "*batch h w"], Float[Tensor, "*batch h w S"]]:
-    """First bin and closed-form weights, the largest 1, of the `width` bins that hold the most mass.
+    """First bin and closed-form weights, the largest being 1, of the `width` consecutive bins with the most mass.
 
-    Those are the ones nearest to K u - 1/2: the weights fall on both sides of it and depend on the distance alone.
+    These are the bins nearest to K u - 1/2, since weights fall with the distance from it alone.
     """
     position = spec.count * u - 0.5
     first = (position - (width - 1) / 2).round().clamp(0, spec.count - width)
@@ -181,11 +181,11 @@ def positions(count: int, like: Tensor) -> Float[Tensor, " K"]:
 def student_frame(
     teacher_prob: Float[Tensor, "*batch K h w"], student_prob: Float[Tensor, "*batch K h w"]
 ) -> Float[Tensor, "*batch K"]:
-    """Where the teacher's bins lie once scale and shift are removed on both sides; for `move_bins`.
+    """Positions of the teacher's bins with the student's mean and spread, image by image; for `move_bins`.
 
-    Per image, e^S and e^T are the expected positions. Bin position b_k moves to
-    b'_k = mean e^S + std e^S (b_k - mean e^T) / max(std e^T, 1e-3). METHOD: our reading of "scale-invariant" where no
-    LiDAR says more; any spread of the student agrees with itself, see docs/RESULTS.md, "What was tried". No gradient
+    With e^S and e^T the expected positions of student and teacher, bin position b_k moves to
+    b'_k = mean e^S + std e^S (b_k - mean e^T) / max(std e^T, 1e-3). METHOD: our reading of "scale-invariant" for images
+    without a LiDAR fit; it does not constrain the student's spread, see docs/RESULTS.md, "What was tried". No gradient
     flows through the result.
     """
     with torch.no_grad():
@@ -201,8 +201,8 @@ def move_bins(
 ) -> Float[Tensor, "*batch K h w"]:
     """Move bin k to `position` k; its mass is shared linearly between the two nearest bins.
 
-    The projection of categorical distributions of Bellemare et al. 2017 (C51). What would leave the range stays in the
-    outermost bins. No gradient flows through the result.
+    This is the projection of categorical distributions of Bellemare et al. 2017 (C51). Mass that would leave the range
+    stays in the outermost bins. No gradient flows through the result.
     """
     with torch.no_grad():
         count = prob.shape[-3]

@@ -1,4 +1,4 @@
-"""The teacher's bins in metres: its relative disparity fitted to LiDAR, image by image."""
+"""The teacher's bins in metres: its relative disparity is fitted to LiDAR, image by image."""
 
 from dataclasses import dataclass
 
@@ -12,17 +12,16 @@ from stages.targets.bins import expected_position, positions
 
 MIN_POINTS_PER_FIT = 10
 FARTHEST_M = 1000.0
-"""Where the fit says farther, or behind the camera: that is how a relative teacher says sky."""
+"""Largest depth of a fit. Beyond it, or behind the camera, is where the fit of a relative teacher puts the sky."""
 
 
 @dataclass(frozen=True, eq=False)
 class LidarFit:
-    """1 / depth = shift + scale x, x the teacher's relative disparity (stages/targets/binning.py, Binning.disparity).
+    """A fit 1 / depth = shift + scale x, with x the teacher's relative disparity (`Binning.disparity`).
 
     Attributes:
         scale, shift: in 1 / m, per image.
-        fitted: images with at least 10 points and a teacher that grows with true disparity; elsewhere scale and shift
-            mean nothing.
+        fitted: True for images with at least 10 points and a positive scale; elsewhere scale and shift are meaningless.
     """
 
     scale: Float[Tensor, "B V"]
@@ -30,7 +29,7 @@ class LidarFit:
     fitted: Bool[Tensor, "B V"]
 
     def depth_m(self, disparity: Float[Tensor, "B V *shape"]) -> Float[Tensor, "B V *shape"]:
-        """Metres at the teacher's relative disparity, at most FARTHEST_M."""
+        """Depth in metres of a relative disparity, at most FARTHEST_M."""
         last = [1] * (disparity.dim() - 2)
         scale, shift = (value.view(*value.shape, *last) for value in (self.scale, self.shift))
         return 1 / (shift + scale * disparity).clamp(min=1 / FARTHEST_M)
@@ -69,10 +68,10 @@ def teacher_disparity(
 
 
 def lidar_frame(fit: LidarFit, centers_m: Float[Tensor, "B V K"], binning: Binning) -> Float[Tensor, "B V K"]:
-    """Where LiDAR says that the teacher's bins lie among the student's centres, for `move_bins`; without gradient.
+    """Positions of the teacher's bins among the student's centres by a fit to LiDAR, for `move_bins`; without gradient.
 
-    Bin position b_k is the relative disparity x(b_k), which the fit puts at m_k metres. Scale and shift come from
-    LiDAR, so the sky goes to the farthest bin though no return says so.
+    Bin position b_k has the relative disparity x(b_k), which the fit puts at m_k metres. Scale and shift come from
+    LiDAR, so the sky goes to the farthest bin although no return reaches it.
     """
     with torch.no_grad():
         disparity = binning.disparity(positions(centers_m.shape[-1], centers_m)).expand_as(centers_m)
@@ -80,11 +79,11 @@ def lidar_frame(fit: LidarFit, centers_m: Float[Tensor, "B V K"], binning: Binni
 
 
 def position_among(depth_m: Float[Tensor, "B V N"], centers_m: Float[Tensor, "B V K"]) -> Float[Tensor, "B V N"]:
-    """Bin position of each depth: linear in log depth between two centres, that of the outermost beyond them.
+    """Bin position of each depth: linear in log depth between two centres, constant beyond the outermost centres.
 
     Args:
-        depth_m: any order.
-        centers_m: strictly decreasing.
+        depth_m: depths in metres, in any order.
+        centers_m: centres in metres, strictly decreasing.
     """
     count = centers_m.shape[-1]
     rising, wanted = -centers_m.log(), -depth_m.log()

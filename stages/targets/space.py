@@ -1,4 +1,4 @@
-"""What the numbers of a teacher mean: disparity, depth, or its logarithm."""
+"""The space of a teacher's predictions: disparity, depth, or log depth."""
 
 from typing import Literal
 
@@ -10,11 +10,11 @@ from stages.targets.bins import LOG_CURVATURE
 
 Space = Literal["disparity", "depth", "log_depth", "affine_depth"]
 METRIC_SPACES = ("depth", "log_depth")
-"""Spaces whose predictions are metres or their logarithm; the others are known up to scale and shift."""
+"""Spaces of predictions in metres or their logarithm; the others are known up to scale and shift."""
 
 
 def to_disparity(prediction: Float[Tensor, "*shape"], space: Space) -> Float[Tensor, "*shape"]:
-    """A teacher's map as disparity, in 1/m for a metric space; the one place where a depth teacher is inverted."""
+    """Convert a teacher's prediction to disparity, in 1/m for a metric space; the only place that inverts depth."""
     match space:
         case "disparity":
             return prediction
@@ -23,5 +23,5 @@ def to_disparity(prediction: Float[Tensor, "*shape"], space: Space) -> Float[Ten
         case "log_depth":
             return torch.exp(-prediction)
         case "affine_depth":
-            # How far the farthest is compared with the nearest is left open: take what the log map of the bins takes.
+            # The ratio of farthest to nearest depth is unknown: take the one that the log map of the bins implies.
             return 1 / (prediction.clamp(0, 1) + 1 / LOG_CURVATURE)

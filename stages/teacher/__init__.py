@@ -1,1 +1,1 @@
-"""Depth foundation models behind one protocol. Read `base.py` first: what every teacher offers."""
+"""Depth foundation models behind one interface. Read `base.py` first: it says what every teacher offers."""

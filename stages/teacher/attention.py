@@ -1,4 +1,4 @@
-"""Attention for bf16 on CPUs that multiply bf16 but have no AMX, where torch's fused kernel is slow."""
+"""Attention in bf16 for CPUs that multiply bf16 but have no AMX, where torch's fused kernel is slow."""
 
 from typing import Any
 
@@ -20,16 +20,17 @@ def blocked_attention(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Float[Tensor, "B N A D"], None]:
-    """Exact softmax attention, a block of queries at a time, by three plain operations that each use the fast kernels.
+    """Exact softmax attention, one block of queries at a time, by three plain operations that each use fast kernels.
 
-    A block's scores stay in the core's cache. Measured for Depth Anything V2 Small at 392 x 700 on one core of an AMD
-    EPYC with AVX512-BF16: 24 ms a layer and image, torch's fused kernel 39 ms (tests/benchmarks/bench_stage_one.py).
+    The scores of a block stay in the core's cache. Measured for Depth Anything V2 Small at 392 x 700 on one core of an
+    AMD EPYC with AVX512-BF16: 24 ms per layer and image, against 39 ms for torch's fused kernel
+    (tests/benchmarks/bench_stage_one.py).
 
     Args:
-        module: the attention layer, unused; this is the signature that transformers calls.
-        query, key, value: A heads; N tokens ask M tokens.
-        attention_mask: must be None unless the fused kernel is to be taken.
-        scaling: of the scores; None for 1 / sqrt(D).
+        module: the attention layer, unused; part of the signature that transformers calls.
+        query, key, value: A heads; N query tokens attend to M tokens.
+        attention_mask: with a mask, torch's fused kernel is used.
+        scaling: factor on the scores; None for 1 / sqrt(D).
     """
     if attention_mask is not None:
         out = scaled_dot_product_attention(query, key, value, attention_mask, scale=scaling)
@@ -44,7 +45,7 @@ def blocked_attention(
 
 
 def use_blocked_attention(model: torch.nn.Module, device: torch.device) -> str:
-    """Switch a DINOv2 based bf16 model over where that is faster; returns the name of the attention now in use."""
+    """Give a DINOv2-based bf16 model blocked attention if that is faster; returns the name of the attention in use."""
     backbone: Any = getattr(model, "backbone", None)
     slow = device.type == "cpu" and model.dtype == torch.bfloat16 and not torch.cpu._is_amx_tile_supported()
     if not slow or getattr(getattr(backbone, "config", None), "model_type", None) != "dinov2":

@@ -1,4 +1,4 @@
-"""What a teacher is: images in, a relative or metric map and a feature grid out."""
+"""The interface of a teacher: images in, a relative or metric map and a feature grid out."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -11,10 +11,10 @@ from stages.targets.space import Space
 
 @dataclass(frozen=True, eq=False)
 class TeacherOutput:
-    """One batch of images seen by a teacher.
+    """A teacher's output for a batch of images.
 
     Attributes:
-        prediction: in the teacher's `space`, at the size the model gives.
+        prediction: the map in the teacher's `space`, at the model's output size.
         features: tokens of the last backbone layer as a grid.
     """
 
@@ -24,10 +24,10 @@ class TeacherOutput:
 
 @runtime_checkable
 class Teacher(Protocol):
-    """Any object with these is a teacher; nothing to inherit. Must be deterministic.
+    """Any object with these members is a teacher; nothing is inherited. It must be deterministic.
 
-    Weights hash, preprocessing, input size and precision are its fingerprint: equal ones promise equal predictions.
-    They stand in the cache one by one, so that a difference can be named.
+    Weights hash, preprocessing, input size and precision are its fingerprint: if they are equal, predictions are equal.
+    The cache stores them one by one, so that a difference can be named.
     """
 
     @property
@@ -42,10 +42,10 @@ class Teacher(Protocol):
 
     @property
     def space(self) -> Space:
-        """What the prediction means.
+        """The meaning of the prediction.
 
-        disparity: relative inverse depth, larger is nearer; depth, log_depth: of metres; affine_depth: depth up to
-        scale and shift, 0 the nearest and 1 the farthest of the image.
+        disparity: relative inverse depth, larger is nearer; depth: metres; log_depth: logarithm of metres;
+        affine_depth: depth up to scale and shift, 0 the nearest and 1 the farthest in the image.
         """
         ...
 
@@ -56,12 +56,12 @@ class Teacher(Protocol):
 
     @property
     def preprocessing(self) -> str:
-        """What is done to an image before the model sees it, in words that change when it changes."""
+        """A text that identifies the preprocessing of images and changes with it."""
         ...
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """(H, W) of the images it takes."""
+        """(H, W) of its input images."""
         ...
 
     @property
@@ -70,5 +70,5 @@ class Teacher(Protocol):
         ...
 
     def __call__(self, images: UInt8[Tensor, "N H W 3"]) -> TeacherOutput:
-        """Look at RGB images of `input_size`."""
+        """Run the model on RGB images of `input_size`."""
         ...

@@ -1,4 +1,4 @@
-"""Which teacher a folder holds."""
+"""Choosing the teacher class for a folder of weights."""
 
 from pathlib import Path
 
@@ -9,5 +9,5 @@ LoadedTeacher = TransformersTeacher | MarigoldTeacher
 
 
 def teacher_class(folder: Path) -> type[TransformersTeacher] | type[MarigoldTeacher]:
-    """Marigold where the folder is a pipeline of diffusers, else a depth model of transformers."""
+    """Marigold if the folder is a pipeline of diffusers, else a depth model of transformers."""
     return MarigoldTeacher if (folder / PIPELINE_INDEX).is_file() else TransformersTeacher

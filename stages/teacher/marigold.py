@@ -1,4 +1,4 @@
-"""Marigold: a diffusion model that paints depth, through diffusers (an optional extra)."""
+"""Marigold: a diffusion model for depth, through diffusers (an optional extra)."""
 
 import threading
 from pathlib import Path
@@ -15,16 +15,16 @@ from stages.targets.space import Space
 from stages.teacher.base import TeacherOutput
 
 PIPELINE_INDEX = "model_index.json"
-"""What a folder of diffusers has in place of config.json."""
+"""The file that a diffusers folder has instead of config.json."""
 SEED = 0
 STEPS = 4
-"""Denoising steps where the model does not say how many it needs."""
+"""Denoising steps if the model does not state its own number."""
 
 
 class MarigoldTeacher:
     """A Marigold depth pipeline (Ke et al. 2024), frozen, on one device.
 
-    The noise is the same for every image, so that an image is seen the same in any batch. Features are those of the
+    The noise is the same for every image, so that a prediction does not depend on the batch. Features are those of the
     U-Net's middle block in the last denoising step: 1/64 of the image's size in Stable Diffusion.
     """
 
@@ -39,7 +39,7 @@ class MarigoldTeacher:
         device: torch.device,
         precision: str,
     ):
-        """Load a pipeline from `folder`; no network is asked.
+        """Load a pipeline from `folder`, without network access.
 
         Raises:
             SettingError: if diffusers is not installed, the folder holds no such pipeline, or it takes other sizes.
@@ -52,7 +52,7 @@ class MarigoldTeacher:
         self.name, self.licence, self.weights_sha256 = name, licence, weights_sha256
         self.input_size, self.precision, self.device = input_size, precision, device
         self.attention = "sdpa"
-        logging.disable_progress_bar()  # the terminal belongs to our own
+        logging.disable_progress_bar()  # it would mix with ours
         logging.set_verbosity_error()
         dtype = dtype_of(precision)
         options = {"dtype": dtype, "local_files_only": True, "use_safetensors": True, "low_cpu_mem_usage": False}
@@ -68,7 +68,7 @@ class MarigoldTeacher:
         except (OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise SettingError(f"{folder} holds no Marigold depth pipeline that diffusers can load: {error}") from error
         for part, names in missing.items():
-            if names:  # diffusers has started them at random
+            if names:  # diffusers initialises them at random
                 raise SettingError(f"{folder}/{part}: the weights lack {len(names)} tensors, first {names[0]}")
         kind = self._pipeline.config.prediction_type
         if kind not in ("depth", "disparity"):
@@ -84,12 +84,12 @@ class MarigoldTeacher:
             f" {type(self._pipeline.scheduler).__name__} from noise of seed {SEED}"
         )
         self._empty_text = self._embed_nothing()
-        self._middle = threading.local()  # batches run side by side
+        self._middle = threading.local()  # batches run in parallel threads
         unet.mid_block.register_forward_hook(self._keep_middle)
 
     @torch.inference_mode()
     def _embed_nothing(self) -> Tensor:
-        """The prompt that it always gets; tokenizers do not like to be asked side by side."""
+        """Embedding of the empty prompt, computed once because tokenizers are not thread-safe."""
         pipeline = self._pipeline
         ids = pipeline.tokenizer("", padding="do_not_pad", truncation=True, return_tensors="pt").input_ids
         embedding: Tensor = pipeline.text_encoder(ids.to(self.device))[0]
@@ -100,7 +100,7 @@ class MarigoldTeacher:
 
     @torch.inference_mode()
     def __call__(self, images: UInt8[Tensor, "N H W 3"]) -> TeacherOutput:
-        """Look at RGB images of `input_size`; float32 on the teacher's device.
+        """Run the pipeline on RGB images of `input_size`; returns float32 on the teacher's device.
 
         Raises:
             ValueError: if the images have another size.
@@ -110,7 +110,7 @@ class MarigoldTeacher:
         output = self._own_pipeline()(
             images.permute(0, 3, 1, 2).float() / 255,
             num_inference_steps=self._steps,
-            processing_resolution=0,  # as they are
+            processing_resolution=0,  # no resizing
             batch_size=len(images),
             generator=[torch.Generator().manual_seed(SEED) for _ in images],
             output_type="pt",
@@ -119,7 +119,7 @@ class MarigoldTeacher:
         return TeacherOutput(output.prediction[:, 0].float(), self._middle.features.float())
 
     def _own_pipeline(self) -> Any:
-        """The same models with a scheduler of its own: schedulers count their steps."""
+        """A pipeline with the same models and its own scheduler: schedulers count steps and cannot be shared."""
         parts = self._pipeline.components
         scheduler = type(parts["scheduler"]).from_config(parts["scheduler"].config)
         pipeline = type(self._pipeline)(

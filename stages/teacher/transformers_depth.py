@@ -19,12 +19,12 @@ from stages.teacher.base import TeacherOutput
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 NORMALISED = {"zoedepth": HALF, "depth_pro": HALF, "dpt": HALF}
-"""Image mean and std of families whose folder does not say (preprocessor_config.json); ImageNet's for the others."""
+"""Image mean and std by model family, if the folder has no preprocessor_config.json; ImageNet's for other families."""
 PREPROCESSING = "RGB stretched bicubic antialiased, ImageNet mean and std"
 SPECIAL_TOKENS = 8
-"""A grid of tokens may come after as many that belong to no place: class and registers."""
+"""At most this many tokens that belong to no place (class, registers) may come before the grid."""
 COARSEST = 4
-"""A backbone with stages halves its grid at most as often."""
+"""A backbone with stages halves its grid at most this many times."""
 
 
 class TransformersTeacher:
@@ -41,7 +41,7 @@ class TransformersTeacher:
         device: torch.device,
         precision: str,
     ):
-        """Load config.json and model.safetensors from `folder`; no network is asked.
+        """Load config.json and model.safetensors from `folder`, without network access.
 
         Raises:
             SettingError: if the folder holds no such model, or the input size does not suit it.
@@ -60,7 +60,7 @@ class TransformersTeacher:
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise SettingError(f"{folder} holds no depth model that transformers can load: {error}") from error
         missing = sorted(loaded["missing_keys"])
-        if missing:  # transformers would start them at random
+        if missing:  # transformers initialises them at random
             raise SettingError(f"{folder}: the weights lack {len(missing)} tensors, first {missing[0]}")
         self._model = model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
         self.attention = use_blocked_attention(self._model, device)
@@ -71,10 +71,10 @@ class TransformersTeacher:
             raise SettingError(f"{folder}: expected a ViT, found {self._family}, whose backbone has no patches")
         _require_size(name, model.config, self._patch, input_size)
         self.space: Space = _space(model.config)
-        # Its bin heads weigh logarithms of binomials of 64 in which 16 bits would leave nothing.
+        # ZoeDepth's bin head uses logarithms of binomials of 64, for which 16 bits are far too few.
         if self._family == "zoedepth" and precision != "fp32":
             model.metric_head.float().register_forward_pre_hook(_to_float, with_kwargs=True)
-        # Of several heads ZoeDepth takes the one that the images of a batch vote for.
+        # ZoeDepth with several heads uses the one for which the images of a batch vote: batches must be single images.
         self._one_by_one = self._family == "zoedepth" and len(model.config.bin_configurations) > 1
         mean, std = _normalisation(folder, self._family)
         self.preprocessing = PREPROCESSING
@@ -85,7 +85,7 @@ class TransformersTeacher:
 
     @torch.inference_mode()
     def __call__(self, images: UInt8[Tensor, "N H W 3"]) -> TeacherOutput:
-        """Look at RGB images of `input_size`; float32 on the teacher's device.
+        """Run the model on RGB images of `input_size`; returns float32 on the teacher's device.
 
         Raises:
             ValueError: if the images have another size.
@@ -104,31 +104,31 @@ class TransformersTeacher:
         if self._family == "depth_pro" and self.space == "depth":
             prediction = depth_pro_depth_m(prediction, output.field_of_view.float())
         size = self.input_size
-        if self._family == "depth_pro":  # its image encoder sees the whole image, made as small as one of its patches
+        if self._family == "depth_pro":  # its image encoder sees the whole image, reduced to the size of one patch
             size = (self._config.patch_size, self._config.patch_size)
         return TeacherOutput(prediction, token_grid(output.hidden_states[-1], size, self._patch).float())
 
 
 def depth_pro_depth_m(canonical: Float[Tensor, "N h w"], fov_deg: Float[Tensor, " N"]) -> Float[Tensor, "N h w"]:
-    """Depth in metres from what Depth Pro predicts: inverse depth for a focal length of the image's width.
+    """Depth in metres from Depth Pro's prediction C, inverse depth for a focal length equal to the image's width.
 
-    1 / D = C w / f with w / f = 2 tan(fov / 2) and the horizontal field of view that it predicts besides; the clamp is
-    that of its own post-processing (Bochkovskii et al. 2024, section 3).
+    1 / D = C w / f with w / f = 2 tan(fov / 2) and the horizontal field of view that the model also predicts; the clamp
+    is that of its own post-processing (Bochkovskii et al. 2024, section 3).
     """
     width_per_focal = 2 * torch.tan(torch.deg2rad(fov_deg) / 2)
     return 1 / (canonical * width_per_focal[:, None, None]).clamp(1e-4, 1e4)
 
 
 def token_grid(tokens: Float[Tensor, "N L C"], size: tuple[int, int], patch: int) -> Float[Tensor, "N C gh gw"]:
-    """The last tokens of a backbone as the grid over the image that they are, without those that belong to no place.
+    """Arrange a backbone's last tokens as a grid over the image, without special tokens (class, registers).
 
     Args:
-        tokens: special ones first, then row by row.
+        tokens: special tokens first, then the grid row by row.
         size: (H, W) of the image.
-        patch: side of the patches; a backbone with stages has halved their grid some times.
+        patch: side of the patches; a backbone with stages may have halved their grid several times.
 
     Raises:
-        SettingError: if no such grid has as many tokens.
+        SettingError: if no such grid has this number of tokens.
     """
     for halvings in range(COARSEST + 1):
         rows, columns = (side // (patch << halvings) for side in size)
@@ -139,7 +139,7 @@ def token_grid(tokens: Float[Tensor, "N L C"], size: tuple[int, int], patch: int
 
 
 def _patch(config: Any) -> int:
-    """Side of the backbone's patches, 0 where there are none."""
+    """Side of the backbone's patches, 0 if it has none."""
     parts = [getattr(config, "image_model_config", None), getattr(config, "backbone_config", None), config]
     return next((size for part in parts if isinstance(size := getattr(part, "patch_size", None), int)), 0)
 
@@ -157,7 +157,7 @@ def _require_size(name: str, config: Any, patch: int, input_size: tuple[int, int
         raise SettingError(f"{found} square images")
     multiple = patch
     if config.model_type != "depth_anything":
-        # A grid that cannot be halved as often as the model does comes out larger than it went in.
+        # If the grid cannot be halved as often as the model does, the output would not match the input size.
         multiple *= 2 ** max(1, len(getattr(config.backbone_config, "depths", ())) - 1)
     if any(side % multiple for side in input_size):
         raise SettingError(f"{found} multiples of {multiple}")
@@ -167,7 +167,7 @@ def _space(config: Any) -> Space:
     if config.model_type == "zoedepth":
         return "depth"
     if config.model_type == "depth_pro":
-        # Without the field of view the scale is open.
+        # Without the field of view the scale is unknown.
         return "depth" if config.use_fov_model else "disparity"
     return "depth" if getattr(config, "depth_estimation_type", "relative") == "metric" else "disparity"
 

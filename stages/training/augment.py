@@ -1,4 +1,4 @@
-"""Augmentation of cached rigs; stages/training/schedule.py draws what is random."""
+"""Augmentation of cached rigs; the random numbers come from stages/training/schedule.py."""
 
 import hashlib
 from dataclasses import replace
@@ -16,9 +16,9 @@ Views = TypeVar("Views", bound=CachedViews)
 
 
 def mirror(rig: CachedRigs) -> CachedRigs:
-    """The rig as a mirror shows it: images, maps, token grids, cameras and the ring order turn together. Twice is once.
+    """Mirror a rig: images, maps, token grids, cameras and ring order together. Mirroring twice restores the rig.
 
-    View j of the mirrored ring is view -j mod V of the old one, so that front stays first and left becomes right.
+    View j of the mirrored ring is view -j mod V of the original, so that front stays first and left becomes right.
     """
     order = _mirrored_ring(rig)
     return replace(
@@ -32,11 +32,11 @@ def mirror(rig: CachedRigs) -> CachedRigs:
 
 
 def _mirror_views(views: Views) -> Views:
-    """Images, cameras and ring order of a mirrored rig.
+    """Mirror images, cameras and ring order.
 
-    With M = diag(-1, 1, 1) in a camera and W - u for u in its image, K becomes F K M, F = [[-1, 0, W], [0, 1, 0],
-    [0, 0, 1]]: cx becomes W - cx and the skew turns its sign. A pose becomes S T M, S the same reflection of the rig's
-    x: two reflections make a rigid transform again, and relative poses do not depend on the choice of S.
+    With M = diag(-1, 1, 1) in a camera and u -> W - u in its image, K becomes F K M, F = [[-1, 0, W], [0, 1, 0],
+    [0, 0, 1]]: cx becomes W - cx and the skew changes sign. A pose T becomes S T M, with S the same reflection of the
+    rig's x: two reflections make a rigid transform, and relative poses do not depend on the choice of S.
     """
     order = _mirrored_ring(views)
     signs = torch.tensor([[1.0, -1, -1], [1, 1, 1], [1, 1, 1]])
@@ -58,7 +58,7 @@ def _mirrored_ring(views: CachedViews) -> Int64[Tensor, " V"]:
 
 
 def thin_lidar(rig: CachedRigs, share: float) -> CachedRigs:
-    """The rig with this share of its LiDAR pixels; which ones depends on the frame alone."""
+    """Keep a random share of the LiDAR pixels; the choice depends on the frame alone."""
     if share == 1:
         return rig
     digest = hashlib.sha256(rig.frame_ids[0].encode()).digest()
@@ -68,6 +68,6 @@ def thin_lidar(rig: CachedRigs, share: float) -> CachedRigs:
 
 
 def jitter_colours(image: Float[Tensor, "V 3 H W"], brightness: float, contrast: float) -> Float[Tensor, "V 3 H W"]:
-    """Scale contrast, then brightness, of RGB in [0, 1]; all views alike, since they look at the same world."""
+    """Scale the contrast, then the brightness, of RGB in [0, 1]; all views alike, since they show the same scene."""
     mean = image.mean()
     return (((image - mean) * contrast + mean) * brightness).clamp(0, 1)

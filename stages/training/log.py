@@ -1,4 +1,4 @@
-"""What stage two says while it runs: log.jsonl, TensorBoard, and what it sees."""
+"""The log of stage two: log.jsonl and TensorBoard, with pictures of the student's depth."""
 
 import json
 import math
@@ -20,10 +20,10 @@ from stages.student.model import Student
 
 
 class TrainingLog:
-    """log.jsonl and TensorBoard, cut back to the step from which a resumed run goes on."""
+    """Writes log.jsonl and TensorBoard; entries after the step at which a run resumes are dropped."""
 
     def __init__(self, folder: Path, begin: int):
-        """Open the logs in `folder`, which is made; `begin` steps are done."""
+        """Open the logs in `folder`, which is created if needed; `begin` steps are done."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -47,11 +47,11 @@ class TrainingLog:
                 self._board.close()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """A line of numbers after `step` steps."""
+        """Log numbers after `step` steps."""
         try:
             with self._path.open("a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
-        except OSError as error:  # a lost line must not cost the steps since the last checkpoint
+        except OSError as error:  # a line that cannot be written must not end the training
             warnings.warn(f"{self._path} cannot be written: {error}; training goes on", SurroundWarning, stacklevel=2)
         with self._board_may_fail():
             board = self._board
@@ -60,14 +60,14 @@ class TrainingLog:
                     board.add_scalar(name, value, step)
 
     def show(self, step: int, picture: UInt8[np.ndarray, "h w 3"]) -> None:
-        """A picture of what the student sees, in TensorBoard."""
+        """Log a picture to TensorBoard."""
         with self._board_may_fail():
             if self._board is not None:
                 self._board.add_image("depth", picture, step, dataformats="HWC")
 
     @contextmanager
     def _board_may_fail(self) -> Iterator[None]:
-        """Do without TensorBoard from here on if the disk says no: steps are worth more."""
+        """If TensorBoard cannot be written, warn and go on without it: it must not end the training."""
         try:
             yield
         except OSError as error:
@@ -79,13 +79,13 @@ class TrainingLog:
 def training_picture(
     student: Student, rigs: CachedRigs, depth_range_m: tuple[float, float], precision: str
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The first rig of a batch: its cameras side by side, LiDAR below them, the student's depth below that.
+    """A picture of the first rig of a batch: images in the top row, then LiDAR, then the student's depth.
 
     Args:
-        student: put into evaluation mode and back.
-        rigs: on the device of the student.
-        depth_range_m: ends of the colours, logarithmic; the first metre shares one.
-        precision: of the forward pass.
+        student: the student; put into evaluation mode and back into training mode.
+        rigs: rigs on the device of the student.
+        depth_range_m: range of the colour scale, see `depth_scale`.
+        precision: precision of the forward pass.
     """
     depth_m = predicted_depth_m(student, rigs, precision)[0]
     scale = depth_scale(depth_range_m)
@@ -97,10 +97,10 @@ def training_picture(
 
 
 def predicted_depth_m(student: Student, rigs: CachedRigs, precision: str) -> torch.Tensor:
-    """Depth (B V H W) in metres by a student that is being trained."""
+    """Depth (B V H W) in metres by a student in training; it is put into evaluation mode and back."""
     student.eval()
     with torch.inference_mode(), autocast(rigs.image.device, precision):
-        # Not a call: a compiled student would be compiled again for one look.
+        # `forward`, not a call: a compiled student would be recompiled for this.
         out = student.forward(rigs.image.float() / 255, rigs.focal_px, rigs.view_valid)
     student.train()
     depth_m: torch.Tensor = out.depth_m
@@ -108,7 +108,7 @@ def predicted_depth_m(student: Student, rigs: CachedRigs, precision: str) -> tor
 
 
 def _logged_step(line: str) -> float:
-    """Step of a log line; a line cut off by a kill belongs to no step and is dropped."""
+    """Step of a log line; infinite for a line truncated by a kill, so that it is dropped."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

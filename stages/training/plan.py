@@ -1,4 +1,4 @@
-"""What stage two is about to do, told before it does it; a few steps are timed and thrown away."""
+"""A dry run of stage two: what it will do and cost, from a few timed steps that are discarded."""
 
 import resource
 import time
@@ -18,20 +18,20 @@ TIMED_STEPS = 3
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """What is to be done and what it will cost.
+    """What a training will do and cost.
 
     Attributes:
-        frames, quarantined: training frames, and those that are left out.
-        selection_frames: of the selection split.
-        steps, steps_done: in all, and in the newest saved state.
-        batch_rigs, process_count, accumulate: frames of a step, and among how many they are shared out.
-        parameters: of the student.
-        seconds_per_step: median of the timed steps, frames at hand.
-        read_seconds_per_step: to read the frames of this process in it, which loader workers do beside the steps.
+        frames, quarantined: numbers of training frames used, and left out.
+        selection_frames: number of frames of the selection split.
+        steps, steps_done: steps in total, and in the newest saved state.
+        batch_rigs, process_count, accumulate: frames per step, and the processes and passes that share them.
+        parameters: number of parameters of the student.
+        seconds_per_step: median of the timed steps, without reading.
+        read_seconds_per_step: time to read this process's frames of a step, which loader workers do in parallel.
         workers: loader processes.
-        memory_bytes: highest so far of this process, on the GPU where it is on one.
-        disk_bytes: of everything that will be kept, logs apart.
-        device, precision: where and how.
+        memory_bytes: peak memory of this process so far, of the GPU if it uses one.
+        disk_bytes: size of everything that will be kept, without logs.
+        device, precision: device and precision of the training.
     """
 
     frames: int
@@ -53,19 +53,19 @@ class TrainingPlan:
 
     @property
     def seconds_left(self) -> float:
-        """Estimate for the steps that are left; measuring and saving apart."""
+        """Estimated time of the remaining steps, without selection and saving."""
         reading = self.read_seconds_per_step
         step = max(self.seconds_per_step, reading / self.workers) if self.workers else self.seconds_per_step + reading
         return (self.steps - self.steps_done) * step
 
 
 def plan_training(job: TrainingJob) -> TrainingPlan:
-    """Take `TIMED_STEPS` steps after one to warm up, and tell what all of them would cost. Nothing is written.
+    """Time `TIMED_STEPS` steps after one warm-up step, and estimate the cost of the training. Nothing is written.
 
-    The student of the job is of no use afterwards.
+    The steps change the student of the job, which must not be used afterwards.
 
     Raises:
-        SettingError, TrainingError, CheckpointError, DamagedCacheError: as train_student would.
+        SettingError, TrainingError, CheckpointError, DamagedCacheError: as `train_student`.
     """
     opened = open_job(job)
     frames, training, state = opened.frames, opened.training, opened.state
@@ -99,7 +99,7 @@ def plan_training(job: TrainingJob) -> TrainingPlan:
         read_seconds_per_step=sorted(reading[1:])[TIMED_STEPS // 2],
         workers=spec.workers,
         memory_bytes=_peak_bytes(device),
-        # One state more than is kept is there while the newest is written.
+        # While the newest state is written there is one more than is kept.
         disk_bytes=(spec.keep_last + 1) * state_bytes + (1 + keeps_best) * student_bytes,
         device=str(device),
         precision=training.setting.precision,

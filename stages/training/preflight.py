@@ -1,4 +1,4 @@
-"""What stage two is asked to do, and all that is looked at before its first step."""
+"""The job of stage two, and all checks before its first step."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,17 +24,17 @@ STATES = "states"
 
 @dataclass(frozen=True, eq=False)
 class TrainingJob:
-    """One training, as it is run or planned.
+    """A training to be run or planned.
 
     Attributes:
-        reader: of the cache.
-        student: before its first step.
-        train_ids, selection_ids: frames to learn from, and to choose the best student on; the latter may be empty.
-        folder: of states, checkpoints and logs.
-        spec, losses: of the recipe.
-        depth_range_m: LiDAR depths outside do not count.
-        device: of this process.
-        fresh: do not continue what is in `folder`.
+        reader: the cache.
+        student: the student before its first step.
+        train_ids, selection_ids: frames to learn from, and frames to choose the best student on (may be empty).
+        folder: folder for states, checkpoints and logs.
+        spec, losses: sections of the recipe.
+        depth_range_m: LiDAR depths outside are ignored.
+        device: device of this process.
+        fresh: start anew even if `folder` holds a state.
     """
 
     reader: CacheReader
@@ -51,13 +51,13 @@ class TrainingJob:
 
 @dataclass(frozen=True, eq=False)
 class OpenTraining:
-    """A job that nothing stands against.
+    """A job that passed all checks.
 
     Attributes:
-        frames, selection: those that are usable.
-        training: before its first step; `state` is not restored yet.
-        run: what two runs must share to be the same run.
-        state: from which the job goes on, None at its beginning.
+        frames, selection: the usable frames of both splits.
+        training: the training before its first step; `state` is not restored yet.
+        run: settings that must be equal for two runs to be the same run.
+        state: the state to continue from, None to start at the beginning.
     """
 
     frames: CachedFrames
@@ -68,13 +68,13 @@ class OpenTraining:
 
 
 def open_job(job: TrainingJob) -> OpenTraining:
-    """Look at everything that a job needs, the cheap things first. Nothing is written.
+    """Check everything that a job needs, cheap checks first. Nothing is written.
 
     Raises:
-        SettingError: if the frames of a step cannot be shared out evenly.
-        TrainingError: if no frame is usable, none has LiDAR in range though it should teach or choose, or the cache
-            lacks the teacher tokens that a loss learns from.
-        CheckpointError: if no state can be read, or it belongs to another run.
+        SettingError: if the frames of a step cannot be divided evenly.
+        TrainingError: if no frame is usable, no training or selection frame has LiDAR in range although it is needed,
+            or the cache lacks the teacher tokens that a loss needs.
+        CheckpointError: if states exist but none can be read, or the state belongs to another run.
         DamagedCacheError: if the cache is damaged.
     """
     reader, spec, losses = job.reader, job.spec, job.losses
@@ -104,14 +104,14 @@ def _training_frames(job: TrainingJob) -> CachedFrames:
     if job.losses.supervised and not _any_lidar(frames, job.depth_range_m):
         raise TrainingError(
             f"{reader.store.location}: no training frame has a LiDAR return between {job.depth_range_m[0]} and"
-            f" {job.depth_range_m[1]} m, so nothing says how many metres; check the LiDAR files and data.depth_range_m,"
+            f" {job.depth_range_m[1]} m, so nothing teaches metres; check the LiDAR files and data.depth_range_m,"
             " or set losses.supervised = 0.0"
         )
     return frames
 
 
 def require_tokens(reader: CacheReader, losses: LossSpec) -> None:
-    """Raise TrainingError if a loss learns from teacher tokens that the cache does not hold."""
+    """Raise TrainingError if a loss needs teacher tokens that the cache does not hold."""
     if (losses.feature or losses.all_relation) and not reader.identity.token_channels:
         raise TrainingError(
             f"{reader.store.location} holds no teacher tokens, from which losses.feature and losses.all_relation learn;"
@@ -120,7 +120,7 @@ def require_tokens(reader: CacheReader, losses: LossSpec) -> None:
 
 
 def _any_lidar(frames: CachedFrames, depth_range_m: tuple[float, float]) -> bool:
-    """Whether any frame has a return in range; the first one usually answers."""
+    """Whether any frame has a return in range; usually only the first frame is read."""
     near_m, far_m = depth_range_m
     return any(
         bool(((rig.lidar_depth_m > near_m) & (rig.lidar_depth_m < far_m)).any())
@@ -134,7 +134,7 @@ def _identity(job: TrainingJob, frame_ids: Sequence[str], precision: str) -> Map
         "cache": job.reader.identity.sha256,
         "train_frames": list(frame_ids),
         "student": asdict(job.student.spec),
-        "bins": architecture(job.student.bins),  # how the teacher's were cut is the cache's
+        "bins": architecture(job.student.bins),  # the teacher's side of the bins is part of the cache identity
         "train_student": train | {"precision": precision},
         "losses": asdict(job.losses),
         "depth_range_m": list(job.depth_range_m),

@@ -1,7 +1,7 @@
-"""What a step does, as a function of (seed, step) alone: its rate, its frames and every random number.
+"""The schedule of stage two: learning rate, frames and random numbers of a step, as functions of (seed, step) alone.
 
-Nothing else draws random numbers in stage two, so none needs to be saved, and neither the number of processes nor that
-of loader workers changes what is learnt from.
+Nothing else in stage two draws random numbers, so no generator state is saved, and the data of a step depends neither
+on the number of processes nor on that of loader workers.
 """
 
 import math
@@ -19,11 +19,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Draw:
-    """How one frame of a step is augmented.
+    """The random augmentation of one frame of a step.
 
     Attributes:
-        mirrored: shown as a mirror shows it.
-        brightness, contrast: factors.
+        mirrored: whether the rig is mirrored.
+        brightness, contrast: factors on brightness and contrast.
     """
 
     mirrored: bool
@@ -32,7 +32,7 @@ class Draw:
 
 
 def learning_rate(step: int, spec: TrainStudentSpec) -> float:
-    """Rate of the optimiser step after `step` done ones: linear warm-up, then half a cosine to zero."""
+    """Learning rate of the step that follows `step` finished steps: linear warm-up, then half a cosine to zero."""
     if step < spec.warmup_steps:
         return spec.learning_rate * (step + 1) / spec.warmup_steps
     share = (step - spec.warmup_steps) / max(1, spec.steps - spec.warmup_steps)
@@ -40,7 +40,7 @@ def learning_rate(step: int, spec: TrainStudentSpec) -> float:
 
 
 def sample_order(seed: int, frame_count: int, batch_rigs: int, steps: range) -> list[list[int]]:
-    """Positions of each step's frames: epochs are permutations drawn from (seed, epoch), laid end to end."""
+    """Positions of the frames of each step: consecutive epochs, each a permutation drawn from (seed, epoch)."""
     permutations: dict[int, list[int]] = {}
     order = []
     for step in steps:
@@ -55,7 +55,7 @@ def sample_order(seed: int, frame_count: int, batch_rigs: int, steps: range) -> 
 
 
 def draws(spec: TrainStudentSpec, step: int) -> list[Draw]:
-    """The augmentation of each frame of a step; brightness and contrast are within 20 % of 1."""
+    """The augmentation of each frame of a step; brightness and contrast lie within 20 % of 1."""
     generator = _generator(spec.seed, step, 1)
     turned = (torch.rand(spec.batch_rigs, generator=generator) < 0.5).tolist()
     found = []
@@ -68,12 +68,12 @@ def draws(spec: TrainStudentSpec, step: int) -> list[Draw]:
 
 
 def split(batch: list[T], rank: int, process_count: int, accumulate: int) -> list[list[T]]:
-    """The passes of one process: a step's frames in `accumulate` equal parts, and of each its consecutive share.
+    """The passes of one process: a step's frames are cut into `accumulate` equal parts, and each part among processes.
 
-    What is in a pass does not depend on the number of processes, since batch norm looks at a pass as a whole.
+    The parts do not depend on the number of processes, since batch norm takes statistics over a whole part.
 
     Raises:
-        SettingError: if the frames cannot be shared out evenly.
+        SettingError: if the frames cannot be divided evenly.
     """
     size, rest = divmod(len(batch), process_count * accumulate)
     if rest:

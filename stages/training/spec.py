@@ -1,4 +1,4 @@
-"""What a recipe says about stage two."""
+"""The section `train_student` of a recipe."""
 
 import math
 from dataclasses import dataclass
@@ -11,22 +11,22 @@ class TrainStudentSpec:
     """How stage two runs.
 
     Attributes:
-        seed: of the sample order and the augmentation.
-        steps: optimiser steps in all.
+        seed: seed of the sample order and the augmentation.
+        steps: optimiser steps in total.
         batch_rigs: frames per step, over all processes.
-        accumulate: passes that the frames of a process are split into, to save memory; statistics of batch norm and
+        accumulate: passes into which the frames of a step are split, to save memory; statistics of batch norm and
             means over views are then those of a pass.
         learning_rate, warmup_steps, weight_decay, clip_norm: AdamW, linear warm-up then cosine to 0, gradient norm.
-        ema_decay: share of the averaged student that stays at each step, e.g. 0.999; that student is then what is
-            measured and saved. 0 saves the trained one.
-        flip, jitter: augmentation.
-        lidar_share: of the pixels with a LiDAR return, those that teach; drawn once per frame, the same in every run.
-        checkpoint_every: steps between saved states; a kill costs at most these.
-        keep_last: saved states that are kept; older ones are what is left if the newest cannot be read.
-        keep_best: keep, and later evaluate, the best student of the selection split, where the recipe names one.
-        select_every: steps between looks at the selection split.
-        workers: loader processes of each training process, 0 to read in the training process itself.
-        stage_to: folder on a disk of this node to which the needed shards are copied first; empty to read in place.
+        ema_decay: share of the averaged student that stays at each step, e.g. 0.999; the averaged student is then
+            evaluated and saved. 0 turns averaging off.
+        flip, jitter: augmentation by mirroring and by colour jitter.
+        lidar_share: share of LiDAR pixels that teach; drawn once per frame, the same in every run.
+        checkpoint_every: steps between saved states; a kill loses at most these.
+        keep_last: number of saved states kept; older ones serve if the newest cannot be read.
+        keep_best: keep, and later evaluate, the best student on the selection split, if the recipe names one.
+        select_every: steps between evaluations on the selection split.
+        workers: loader processes per training process, 0 to read in the training process itself.
+        stage_to: folder on a local disk to which the needed shards are copied first; empty to read in place.
         compile: compile the student with torch.compile.
         precision, device: auto, or as named in stages/compute/devices.py.
     """
@@ -75,4 +75,4 @@ class TrainStudentSpec:
 
 
 HOW_NOT_WHAT = ("checkpoint_every", "keep_last", "workers", "stage_to", "device")
-"""Settings that two runs may differ in and still be the same run."""
+"""Settings in which two runs may differ and still be the same run."""

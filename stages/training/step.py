@@ -1,4 +1,4 @@
-"""One optimiser step of stage two, and everything that it changes."""
+"""One optimiser step of stage two, and the state that it changes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -32,13 +32,13 @@ class TrainingError(SurroundError):
 
 @dataclass(frozen=True)
 class Setting:
-    """What the losses need to know besides frames and student.
+    """Settings of the losses.
 
     Attributes:
-        binning: how the teacher's bins of the cache were cut.
-        losses: weights.
-        depth_range_m: LiDAR depths outside teach nothing.
-        precision: of the student's forward pass.
+        binning: how the teacher's bins in the cache were cut.
+        losses: weights of the terms.
+        depth_range_m: LiDAR depths outside are ignored.
+        precision: precision of the student's forward pass.
     """
 
     binning: Binning
@@ -48,7 +48,7 @@ class Setting:
 
 
 class _Objective(nn.Module):
-    """The learner with its losses, so that one call is the whole forward pass, as DDP wants it."""
+    """The learner with its losses, so that one call is the whole forward pass, as DDP requires."""
 
     def __init__(self, learner: Learner, setting: Setting):
         super().__init__()
@@ -60,26 +60,26 @@ class _Objective(nn.Module):
 
 
 class Training:
-    """Learner, optimiser, loss scale and averaged student; `step` moves them on.
+    """Learner, optimiser, loss scale and averaged student; `step` updates them.
 
     Attributes:
-        learner: the student and whatever else learns beside it.
+        learner: the student and, for feature distillation, its adapter.
         optimizer: AdamW.
-        scaler: loss scale of fp16, which does nothing at other precisions.
+        scaler: loss scale for fp16; does nothing in other precisions.
         averaged: moving average of the student, None without `ema_decay`.
     """
 
     def __init__(
         self, student: Student, token_channels: int, setting: Setting, spec: TrainStudentSpec, device: torch.device
     ):
-        """Put everything on `device`, where stages/compute/parallel.py has joined the processes, if there are several.
+        """Move everything to `device`; several processes must have been joined (stages/compute/parallel.py) before.
 
         Args:
-            student: what is trained.
-            token_channels: of the teacher, 0 without feature distillation.
-            setting: of the losses.
-            spec: of the steps.
-            device: of this process.
+            student: the student to train.
+            token_channels: channels of the teacher's tokens, 0 without feature distillation.
+            setting: settings of the losses.
+            spec: settings of the steps.
+            device: device of this process.
         """
         self.spec, self.setting, self.device = spec, setting, device
         average = get_ema_multi_avg_fn(spec.ema_decay)  # type: ignore[no-untyped-call]
@@ -89,7 +89,7 @@ class Training:
         self.learner = Learner(student, token_channels)
         share_batch_statistics(self.learner, device)
         place(self.learner, device)
-        # Not fused: fused steps do not repeat to the byte after a resume.
+        # Not fused: fused steps are not reproducible to the byte after a resume.
         self.optimizer = torch.optim.AdamW(
             self.learner.parameters(), spec.learning_rate, weight_decay=spec.weight_decay
         )
@@ -98,31 +98,31 @@ class Training:
             student.compile()
         self._objective: nn.Module = _Objective(self.learner, setting)
         if process_count() > 1:
-            # Without LiDAR's term parts of the student may learn nothing in a step.
+            # Without the LiDAR term some parameters may have no gradient in a step.
             self._objective = DistributedDataParallel(
                 self._objective, find_unused_parameters=not setting.losses.supervised
             )
 
     @property
     def student(self) -> Student:
-        """The student to measure and to save."""
+        """The student to evaluate and save: the averaged one, if there is one."""
         if self.averaged is None:
             return self.learner.student
         return cast("Student", self.averaged.module)
 
     def step(self, passes: Sequence[CachedRigs], step: int) -> LossTerms:
-        """Learn from this process' share of the frames of one step.
+        """Take one optimiser step on this process's share of the frames.
 
         Args:
             passes: its frames on `device`, one entry for each backward pass, of equal sizes.
-            step: optimiser steps before this one.
+            step: number of optimiser steps before this one.
 
         Returns:
-            The terms, mean over the passes of this process; no gradients.
+            The terms without gradients, as means over the passes of this process.
 
         Raises:
-            TrainingError: in every process, if a loss of any of them is not finite; those that have met it name the
-                terms and frames. Also if a gradient is not (fp16: at no loss scale). No weight has changed then.
+            TrainingError: in every process, if a loss is not finite in any of them (the message names terms and
+                frames), or if a gradient is not finite (in fp16: at any loss scale). No weight has changed then.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.spec)
@@ -142,7 +142,7 @@ class Training:
             found.append(terms)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.learner.parameters(), self.spec.clip_norm)
-        if not self.scaler.is_enabled() and not torch.isfinite(norm):  # fp16's loss scale skips such a step itself
+        if not self.scaler.is_enabled() and not torch.isfinite(norm):  # in fp16 the scaler itself skips such a step
             frames = ", ".join(frame_id for rigs in passes for frame_id in rigs.frame_ids)
             raise TrainingError(
                 f"step {step + 1}: a gradient is not finite though the losses are: {term_values(_mean(found))}; frames"
@@ -150,7 +150,7 @@ class Training:
             )
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.scaler.is_enabled() and self.scaler.get_scale() < 1:  # halved at each step that it skips
+        if self.scaler.is_enabled() and self.scaler.get_scale() < 1:  # the scaler halves it at each skipped step
             raise TrainingError(
                 f"step {step + 1}: gradients have not been finite for many steps in fp16, down to a loss scale of"
                 f" {self.scaler.get_scale()}; set train_student.precision to bf16 or fp32, or lower"
@@ -161,9 +161,9 @@ class Training:
         return _mean(found)
 
     def _not_finite(self, terms: LossTerms, rigs: CachedRigs, image: Tensor, step: int) -> TrainingError:
-        """What to tell: the terms, and the frames that do it alone, or all where each alone is well.
+        """The error for a loss that is not finite: names the terms, and the frames that alone cause it, or all.
 
-        All processes come here together, since the losses count frames over all of them.
+        All processes call this together, since the losses count frames over all of them.
         """
         how, alone = self.setting, []
         self.learner.eval()
@@ -184,7 +184,7 @@ class Training:
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that the next steps depend on, by name; `restore` takes it back."""
+        """Every tensor that the next steps depend on, by name; the inverse of `restore`."""
         found = {f"{LEARNER}{name}": value for name, value in self.learner.state_dict().items()}
         if self.averaged is not None:
             found |= {f"{AVERAGED}{name}": value for name, value in self.averaged.state_dict().items()}
@@ -195,10 +195,10 @@ class Training:
         return found
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Be as `tensors` were told.
+        """Set the state to that of `tensors`, made by the method of that name.
 
         Raises:
-            RuntimeError: if they are not those of such a training.
+            RuntimeError: if they belong to another architecture or other settings.
         """
 
         def part(prefix: str) -> dict[str, Tensor]:
@@ -218,12 +218,12 @@ class Training:
 
 
 def augment(rigs: CachedRigs, share: Sequence[Draw], lidar_share: float) -> tuple[CachedRigs, Tensor]:
-    """Frames as they are learnt from, and their images in [0, 1], colours jittered.
+    """Augmented frames, and their images as RGB in [0, 1] with jittered colours.
 
     Args:
-        rigs: as cached.
-        share: what was drawn for each of them.
-        lidar_share: of the LiDAR pixels, those that are kept.
+        rigs: frames from the cache.
+        share: the random draw for each frame.
+        lidar_share: share of LiDAR pixels that are kept.
     """
     singles = [thin_lidar(single(rigs, i), lidar_share) for i in range(len(share))]
     rigs = collate([mirror(rig) if draw.mirrored else rig for rig, draw in zip(singles, share, strict=True)])
@@ -233,7 +233,7 @@ def augment(rigs: CachedRigs, share: Sequence[Draw], lidar_share: float) -> tupl
 
 
 def on_device(device: torch.device, rigs: CachedRigs) -> CachedRigs:
-    """The rigs there."""
+    """Copy the rigs to `device`."""
     return map_rigs(lambda tensor: tensor.to(device, non_blocking=True), rigs)
 
 
@@ -243,7 +243,7 @@ def term_values(terms: LossTerms) -> dict[str, float]:
 
 
 def mean_over_processes(terms: LossTerms) -> LossTerms:
-    """The terms of a step over all of its frames; every process must ask."""
+    """The terms of a step over the frames of all processes; every process must call this."""
     return _mean([terms], lambda values: summed(values[0]) / process_count())
 
 

@@ -257,7 +257,7 @@ def test_a_disk_that_fills_up_stops_the_run_and_names_what_is_lacking(tmp_path, 
 
     with monkeypatch.context() as patch:
         patch.setattr(FolderStore, "write", full)
-        with pytest.raises(DiskFullError, match=r"shard 1 .* 2 shards that are missing need about"):
+        with pytest.raises(DiskFullError, match=r"shard 1 .* 2 missing shards need about"):
             write_teacher_cache(tmp_path, FakeSource(5), teacher_folder)
     assert cache_status(tmp_path).shards_done in (1, 2)  # the last one may have been under way
     write_teacher_cache(tmp_path, FakeSource(5), teacher_folder)

@@ -113,7 +113,7 @@ def test_what_a_killed_training_left_half_written_is_cleared_away(cache, tmp_pat
 def test_two_trainings_do_not_share_a_folder(cache, tmp_path):
     lock = Claims(tmp_path / "training.lock")
     assert lock.take(0)
-    with pytest.raises(TrainingError, match=r"another process is training in .*; wait for its end"):
+    with pytest.raises(TrainingError, match=r"another process is training in .*; wait for it to end"):
         train(cache, tmp_path)
     lock.release(0)
     train(cache, tmp_path, replace(SPEC, steps=1))
@@ -130,7 +130,7 @@ def test_running_it_twice_trains_once_and_fresh_starts_over(cache, tmp_path):
 def test_processes_that_found_different_states_are_refused(cache, tmp_path, monkeypatch):
     """As when each machine has a run folder of its own."""
     monkeypatch.setattr("stages.train_student.everybody", lambda begin: [4, begin])
-    with pytest.raises(CheckpointError, match=r"different steps there, \[4, 0\]; all of them must see the same folder"):
+    with pytest.raises(CheckpointError, match=r"found states of different steps \[4, 0\]; give --run a path on a disk"):
         train(cache, tmp_path)
 
 

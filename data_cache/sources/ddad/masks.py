@@ -1,4 +1,4 @@
-"""Self-occlusion masks of DDAD: a few sets of one mask per camera, and which scene uses which set."""
+"""Self-occlusion masks of DDAD: a few sets of one mask per camera, and the set that each scene uses."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,19 +17,19 @@ SETS = "mask_idx_dict.pkl"
 
 
 def find_masks(root: Path) -> Path | None:
-    """The folder of masks in or beside the folder of DDAD, None where there is none."""
+    """The folder of masks in or beside the DDAD folder; None if there is none."""
     return next((folder for folder in (root / FOLDER, root.resolve().parent / FOLDER) if folder.is_dir()), None)
 
 
 class DdadMasks:
-    """Masks as VFDepth's repository has them: `SET/CAMERA_mask.png`, 255 = use, and a pickled {scene number: set}.
+    """Masks in the layout of VFDepth's repository: `SET/CAMERA_mask.png`, 255 = use, and a pickled {scene number: set}.
 
     Args:
-        folder: the one with `mask_idx_dict.pkl`.
-        cameras: that a set must hold.
+        folder: the folder that holds `mask_idx_dict.pkl`.
+        cameras: names of the cameras that every set must hold.
 
     Raises:
-        SourceError: if the folder is not such a one, or masks are missing.
+        SourceError: if the folder has another layout, or masks are missing.
     """
 
     def __init__(self, folder: Path, cameras: Sequence[str]) -> None:
@@ -48,7 +48,7 @@ class DdadMasks:
             )
 
     def loader(self, scene: str, camera: str, size: tuple[int, int]) -> Callable[[], Bool[np.ndarray, "H W"]] | None:
-        """Reads the mask of a camera in a scene (its folder, a number); None where the scene is not listed."""
+        """A loader of the mask of a camera in a scene (a folder named by number); None if the scene is not listed."""
         number = self._set_of_scene.get(int(scene)) if scene.isdecimal() else None
         return partial(load_mask, self._file(number, camera), size) if number is not None else None
 

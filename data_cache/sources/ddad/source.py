@@ -1,4 +1,4 @@
-"""DDAD, and scenes of its format (DGP), from JSON and npz directly."""
+"""DDAD and other scenes in its format (DGP), read from JSON and npz files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ SPLIT_KEYS = {"0": "train", "1": "val", "2": "test"}  # the enum DatasetSplit of
 
 @dataclass(frozen=True, slots=True)
 class _Datum:
-    """What one sensor recorded for a sample; `size` is (H, W) of an image and (0, 0) of a point cloud."""
+    """One recording of a sensor for a sample; `size` is (H, W) of an image, (0, 0) for a point cloud."""
 
     file: str
     stamp_us: int
@@ -38,7 +38,7 @@ class _Datum:
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """A key time: its stamp, calibration and data by sensor."""
+    """A key time: its time stamp, its calibration, and its data by sensor."""
 
     folder: Path
     stamp_us: int
@@ -57,22 +57,22 @@ class _Sample:
 
 @dataclass(frozen=True, slots=True)
 class _Calibration:
-    """Intrinsics by camera, and where the sensors are on the vehicle."""
+    """Intrinsics by camera, and poses of the sensors on the vehicle."""
 
     K_px: Mapping[str, Float[np.ndarray, "3 3"]]
     ego_from_sensor: Mapping[str, Float[np.ndarray, "4 4"]]
 
 
 class DdadSource:
-    """DDAD as frames; ids are `scene folder/time stamp of the sample`, which is the LiDAR's file name.
+    """DDAD as frames; ids are `SCENE/STAMP`: the scene folder and the sample's time stamp, which names its LiDAR file.
 
     Args:
-        root: the folder of `ddad.json` (with its train and val splits); or a folder of DGP scenes, or one such scene
-            (without splits).
-        masks: the folder of self-occlusion masks; None to take `ddad_mask` in `root` or beside it, if it is there.
+        root: the folder that holds `ddad.json` (with train and val splits); or a folder of DGP scenes or a single
+            scene (without splits).
+        masks: the folder of self-occlusion masks; None to take `ddad_mask` in or beside `root`, if it exists.
 
     Raises:
-        SourceError: if there is no scene, or the metadata of one, or the masks, cannot be used.
+        SourceError: if there is no scene, or if the metadata of a scene or the masks cannot be used.
     """
 
     name = "ddad"
@@ -96,7 +96,7 @@ class DdadSource:
 
     @property
     def published_ids(self) -> Mapping[str, str]:
-        """See `data_cache.sources.base.PublishedSource`: lists of SurroundDepth have the time stamps of CAMERA_01."""
+        """See `data_cache.sources.base.PublishedSource`: SurroundDepth's lists use the time stamps of CAMERA_01."""
         return {
             Path(sample.data[CAMERAS[0]].file).stem: frame_id
             for frame_id, sample in self._samples.items()
@@ -138,7 +138,7 @@ class DdadSource:
 
 
 def _listed_scenes(root: Path) -> tuple[dict[str, Path], dict[str, tuple[str, ...]]]:
-    """Scene files by folder name, and folder names by split, of `ddad.json`."""
+    """Scene files by folder name, and folder names by split, as `ddad.json` lists them."""
     path = root / "ddad.json"
     scenes: dict[str, Path] = {}
     splits: dict[str, tuple[str, ...]] = {}
@@ -163,7 +163,7 @@ def _listed_scenes(root: Path) -> tuple[dict[str, Path], dict[str, tuple[str, ..
 
 
 def _scenes_in(root: Path) -> dict[str, Path]:
-    """Scene files by folder name, of a folder of scenes or of a single one."""
+    """Scene files by folder name, in a folder of scenes or a single scene."""
     files = sorted([*root.glob("scene_*.json"), *root.glob("*/scene_*.json")])
     if not files:
         raise SourceError(
@@ -192,18 +192,18 @@ def _read_scene(path: Path) -> list[_Sample]:
                 path.parent,
                 _stamp_us(sample["id"]["timestamp"]),
                 calibrations[sample["calibration_key"]],
-                # A key without its datum is a sensor that this sample lacks: tiny and trimmed releases have them.
+                # A key without a datum is a sensor that the sample lacks, as in tiny and trimmed releases.
                 _sensor_data([data[key] for key in sample["datum_keys"] if key in data]),
             )
             for sample in scene["samples"]
         ]
     if len({sample.stamp_us for sample in samples}) != len(samples) or not samples:
-        raise SourceError(f"{path}: expected samples with a time stamp each its own, found {len(samples)}")
+        raise SourceError(f"{path}: expected samples, each with its own time stamp, found {len(samples)} samples")
     for sample in samples:
         uncalibrated = [name for name in CAMERAS if name in sample.data and name not in sample.calibration.K_px]
         if uncalibrated:
             raise SourceError(
-                f"{path}: sample {sample.stamp_us}: expected a calibration of {uncalibrated[0]}, found none"
+                f"{path}: sample {sample.stamp_us}: expected a calibration for {uncalibrated[0]}, found none"
             )
     return sorted(samples, key=lambda sample: sample.stamp_us)
 
@@ -217,7 +217,7 @@ def _read_calibration(path: Path) -> _Calibration:
             for name, lens in zip(names, calibration["intrinsics"], strict=True)
             if name in CAMERAS
         }
-        # Only point clouds ask where on the vehicle a sensor is; trimmed scenes may not say it.
+        # Only point clouds need the poses of the sensors on the vehicle; trimmed scenes may lack them.
         ego_from_sensor = {
             name: _pose(pose)
             for name, pose in zip(names, calibration.get("extrinsics", ()), strict=False)
@@ -234,9 +234,9 @@ def _pose(pose: Mapping[str, Mapping[str, float]]) -> Float[np.ndarray, "4 4"]:
 
 
 def _intrinsics(lens: Mapping[str, float]) -> Float[np.ndarray, "3 3"]:
-    # Nothing is added to cx, cy. The official loader makes its depth maps by truncating u, v of this very matrix to
-    # whole numbers, and everybody's DDAD results rest on those maps; this way the floor of our u, v is the same
-    # pixel.
+    # Nothing is added to cx, cy. The official loader makes its depth maps by truncating u, v from this very matrix to
+    # whole numbers, and published DDAD results rest on those maps; without an offset, the floor of our u, v is the
+    # same pixel.
     return np.array([[lens["fx"], lens["skew"], lens["cx"]], [0, lens["fy"], lens["cy"]], [0, 0, 1]], dtype=np.float64)
 
 
@@ -249,8 +249,8 @@ def _datum(datum: Mapping[str, Any]) -> _Datum:
     is_lidar = datum["id"]["name"] == LIDAR
     content = datum["datum"]["point_cloud" if is_lidar else "image"]
     rotation, translation = content["pose"]["rotation"], content["pose"]["translation"]
-    # The official loader rounds poses to float32. It moves a point by 0.1 mm at most, but a few points per image change
-    # pixels, so the ground truth is only the same with the same rounding.
+    # The official loader rounds poses to float32. That moves a point by 0.1 mm at most, but a few points per image
+    # change pixels, so only the same rounding gives the same ground truth.
     w, x, y, z = (float(np.float32(rotation[key])) for key in ("qw", "qx", "qy", "qz"))
     x_m, y_m, z_m = (float(np.float32(translation[key])) for key in ("x", "y", "z"))
     return _Datum(
@@ -263,12 +263,12 @@ def _datum(datum: Mapping[str, Any]) -> _Datum:
 
 
 def _stamp_us(text: str) -> int:
-    """A time stamp as the file names write it: microseconds since 1970 of what the JSON says."""
+    """A JSON time stamp in microseconds since 1970, as the file names have it."""
     return (datetime.fromisoformat(text) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
 def _time_ns(stamp_us: int) -> int:
-    # Part of the scenes carry stamps ten times too large (the year 2464 for 2019), which would not even fit an int64.
+    # Some scenes have stamps ten times too large (the year 2464 for 2019), which in ns would not fit an int64.
     return stamp_us * (100 if stamp_us >= 10**16 else 1000)
 
 

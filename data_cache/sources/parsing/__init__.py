@@ -1,4 +1,4 @@
-"""Files of strangers: JSON, pickles, NumPy arrays and point clouds, each read within limits.
+"""Untrusted files: JSON, pickles, NumPy arrays and point clouds, each read within limits.
 
-No data set is known here. Read `metadata.py` first.
+Nothing here knows a data set. Read `metadata.py` first.
 """

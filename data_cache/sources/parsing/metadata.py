@@ -1,4 +1,4 @@
-"""Reading JSON metadata of data sets: whatever is wrong with it, the message names the file."""
+"""Reading the JSON metadata of data sets; every error message names the file."""
 
 import json
 import os
@@ -9,20 +9,20 @@ from typing import Any
 
 from data_cache.errors import SourceError
 
-_JSON_LIMIT = 8 * 2**30  # the largest table of nuScenes has a gigabyte
+_JSON_LIMIT = 8 * 2**30  # the largest table of nuScenes takes a gigabyte
 
 
 def read_small(path: Path, byte_limit: int) -> bytes:
-    """The bytes of a file that has no reason to be large.
+    """The bytes of a file of at most `byte_limit` bytes.
 
     Raises:
-        SourceError: if it is missing, no file, cannot be read, or larger.
+        SourceError: if it is missing, not a file, larger, or cannot be read.
     """
     if not path.is_file():
         raise SourceError(f"{path}: expected a file, found {'something else' if path.exists() else 'none'}")
     try:
         with path.open("rb") as stream:
-            # Not the limit itself: that much would be reserved at once.
+            # Not read(byte_limit), which would reserve that much memory at once.
             data = stream.read(min(byte_limit, os.fstat(stream.fileno()).st_size) + 1)
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -32,7 +32,7 @@ def read_small(path: Path, byte_limit: int) -> bytes:
 
 
 def read_text(path: Path, byte_limit: int) -> str:
-    """Text of such a file.
+    """The text of a file of at most `byte_limit` bytes.
 
     Raises:
         SourceError: if it is missing, empty, not UTF-8, or larger.
@@ -44,7 +44,7 @@ def read_text(path: Path, byte_limit: int) -> str:
 
 
 def decoded(data: bytes, where: str) -> str:
-    """UTF-8 text. Raises SourceError naming `where`."""
+    """Decode UTF-8 text. Raises SourceError naming `where`."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -57,7 +57,7 @@ def read_json(path: Path, visit: Callable[[dict[str, Any]], object] | None = Non
 
     Args:
         path: the file.
-        visit: called with every object of the file as soon as it is parsed; its answer stands for the object.
+        visit: called with every object as soon as it is parsed; its return value replaces the object.
 
     Raises:
         SourceError: if the file is missing, too large, or not JSON.
@@ -72,7 +72,7 @@ def read_json(path: Path, visit: Callable[[dict[str, Any]], object] | None = Non
 
 @contextmanager
 def fields_of(where: object) -> Iterator[None]:
-    """Turn a missing or ill-typed field that is met inside into a SourceError naming `where`."""
+    """Turn the error of a missing or ill-typed field inside the context into a SourceError naming `where`."""
     try:
         yield
     except KeyError as error:
@@ -82,16 +82,16 @@ def fields_of(where: object) -> Iterator[None]:
 
 
 def text(value: object) -> str:
-    """A field that has to be text; raises TypeError, which `fields_of` explains."""
+    """Check that a field is text; raises TypeError, which `fields_of` turns into a SourceError."""
     if not isinstance(value, str):
         raise TypeError(f"expected text, found {value!r}")
     return value
 
 
 def below(value: object) -> str:
-    """A file below the data folder, as metadata name it; a link that the user has put there may lead elsewhere.
+    """Check that metadata names a file below the data folder; links that the user placed there may lead elsewhere.
 
-    Raises TypeError or ValueError, which `fields_of` explains.
+    Raises TypeError or ValueError, which `fields_of` turns into a SourceError.
     """
     path = text(value)
     if path.startswith("/") or ".." in path.split("/") or "\\" in path or path[1:2] == ":" or not path.isprintable():
@@ -100,7 +100,7 @@ def below(value: object) -> str:
 
 
 def found_in(folder: Path) -> str:
-    """What a folder holds, short enough for an error message."""
+    """A short list of what a folder holds, for error messages."""
     if not folder.is_dir():
         return f"found no folder at {folder}"
     names = sorted(path.name for path in folder.iterdir())

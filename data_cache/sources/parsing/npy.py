@@ -1,4 +1,4 @@
-"""Arrays of plain numbers out of .npy files of strangers: what the header declares is known before anything is read."""
+"""Arrays of plain numbers from untrusted .npy files: the header is checked before the data is read."""
 
 import io
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from jaxtyping import Shaped
 
 
 class NpyError(Exception):
-    """What a file is instead of an array of plain numbers; the caller knows its name."""
+    """A file is not an array of plain numbers; the caller adds the file's name."""
 
 
 @dataclass(frozen=True)
 class NpyHeader:
-    """What an .npy file declares; nothing of it has been allocated."""
+    """The shape, order and type that an .npy file declares; nothing is allocated yet."""
 
     shape: tuple[int, ...]
     in_columns: bool
@@ -22,12 +22,12 @@ class NpyHeader:
 
 
 def read_header(stream: io.BufferedIOBase) -> NpyHeader:
-    """The header of an .npy file of floats or whole numbers; the stream then stands at the data.
+    """Read the header of an .npy file of floats or whole numbers; the stream is left at the start of the data.
 
     Raises:
-        NpyError: if it is damaged, or an array of anything else.
+        NpyError: if it is damaged, or the array holds anything else.
     """
-    # numpy.load would allocate what the header declares before it finds that the file is shorter.
+    # numpy.load would allocate what the header declares before it notices that the file is shorter.
     try:
         version = np.lib.format.read_magic(stream)
         if version == (1, 0):
@@ -36,7 +36,7 @@ def read_header(stream: io.BufferedIOBase) -> NpyHeader:
             header = NpyHeader(*np.lib.format.read_array_header_2_0(stream))
         else:
             raise NpyError(f"expected an npy file of version 1.0 or 2.0, found {version}")
-    # The header is a Python literal: numpy lets the errors of Python's tokenizer and parser through.
+    # The header is a Python literal: numpy passes on errors of Python's tokenizer and parser.
     except (ValueError, TypeError, SyntaxError, TokenError, MemoryError, RecursionError, OverflowError) as error:
         raise NpyError(f"expected an npy file, found {error}") from error
     if header.dtype.kind not in "fiu" or header.dtype.fields is not None or header.dtype.subdtype is not None:
@@ -45,10 +45,10 @@ def read_header(stream: io.BufferedIOBase) -> NpyHeader:
 
 
 def read_data(stream: io.BufferedIOBase, header: NpyHeader, byte_limit: int) -> Shaped[np.ndarray, "..."]:
-    """The array that a header has announced, whose shape the caller has looked at.
+    """Read the array that a header declares; the caller has checked its shape.
 
     Raises:
-        NpyError: if it takes more than `byte_limit`, or is cut short.
+        NpyError: if it takes more than `byte_limit` bytes, or is truncated.
     """
     needed = header.dtype.itemsize
     for side in header.shape:

@@ -1,8 +1,8 @@
-"""Numbers out of the pickles of data sets, tables of pandas above all, without running what a pickle asks for.
+"""Read numbers from pickles of data sets, mostly pandas tables, without running any code that a pickle asks for.
 
-A pickle is a program, and PandaSet's come from strangers. Here the names it asks for are words of a file format: each
-stands for a small class below that only stores what it is given. Nothing of pandas or numpy is called on the file's
-behalf, so files written by pandas 1 read the same under pandas 3, or without pandas.
+A pickle is a program, and PandaSet's pickles are untrusted. Here each global that a pickle names stands for a small
+class below that only stores its arguments. A file calls nothing in pandas or numpy, so files written by pandas 1 read
+the same under pandas 3, or without pandas.
 """
 
 import gzip
@@ -24,10 +24,10 @@ from data_cache.sources.parsing.points import BYTE_LIMIT, POINT_LIMIT
 # A PandaSet sweep unpacks to 8 MB; a few kilobytes of gzip can unpack to more than the machine's memory.
 UNPACKED_LIMIT = 256 * 2**20
 NUMBERS_LIMIT = 2**20
-OPCODE_LIMIT = 10_000  # a sweep has 400, and so have the 200 numbers of DDAD's masks
+OPCODE_LIMIT = 10_000  # a sweep has 400, and so do the 200 numbers of DDAD's masks
 
-# Opcodes that tables and numbers are written with, by what they do to the top of the stack. Not among them: sets, of
-# which each takes one byte in the file and 200 in memory, and those that copy or remove what is there.
+# The opcodes of pickled tables and numbers, by their effect on the top of the stack. Left out: sets, which take one
+# byte each in the file and 200 in memory, and opcodes that duplicate or remove the top.
 _MAKING = [
     "NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT",
     "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
@@ -54,8 +54,8 @@ def load_columns(path: Path, names: tuple[str, ...]) -> Shaped[np.ndarray, "N C"
         (N, C) float64, one column per name.
 
     Raises:
-        FrameError: if the file is missing, damaged, refers to a global that such a table does not need (which one), or
-            lacks a column.
+        FrameError: if the file is missing or damaged, lacks a column, or names a global that such a table does not
+            need; the message names it.
     """
     try:
         with open_regular(path, BYTE_LIMIT, "LiDAR file") as packed, gzip.open(packed) as stream:
@@ -75,10 +75,10 @@ def load_columns(path: Path, names: tuple[str, ...]) -> Shaped[np.ndarray, "N C"
 
 
 def load_whole_numbers(path: Path) -> dict[int, int]:
-    """A pickled dictionary from whole numbers to whole numbers.
+    """Load a pickled dictionary from whole numbers to whole numbers.
 
     Raises:
-        SourceError: if the file is missing, damaged, holds anything else, or refers to any global (which one).
+        SourceError: if the file is missing, damaged, holds anything else, or names a global; the message names it.
     """
     data = read_small(path, NUMBERS_LIMIT)
     try:
@@ -94,14 +94,14 @@ def load_whole_numbers(path: Path) -> dict[int, int]:
 
 
 class _Standin:
-    """Base of the stand-ins. A pickle that sets the state of a class or of a stateless value is refused."""
+    """Base class of the stand-ins. A pickle that sets the state of a class or of a stateless value is refused."""
 
     def __setstate__(self, state: Any) -> None:
         raise pickle.UnpicklingError(f"{type(self).__name__} has no state to set")
 
 
 class _Dtype(_Standin):
-    """numpy.dtype of plain numbers, or of objects where an array is really a list."""
+    """numpy.dtype of plain numbers, or of objects if an array is really a list."""
 
     def __init__(self, code: Any, align: object = False, copy: object = True) -> None:
         if code != "O8" and not (len(_as(code, str)) == 2 and code[0] in "fiu" and code[1] in "1248"):
@@ -115,18 +115,18 @@ class _Dtype(_Standin):
         self.order = state[1]
 
     def array(self, data: Any, shape: tuple[int, ...], order: str) -> Any:
-        """An array over raw bytes; a list for objects."""
+        """An array over raw bytes; a list if the dtype is object."""
         if self.code == "O8":
             return _as(data, list)
         return np.frombuffer(data, dtype=self.order + self.code).reshape(shape, order="F" if order == "F" else "C")
 
 
 class _Ndarray(_Standin):
-    """numpy.ndarray; only ever named, never made from this name."""
+    """numpy.ndarray; a pickle only names it and never calls it."""
 
 
 class _Reconstruct(_Standin):
-    """numpy's `_reconstruct`: an empty array, filled by its state."""
+    """numpy's `_reconstruct`: an empty array that is filled by setting its state."""
 
     def __init__(self, kind: object, shape: object, code: object) -> None:
         self.value: Any = None
@@ -137,7 +137,7 @@ class _Reconstruct(_Standin):
 
 
 class _Frombuffer(_Standin):
-    """numpy's `_frombuffer`: an array over bytes, the form of pickle protocol 5."""
+    """numpy's `_frombuffer`: an array over bytes, as pickle protocol 5 writes it."""
 
     def __init__(self, data: Any, dtype: Any, shape: Any, order: Any, axis_order: object = None) -> None:
         if _as(order, str) not in ("C", "F"):
@@ -146,21 +146,21 @@ class _Frombuffer(_Standin):
 
 
 class _Index(_Standin):
-    """A pandas index, made by `_new_Index(kind, fields)`; only the one of the columns is looked at."""
+    """A pandas index, made by `_new_Index(kind, fields)`; only the index of the columns is read."""
 
     def __init__(self, kind: object = None, fields: Any = None) -> None:
         self.fields = fields
 
 
 class _Slice(_Standin):
-    """A slice; not Python's own, which can be a key, and is then compared with all that it holds."""
+    """A slice. Python's own slice could be a dictionary key, which compares its contents."""
 
     def __init__(self, start: Any, stop: Any, step: Any = None) -> None:
         self.value = slice(start, stop, step)
 
 
 class _Block(_Standin):
-    """Some columns of one dtype, as `_unpickle_block(values, placement, ndim)` states them."""
+    """Some columns of one dtype, with the arguments of `_unpickle_block(values, placement, ndim)`."""
 
     def __init__(self, values: Any, placement: Any, ndim: object = 2) -> None:
         self.values = values
@@ -168,7 +168,7 @@ class _Block(_Standin):
 
 
 class _BlockManager(_Standin):
-    """Blocks and axes: as arguments since pandas 1.3, as state before."""
+    """Blocks and axes: arguments since pandas 1.3, state in earlier versions."""
 
     def __init__(self, blocks: Any = (), axes: Any = ()) -> None:
         self.blocks = blocks
@@ -181,7 +181,7 @@ class _BlockManager(_Standin):
 
 
 class _DataFrame(_Standin):
-    """A table: a dict with its block manager, under the name `_data` before pandas 1.1."""
+    """A table; its state holds the block manager as `_mgr`, or as `_data` before pandas 1.1."""
 
     manager: Any = None
 
@@ -212,10 +212,10 @@ _STANDINS: dict[tuple[str, str], type] = {
 
 class _TableUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        """The stand-in of a global.
+        """The stand-in for a global.
 
         Raises:
-            pickle.UnpicklingError: for every other global, by name.
+            pickle.UnpicklingError: for a global without a stand-in; the message names it.
         """
         if (module, name) not in _STANDINS:
             raise pickle.UnpicklingError(
@@ -226,10 +226,10 @@ class _TableUnpickler(pickle.Unpickler):
 
 class _NumbersUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        """Numbers need no global.
+        """Refuse every global: numbers need none.
 
         Raises:
-            pickle.UnpicklingError: always, with the name.
+            pickle.UnpicklingError: always; the message names the global.
         """
         raise pickle.UnpicklingError(
             f"expected whole numbers, found a pickle that asks for {module}.{name}; refused: it could run code"
@@ -237,9 +237,9 @@ class _NumbersUnpickler(pickle.Unpickler):
 
 
 def _require_harmless(data: bytes) -> None:
-    """Walk over a pickle without running it: what is left takes little more memory than its bytes, and no time.
+    """Check the opcodes of a pickle without running it, so that loading it takes little memory and time.
 
-    Tuples are not used twice: as keys, forty that hold the one before twice would be hashed a million million times.
+    No tuple may be used twice: as keys, 40 nested tuples that each hold the one before twice take 2^40 hash operations.
     """
     is_tuple: dict[int, bool] = {}
     top = False  # whether the value on top of the stack may be a tuple
@@ -248,8 +248,7 @@ def _require_harmless(data: bytes) -> None:
         if count > OPCODE_LIMIT:
             raise pickle.UnpicklingError(f"expected at most {OPCODE_LIMIT} opcodes, found more; refused")
         if name in _PUT:
-            # The unpickler reserves memory up to the largest memo index that a pickle names: ten bytes could ask for
-            # all of it.
+            # The unpickler reserves memory up to the largest memo index: ten bytes of pickle could exhaust it.
             index = len(is_tuple) if argument is None else int(argument)
             if index > len(data):
                 raise pickle.UnpicklingError(f"expected memo indices below {len(data)}, found {index}; refused")
@@ -261,13 +260,13 @@ def _require_harmless(data: bytes) -> None:
         elif name in _MAKING:
             top = False
         elif name in _TUPLE or name in _FILLING:
-            top = True  # what was filled lies on top again: it may be a tuple, filled with nothing
+            top = True  # the filled object is on top again, and it may be a tuple to which nothing was added
         elif name not in _OTHER:
             raise pickle.UnpicklingError(f"expected plain tables and numbers, found the opcode {name}; refused")
 
 
 def _columns(table: Any, wanted: tuple[str, ...]) -> Shaped[np.ndarray, "N C"]:
-    """Columns of a table by name; only these are converted, however many more lie over the same bytes."""
+    """The wanted columns of a table; only these are converted, even if many more share the same bytes."""
     manager = _as(_as(table, _DataFrame).manager, _BlockManager)
     names = [_as(name, str) for name in _as(_as(manager.axes[0], _Index).fields["data"].value, list)]
     columns: dict[str, np.ndarray] = {}

@@ -1,4 +1,4 @@
-"""LiDAR points of files: .npy, .npz, .pcd and KITTI's .bin. What a header declares is checked first."""
+"""LiDAR points from .npy, .npz, .pcd and KITTI .bin files. Headers are checked before data is read."""
 
 import io
 import math
@@ -18,7 +18,7 @@ from data_cache.errors import FrameError
 from data_cache.files import open_regular
 from data_cache.sources.parsing.npy import NpyError, read_data, read_header
 
-# Merged sweeps of several sensors have a million points; in float64 with six columns these are ten million.
+# A merged sweep of several sensors has a million points; 512 MiB hold ten million in float64 with six columns.
 BYTE_LIMIT = 512 * 2**20
 POINT_LIMIT = 10_000_000
 _HEADER_LIMIT = 16 * 2**10  # bytes
@@ -29,19 +29,19 @@ _Stream = io.BufferedReader | io.BytesIO
 
 
 class _Malformed(Exception):
-    """What a file is instead of what it should be; becomes a FrameError with its name."""
+    """A file does not have the expected content; `load_points` turns it into a FrameError with the file's name."""
 
 
 def load_points(path: Path, array: str = "points", bin_columns: int = 4) -> Shaped[np.ndarray, "N C"]:
     """Columns x, y, z, ... of a LiDAR file, in the unit and frame of the file; points may be non-finite.
 
-    `.npy`: an array (N, 3 or more) of numbers. `.npz`: the array of that name, or the only one. `.pcd`: fields x, y, z;
-    data ascii, binary or binary_compressed; its VIEWPOINT is not applied. `.bin`: rows of `bin_columns` float32, x y z
-    and intensity first.
+    `.npy`: an array (N, 3 or more) of numbers. `.npz`: the array named `array`, or the only one. `.pcd`: fields x, y,
+    z; data ascii, binary or binary_compressed; VIEWPOINT is not applied. `.bin`: rows of `bin_columns` float32 that
+    begin with x, y, z and intensity.
 
     Raises:
-        FrameError: if the file is missing, of no such format, damaged, or declares more than 10 million points or 512
-            MiB.
+        FrameError: if the file is missing, damaged, of another format, or declares more than 10 million points or
+            512 MiB.
     """
     readers: dict[str, Callable[[_Stream, int], np.ndarray]] = {
         ".npy": _read_npy,
@@ -69,7 +69,7 @@ def load_points(path: Path, array: str = "points", bin_columns: int = 4) -> Shap
 def _read_bin(columns: int, stream: _Stream, byte_count: int) -> Shaped[np.ndarray, "N C"]:
     if byte_count % (4 * columns):
         raise _Malformed(
-            f"expected rows of {columns} float32, found {byte_count} bytes: truncated, or of other columns"
+            f"expected rows of {columns} float32, found {byte_count} bytes: truncated, or another number of columns"
         )
     _require_count(byte_count // (4 * columns))
     return np.frombuffer(stream.read(byte_count), "<f4").reshape(-1, columns)
@@ -99,7 +99,7 @@ def _read_npz(array: str, stream: _Stream, byte_count: int) -> Shaped[np.ndarray
                     f" with compression {info.compress_type}"
                 )
             data = archive.read(info)
-    # RuntimeError: encrypted; NotImplementedError: a zip feature that no numpy writes.
+    # RuntimeError: encrypted; NotImplementedError: a zip feature that numpy never writes.
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError, NotImplementedError,
             struct.error, OverflowError) as error:  # fmt: skip
         raise _Malformed(f"expected an npz file, found {error}") from error
@@ -107,18 +107,18 @@ def _read_npz(array: str, stream: _Stream, byte_count: int) -> Shaped[np.ndarray
 
 
 def _require_small_directory(stream: _Stream, byte_count: int) -> None:
-    """Refuse an archive whose list of members is long: zipfile would make an object of each of millions of them."""
+    """Refuse an archive with a long list of members: zipfile would create an object for each, possibly millions."""
     stream.seek(max(0, byte_count - 42))
     tail = stream.read(42).rjust(42, b"\0")
     end, byte_size = tail[20:], int.from_bytes(tail[32:36], "little")
-    # Numpy leaves no comment at the end, and needs the directory of large archives (PK 6 7) only beyond 65,535 members.
+    # Numpy writes no comment at the end, and needs a zip64 directory (PK 6 7) only beyond 65,535 members.
     if end[:4] != b"PK\5\6" or end[20:] != b"\0\0" or tail[:4] == b"PK\6\7" or byte_size > _HEADER_LIMIT:
         raise _Malformed("expected an npz file as numpy writes it, found no directory of a few arrays at its end")
 
 
 @dataclass(frozen=True)
 class _PcdHeader:
-    """What a PCD file declares; a field that has COUNT n stands n times in `columns`, under one name."""
+    """What a PCD file declares; a field with COUNT n appears n times in `columns`, under the same name."""
 
     columns: tuple[tuple[str, str], ...]
     """Name and numpy type of every column."""
@@ -127,7 +127,7 @@ class _PcdHeader:
 
     @property
     def dtype(self) -> np.dtype:
-        """One point, packed; only x, y and z have names."""
+        """The type of one packed point; only x, y and z have names."""
         offsets = np.cumsum([0, *(np.dtype(code).itemsize for _, code in self.columns)])
         places = [self.place(axis) for axis in "xyz"]
         return np.dtype(
@@ -140,7 +140,7 @@ class _PcdHeader:
         )
 
     def place(self, axis: str) -> int:
-        """Number of the column x, y or z."""
+        """Index of the column x, y or z."""
         return [name for name, _ in self.columns].index(axis)
 
 
@@ -149,7 +149,7 @@ _PCD_CODES = {"F": (4, 8), "I": (1, 2, 4, 8), "U": (1, 2, 4, 8)}
 
 
 def _read_pcd(stream: _Stream, byte_count: int) -> Shaped[np.ndarray, "N C"]:
-    """Point Cloud Library, "The PCD (Point Cloud Data) file format", versions .5 to .7."""
+    """Read a PCD file; format: Point Cloud Library, "The PCD (Point Cloud Data) file format", versions .5 to .7."""
     header = _pcd_header(stream)
     if header.data == "ascii":
         return _pcd_ascii(header, stream)
@@ -242,7 +242,7 @@ def _pcd_compressed(header: _PcdHeader, data: bytes, needed: int) -> Shaped[np.n
             f"expected {needed} bytes in at most {len(data) - 8} compressed ones, found {unpacked} in {packed} declared"
         )
     table = _lzf(memoryview(data)[8 : 8 + packed], needed)
-    # Compressed data are stored column after column, those of one field side by side.
+    # Compressed data is stored column by column, with the columns of one field side by side.
     xyz = np.empty((header.point_count, 3))
     start = 0
     for place, (_, code) in enumerate(header.columns):
@@ -257,8 +257,8 @@ def _pcd_compressed(header: _PcdHeader, data: bytes, needed: int) -> Shaped[np.n
 def _lzf(data: memoryview, size: int) -> bytearray:
     """Decompress LZF (the format of liblzf): runs of at most 32 literal bytes, and copies of earlier output.
 
-    A control byte c < 32 announces c + 1 literals. Else its upper three bits, with the next byte added where they are
-    all set, plus 2 are the length of a copy; its lower five bits and the following byte, plus 1, how far back.
+    A control byte c < 32 announces c + 1 literals. Otherwise it announces a copy: its length is the upper three bits of
+    c, plus the next byte if they are all set, plus 2; its distance is the lower five bits and the next byte, plus 1.
     """
     out = bytearray()
     i, end = 0, len(data)
@@ -282,7 +282,7 @@ def _lzf(data: memoryview, size: int) -> bytearray:
                 if start < 0:
                     raise IndexError
                 piece = out[start : start + length]
-                # A copy may overlap what it writes: a short piece then repeats.
+                # A copy may overlap its own output: a short piece then repeats.
                 out += piece if len(piece) == length else (piece * math.ceil(length / len(piece)))[:length]
             if len(out) > size:
                 raise IndexError

@@ -1,4 +1,4 @@
-"""JSON that a person wrote: every value is checked where it stands, and an unknown key is a mistake, not a comment."""
+"""Strict reading of hand-written JSON: every value is checked, errors name its place, unknown keys are errors."""
 
 import difflib
 import hashlib
@@ -18,12 +18,12 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
 
 def digest(value: Any) -> bytes:
-    """SHA-256 of what JSON says, however it is laid out."""
+    """SHA-256 of the content of JSON, whatever its layout."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest()
 
 
 def parse(text: str, where: str) -> Any:
-    """Parse JSON; a key that an object has twice and the words NaN and Infinity are refused.
+    """Parse JSON; duplicate keys, NaN and Infinity are refused.
 
     Raises:
         SourceError: naming `where`.
@@ -46,10 +46,10 @@ def parse(text: str, where: str) -> Any:
 
 
 def fields(value: Any, where: str, required: Iterable[str], optional: Iterable[str] = ()) -> dict[str, Any]:
-    """An object that has all required keys and no other than these and the optional ones.
+    """Check that a value is an object with all required keys and, beyond them, only optional ones.
 
     Raises:
-        SourceError: naming `where`, the key, and the nearest known one.
+        SourceError: naming `where`, the key, and the nearest known key.
     """
     known = [*required, *optional]
     if not isinstance(value, dict):
@@ -66,14 +66,14 @@ def fields(value: Any, where: str, required: Iterable[str], optional: Iterable[s
 
 
 def entries(value: Any, where: str) -> Mapping[str, Any]:
-    """An object whose keys are names that the file itself chooses. Raises SourceError."""
+    """Check that a value is an object; its keys are free names. Raises SourceError."""
     if not isinstance(value, dict):
         raise SourceError(f"{where}: expected an object, found {shown(value)}")
     return value
 
 
 def items(value: Any, where: str, at_most: int) -> list[Any]:
-    """A list of 1 to `at_most` values. Raises SourceError."""
+    """Check that a value is a list of 1 to `at_most` values. Raises SourceError."""
     if not isinstance(value, list) or not 1 <= len(value) <= at_most:
         found = f"{len(value)} values" if isinstance(value, list) else shown(value)
         raise SourceError(f"{where}: expected a list of 1 to {at_most} values, found {found}")
@@ -81,14 +81,14 @@ def items(value: Any, where: str, at_most: int) -> list[Any]:
 
 
 def string(value: Any, where: str) -> str:
-    """Text of 1 to 1024 characters that can be printed. Raises SourceError."""
+    """Check that a value is text of 1 to 1024 printable characters. Raises SourceError."""
     if not isinstance(value, str) or not 1 <= len(value) <= 1024 or not value.isprintable():
         raise SourceError(f"{where}: expected text of 1 to 1024 printable characters, found {shown(value)}")
     return value
 
 
 def name(value: Any, where: str) -> str:
-    """Text that can be part of a file name. Raises SourceError."""
+    """Check that a value is text that can be part of a file name. Raises SourceError."""
     if not isinstance(value, str) or _NAME.fullmatch(value) is None:
         raise SourceError(
             f"{where}: expected a name of at most 64 letters, digits and . _ - that does not start with . or -,"
@@ -98,19 +98,19 @@ def name(value: Any, where: str) -> str:
 
 
 def whole(value: Any, where: str, lowest: int, highest: int) -> int:
-    """A whole number in a range, ends included. Raises SourceError."""
+    """Check that a value is a whole number in [lowest, highest]. Raises SourceError."""
     if type(value) is not int or not lowest <= value <= highest:
         raise SourceError(f"{where}: expected a whole number from {lowest} to {highest}, found {shown(value)}")
     return value
 
 
 def numbers(value: Any, where: str, at_most: int) -> tuple[float, ...]:
-    """A list of 1 to `at_most` finite numbers. Raises SourceError."""
+    """Check that a value is a list of 1 to `at_most` finite numbers. Raises SourceError."""
     return tuple(_number(item, f"{where}[{i}]") for i, item in enumerate(items(value, where, at_most)))
 
 
 def matrix(value: Any, where: str, size: int) -> Float[np.ndarray, "N N"]:
-    """A square matrix of finite numbers, written as a list of rows. Raises SourceError."""
+    """Check that a value is a square matrix of finite numbers, a list of rows. Raises SourceError."""
     rows = value if isinstance(value, list) else []
     if len(rows) != size or any(not isinstance(row, list) or len(row) != size for row in rows):
         raise SourceError(f"{where}: expected {size} rows of {size} numbers, found {shown(value)}")
@@ -118,7 +118,7 @@ def matrix(value: Any, where: str, size: int) -> Float[np.ndarray, "N N"]:
 
 
 def _number(value: Any, where: str) -> float:
-    # bool is an int to Python; a whole number may be too large for a float.
+    # In Python a bool is an int, and a whole number may be too large for a float.
     if type(value) not in (int, float) or abs(value) > 1e300 or not math.isfinite(value):
         raise SourceError(f"{where}: expected a finite number, found {shown(value)}")
     return float(value)

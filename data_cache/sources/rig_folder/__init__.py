@@ -1,4 +1,4 @@
-"""A vehicle of one's own: `rig.json`, `frames.jsonl`, images and LiDAR, read and written.
+"""The rig folder, a layout for your own vehicle: `rig.json`, `frames.jsonl`, images and LiDAR, read and written.
 
-The layout in prose is RIG_FOLDER.md. Read `source.py` first.
+RIG_FOLDER.md describes the layout. Read `source.py` first.
 """

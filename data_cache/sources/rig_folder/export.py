@@ -1,4 +1,4 @@
-"""Any source written as a rig folder, which reads back equal."""
+"""Export of any source to a rig folder that reads back equal."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from data_cache.sources.rig_folder.rig_json import FORMAT, RIG_FILE
 
 @dataclass(frozen=True)
 class RigExport:
-    """What was written: frames, images copied as they were and written anew, and why frames were left out, by id."""
+    """Counts of frames written, images copied and images encoded, and by frame id why frames were left out."""
 
     frame_count: int
     copied_count: int
@@ -34,22 +34,22 @@ def export_rig(
 ) -> RigExport:
     """Write frames of a source as a rig folder that reads back equal: poses, intrinsics, points, images, masks, stamps.
 
-    An image file is copied once its source has decoded it; an image without a file of its own is written as PNG. A
-    frame that cannot be read, or has no camera, is left out. `rig.json` is written last: a folder without it was not
-    finished, and the same command starts it again. Self-occlusion masks that are equal share a file.
+    An image file is copied if its source can decode it; an image without a file of its own is written as PNG. A frame
+    that cannot be read, or has no camera, is left out. `rig.json` is written last: a folder without it is unfinished,
+    and the same command starts it again. Equal self-occlusion masks share a file.
 
     Args:
-        source: what to read.
-        frame_ids: which frames; they are written drive by drive, in the order of the source.
-        out: a new folder, or one that was not finished.
+        source: the data set to export.
+        frame_ids: the frames to export; they are written drive by drive, in the order of the source.
+        out: a new folder, or an unfinished one.
         on_frame: called after every frame.
 
     Raises:
-        SourceError: if `out` holds a rig, no frame can be read, or a camera changes its image size.
+        SourceError: if `out` holds a `rig.json`, no frame can be read, or a camera changes its image size.
         WriteError: if the system refuses.
     """
     if (out / RIG_FILE).exists():
-        raise SourceError(f"{out}: expected a new folder, found {RIG_FILE} in it; remove the folder, or name another")
+        raise SourceError(f"{out}: expected a new folder, found {RIG_FILE} in it; remove it, or name another folder")
     wanted = set(frame_ids)
     chosen = {drive: [one for one in ids if one in wanted] for drive, ids in source.drives.items()}
     cameras: dict[str, Camera] = {}
@@ -73,7 +73,7 @@ def export_rig(
     if not lines:
         reason = f"; the first: {next(iter(left_out.values()))}" if left_out else ""
         raise SourceError(
-            f"{source.name}: expected frames to export, found none of {len(left_out)} that can be read{reason}"
+            f"{source.name}: expected frames to export, found that none of {len(left_out)} can be read{reason}"
         )
     splits = {name: present for name, of in source.splits.items() if (present := [d for d in of if d in drives])}
     write_atomically(out / FRAMES_FILE, "".join(f"{line}\n" for line in lines))
@@ -85,7 +85,7 @@ def export_rig(
 
 @dataclass(frozen=True)
 class _Image:
-    """An image that was read, whether its file is copied as it is, and how to write it."""
+    """An image that was read: whether its file is copied unchanged, and how to write it."""
 
     is_copy: bool
     suffix: str
@@ -100,10 +100,10 @@ def _written(
     cameras: dict[str, Camera],
     masks: dict[tuple[str, bytes], str],
 ) -> tuple[dict[str, Any], list[_Image]]:
-    """Read all of a frame, then write its files; its line and images.
+    """Read all of a frame, then write its files; returns its line and its images.
 
-    `cameras` keeps the first camera of each name, which `rig.json` will describe; `masks` the files of what was written
-    for a camera before, by the bits of the mask.
+    `cameras` keeps the first camera of each name, which `rig.json` will describe. `masks` keeps the mask files written
+    so far, by camera and by hash of the mask.
     """
     views = [view for view in frame.views if view is not None]
     if not views:
@@ -144,7 +144,7 @@ def _written(
 def _read_image(view: View) -> _Image:
     if view.image_file is None:
         return _Image(False, ".png", Image.fromarray(view.load_image()).save)
-    # The source knows which files it may read; one that it cannot decode, at whatever size, is no image of the frame.
+    # The source knows which files it may read; a file that it cannot decode, even at the smallest size, is refused.
     view.load_image(at_least=(1, 1))
     with open_regular(view.image_file, BYTE_LIMIT, "image") as stream:
         data = stream.read()
@@ -152,7 +152,7 @@ def _read_image(view: View) -> _Image:
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
-    # Neither atomic nor flushed: as long as there is no rig.json, nobody takes the folder for finished.
+    # Neither atomic nor flushed: without rig.json the folder counts as unfinished.
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path)
@@ -161,7 +161,7 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _rig_table(rig: Rig, cameras: Mapping[str, Camera]) -> dict[str, Any]:
-    """What `rig.json` says; a camera that no frame has keeps its place in the ring by its name."""
+    """The content of `rig.json`; a camera that no frame has keeps its place in the ring, by name only."""
     return {
         "format": FORMAT,
         "name": rig.name,

@@ -1,4 +1,4 @@
-"""`frames.jsonl` and `splits.json` of a rig folder: parsed, and checked line by line."""
+"""`frames.jsonl` and `splits.json` of a rig folder, parsed and checked line by line."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ _LATEST_NS = 2**62  # the year 2116
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shot:
-    """What one camera took for a frame."""
+    """The image of one camera in a frame: its file, time stamp, pose and calibration."""
 
     file: str
     time_ns: int
@@ -34,7 +34,7 @@ class Shot:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scan:
-    """What the LiDAR recorded for a frame."""
+    """The LiDAR sweep of a frame: its file and pose."""
 
     file: str
     world_from_lidar: Float[np.ndarray, "4 4"]
@@ -42,7 +42,7 @@ class Scan:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FrameLine:
-    """A line of `frames.jsonl`, checked."""
+    """A checked line of `frames.jsonl`."""
 
     number: int
     id: str
@@ -52,7 +52,7 @@ class FrameLine:
     scan: Scan | None
     world_from_ego: Float[np.ndarray, "4 4"] | None
     stamps: Mapping[str, int]
-    """Time stamps that the line gives, by what they belong to."""
+    """Time stamps in the line, by owner: the frame, a camera or the LiDAR."""
     digest: bytes
 
 
@@ -61,7 +61,7 @@ def read_frames(root: Path, described: RigDescription) -> Iterator[FrameLine]:
 
     Args:
         root: the rig folder.
-        described: what its rig.json says.
+        described: the content of its rig.json.
 
     Raises:
         SourceError: naming the line and the key.
@@ -70,7 +70,7 @@ def read_frames(root: Path, described: RigDescription) -> Iterator[FrameLine]:
 
 
 def _lines(root: Path, described: RigDescription) -> Iterator[FrameLine]:
-    """The frames of `frames.jsonl`, each checked by itself; blank lines are passed over."""
+    """The frames of `frames.jsonl`, each checked by itself; blank lines are skipped."""
     path = root / FRAMES_FILE
     folders: dict[PurePosixPath, None] = {}
     try:
@@ -87,7 +87,7 @@ def _lines(root: Path, described: RigDescription) -> Iterator[FrameLine]:
                 files = [shot.file for shot in line.shots.values()] + ([line.scan.file] if line.scan else [])
                 files += [shot.mask for shot in line.shots.values() if shot.mask is not None]
                 for folder in {PurePosixPath(file).parent for file in files} - folders.keys():
-                    # Here once per folder; the files themselves are looked at when they are read.
+                    # Folders are checked here, once each; files are checked when they are read.
                     _require_inside(root, folder, where)
                     folders[folder] = None
                 yield line
@@ -156,7 +156,7 @@ def _read_line(value: Any, number: int, where: str, described: RigDescription) -
 def _world_from_ego(
     line: Mapping[str, Any], shots: Mapping[str, Shot], scan: Scan | None, described: RigDescription, where: str
 ) -> Float[np.ndarray, "4 4"] | None:
-    """The vehicle of a frame: as its line has it, else where its LiDAR or its first camera, placed on it, says."""
+    """Vehicle pose of a frame: from its line, else from its LiDAR or the first camera with a pose on the vehicle."""
     if "world_from_ego" in line:
         return rigid(line["world_from_ego"], f"{where}: world_from_ego")
     places = [(scan.world_from_lidar, described.ego_from_lidar)] if scan is not None else []
@@ -173,7 +173,7 @@ def _world_from_ego(
 def _calibration(entry: Mapping[str, Any], name: str, described: RigDescription, where: str) -> Calibration:
     calibration = described.cameras[name].calibration
     if calibration is None:
-        raise SourceError(f"{where}: expected width, height and intrinsics of it in {RIG_FILE}, found only its name")
+        raise SourceError(f"{where}: expected its width, height and intrinsics in {RIG_FILE}, found only its name")
     if "intrinsics" not in entry:
         return calibration
     return recalibrated(calibration, entry["intrinsics"], where, described.center_shift_px)
@@ -192,7 +192,7 @@ def _pose(
     ego_from_sensor: Float[np.ndarray, "4 4"] | None,
     where: str,
 ) -> Float[np.ndarray, "4 4"]:
-    """Pose of a sensor: what it gives itself under the key `own`, or through the vehicle, at its own stamp or once."""
+    """Pose of a sensor: its own, under the key `own`, or from the vehicle's pose, given for the sensor or the frame."""
     if own in sensor:
         if "world_from_ego" in sensor:
             raise SourceError(f"{where}: expected one of {own} and world_from_ego, found both")
@@ -205,7 +205,7 @@ def _pose(
     if ego_from_sensor is None:
         key = own.replace("world", "ego")
         raise SourceError(
-            f"{where}: expected {own} here or {key} in {RIG_FILE}, found neither: where on the vehicle is it?"
+            f"{where}: expected {own} here or {key} in {RIG_FILE}, found neither; say where the sensor is"
         )
     at = where if "world_from_ego" in sensor else where.rpartition(":")[0]
     given = sensor["world_from_ego"] if "world_from_ego" in sensor else line["world_from_ego"]
@@ -214,7 +214,7 @@ def _pose(
 
 
 def _label(value: Any, where: str) -> str:
-    """Text that a selector can name: printable, without brackets, no `list:`. Raises SourceError."""
+    """Check that text can stand in a selector: printable, without brackets or `list:` in front. Raises SourceError."""
     text = strict_json.string(value, where)
     if "[" in text or "]" in text:
         raise SourceError(
@@ -228,7 +228,7 @@ def _label(value: Any, where: str) -> str:
 
 
 def _relative(value: Any, where: str) -> str:
-    """A path below the folder, written with forward slashes."""
+    """Check that a path is below the folder and has forward slashes. Raises SourceError."""
     text = strict_json.string(value, where)
     path = PurePosixPath(text)
     if path.is_absolute() or ".." in path.parts or "\\" in text or text[1:2] == ":" or not path.parts:
@@ -237,14 +237,14 @@ def _relative(value: Any, where: str) -> str:
 
 
 def _in_order(lines: Iterator[FrameLine], path: str) -> Iterator[FrameLine]:
-    """The same lines, compared with those before: ids once, time stamps in order, poses in a whole drive or nowhere."""
+    """Check the lines as a sequence: unique ids, time stamps in order, poses in all frames of a drive or in none."""
     numbers: dict[str, int] = {}
     latest: dict[tuple[str, str], int] = {}
     with_poses: dict[str, FrameLine] = {}
     for line in lines:
         where = f"{path} line {line.number}"
         if line.id in numbers:
-            raise SourceError(f"{where}: expected each id once, found {line.id!r} in line {numbers[line.id]}, too")
+            raise SourceError(f"{where}: expected each id once, found {line.id!r} also in line {numbers[line.id]}")
         numbers[line.id] = line.number
         first = with_poses.setdefault(line.drive, line)
         if first.has_poses != line.has_poses:
@@ -265,7 +265,7 @@ def _in_order(lines: Iterator[FrameLine], path: str) -> Iterator[FrameLine]:
 
 
 def read_splits(path: Path, drives: Mapping[str, object]) -> dict[str, tuple[str, ...]]:
-    """Drive names by split; none where the folder has no such file. Raises SourceError."""
+    """Drive names by split; empty if there is no such file. Raises SourceError."""
     if not path.exists():
         return {}
     splits: dict[str, tuple[str, ...]] = {}
@@ -280,6 +280,6 @@ def read_splits(path: Path, drives: Mapping[str, object]) -> dict[str, tuple[str
         if len(set(names)) != len(names):
             raise SourceError(f"{where}: expected each drive once, found one twice")
         if split in drives:
-            raise SourceError(f"{where}: expected another name than that of a drive, selectors could mean either")
+            raise SourceError(f"{where}: expected a name that is not a drive's, as a selector could mean either")
         splits[split] = tuple(names)
     return splits

@@ -1,4 +1,4 @@
-"""Images without a data set: one of each camera that `rig.json` describes, from files or in memory."""
+"""Loose images without a data set: one per camera of a `rig.json`, from files or in memory."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -14,19 +14,19 @@ from data_cache.sources.rig_folder.rig_json import Calibration, RigDescription, 
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
 SINGLE = "images"
-"""Id of the only frame where there is one image of each camera, and name of the only drive."""
+"""Name of the only drive, and id of the frame if there is only one."""
 
 Photograph = Path | np.ndarray
-"""A file, or decoded RGB, (H, W, 3) uint8; as it was taken, before undistortion."""
+"""An image as taken, before undistortion: a file, or decoded RGB, (H, W, 3) uint8."""
 
 
 class LooseImages:
-    """Images named after their cameras as frames; see `data_cache.sources.base.Source`.
+    """Images named after their cameras, as frames; see `data_cache.sources.base.Source`.
 
     Args:
-        paths: a file for each camera, its name without the suffix being that of the camera; or one folder that holds
-            such files, or a folder for each camera, of as many images each, sorted by name: the frames.
-        rig_file: the `rig.json` of a rig folder. A camera of which it gives nothing but the name has no images.
+        paths: for each camera a file `CAMERA.jpg` (or .png, ...), or a folder `CAMERA` of images, equally many in each
+            and sorted by name, one per frame; or a single folder that holds these files or folders.
+        rig_file: the `rig.json` of a rig folder. A camera that it gives only a name has no images.
 
     Raises:
         SourceError: if the rig cannot be used, an image is missing, or the cameras have different numbers of images.
@@ -43,11 +43,11 @@ class LooseImages:
         counts = {name: len(files) for name, files in found.items()}
         if len(set(counts.values())) != 1:
             listed = ", ".join(f"{name} {count}" for name, count in counts.items())
-            raise SourceError(f"{paths[0]}: expected as many images of each camera, in lockstep, found {listed}")
+            raise SourceError(f"{paths[0]}: expected the same number of images for each camera, found {listed}")
         first = found[wanted[0]]
         ids = [SINGLE] if len(first) == 1 else [path.stem for path in first]
         if len(set(ids)) != len(ids):
-            raise SourceError(f"{first[0].parent}: expected different names of images, found one with two suffixes")
+            raise SourceError(f"{first[0].parent}: expected different image names, found one with two suffixes")
         self._images = {
             frame_id: {name: files[index] for name, files in found.items()} for index, frame_id in enumerate(ids)
         }
@@ -66,15 +66,15 @@ class LooseImages:
 
 
 def frame_of(images: Sequence[Photograph | None], described: RigDescription, frame_id: str = SINGLE) -> Frame:
-    """What one rig saw, the vehicle standing at the origin of the world.
+    """A frame made of these images, with the vehicle at the origin of the world.
 
     Args:
-        images: one per camera in the order of the rig, None where it has none.
+        images: one per camera in the order of the rig; None for a missing image.
         described: the rig.
-        frame_id: of the frame.
+        frame_id: id of the frame.
 
     Raises:
-        FrameError: if there are more or fewer images than cameras, or one of a camera without calibration.
+        FrameError: if there are more or fewer images than cameras, or an image of a camera without calibration.
     """
     names = tuple(described.cameras)
     if len(images) != len(names):
@@ -93,7 +93,7 @@ def _view(name: str, image: Photograph, described: RigDescription) -> View:
     camera = described.cameras[name]
     calibration = camera.calibration
     if calibration is None:
-        raise FrameError(f"rig {described.name}: expected no image of camera {name}, of which only the name is known")
+        raise FrameError(f"rig {described.name}: expected no image of camera {name}, which has no calibration")
     world_from_cam = camera.ego_from_cam if camera.ego_from_cam is not None else np.eye(4)
     if isinstance(image, Path):
         plain = calibration.lens is None
@@ -116,9 +116,9 @@ def _in_memory(
 
 
 def _by_camera(paths: Sequence[Path], wanted: Sequence[str], rig_file: Path) -> dict[str, list[Path]]:
-    """Files of each camera, at least one."""
+    """The image files of each camera, at least one each."""
     if not wanted:
-        raise SourceError(f"{rig_file}: expected cameras with intrinsics, found nothing but names")
+        raise SourceError(f"{rig_file}: expected cameras with intrinsics, found only names")
     gone = next((path for path in paths if not path.exists()), None)
     if gone is not None:
         raise SourceError(f"expected an image, or a folder of images, found nothing at {gone}")
@@ -132,8 +132,8 @@ def _by_camera(paths: Sequence[Path], wanted: Sequence[str], rig_file: Path) -> 
         if len(own) != 1:
             listed = ", ".join(path.name for path in own or files[:8]) or "no image"
             raise SourceError(
-                f"{paths[0]}: expected one image {name}.jpg (or .png, ...), or one folder {name}, found {listed}; leave"
-                f" only the name of the camera in {rig_file} if it has no images"
+                f"{paths[0]}: expected one image {name}.jpg (or .png, ...), or one folder {name}, found {listed}; if"
+                f" the camera has no images, leave only its name in {rig_file}"
             )
         found[name] = own
         if own[0].is_dir():

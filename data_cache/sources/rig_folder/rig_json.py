@@ -1,4 +1,4 @@
-"""`rig.json` of a rig folder: which cameras a vehicle has, and where they are."""
+"""`rig.json` of a rig folder: the cameras of a vehicle, their calibration and their poses."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,18 +18,18 @@ from data_cache.sources.parsing.metadata import read_text
 RIG_FILE = "rig.json"
 FORMAT = 1
 CENTER_SHIFTS_PX = {"half_integers": 0.0, "integers": 0.5}
-"""By where the centre of the top left pixel lies for a calibration, 0.5 or 0: what to add to its cx and cy."""
+"""What to add to cx and cy, by the pixel centres of a calibration: at half-integers, as ours, or at integers."""
 
 _BYTE_LIMIT = 2**20
 _CAMERA_LIMIT = 64
 _SIDE_LIMIT_PX = 16384
-_WORLD_LIMIT_M = 1e8  # a pose on earth, in whatever map, is nearer than this
-_VEHICLE_LIMIT_M = 100.0  # no sensor is farther from its vehicle, unless it is given in millimetres
+_WORLD_LIMIT_M = 1e8  # poses on earth are nearer than this in any map
+_VEHICLE_LIMIT_M = 100.0  # no sensor is farther from its vehicle; a larger value is probably in millimetres
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """The pinhole camera that images are read as, and how the photographs are distorted, None where they are not."""
+    """The pinhole camera of the images as read, and the lens of the photographs; None if they are not distorted."""
 
     camera: Camera
     lens: Lens | None
@@ -40,8 +40,8 @@ class RigCamera:
     """A camera as `rig.json` describes it.
 
     Attributes:
-        calibration: None for a camera that only has a place in the ring, and no images.
-        ego_from_cam: (4, 4) pose on the vehicle; None where every frame has to give `world_from_cam`.
+        calibration: None for a camera without images, which only has a place in the ring.
+        ego_from_cam: (4, 4) pose on the vehicle; None if every frame must give `world_from_cam`.
     """
 
     calibration: Calibration | None
@@ -50,9 +50,9 @@ class RigCamera:
 
 @dataclass(frozen=True, eq=False)
 class RigDescription:
-    """A vehicle: its name, cameras by name in ring order, and the LiDAR's pose on it, where one is given.
+    """A vehicle: its name, its cameras by name in ring order, and the pose of its LiDAR, None if not given.
 
-    `digest` is that of all that is written in the file.
+    `digest` is the hash of the whole content of the file.
     """
 
     name: str
@@ -73,7 +73,7 @@ def read_rig(path: Path) -> RigDescription:
     rig = strict_json.fields(content, where, ("format", "name", "pixel_centers", "cameras"), ("lidar",))
     if type(rig["format"]) is not int or rig["format"] != FORMAT:
         raise SourceError(
-            f"{where}: format: expected {FORMAT}, found {rig['format']!r:.80}; this program knows no other"
+            f"{where}: format: expected {FORMAT}, found {rig['format']!r:.80}; this program reads no other"
         )
     centers = rig["pixel_centers"]
     if not isinstance(centers, str) or centers not in CENTER_SHIFTS_PX:
@@ -101,11 +101,11 @@ def read_rig(path: Path) -> RigDescription:
 
 
 def rigid(value: Any, where: str, limit_m: float = _WORLD_LIMIT_M) -> Float[np.ndarray, "4 4"]:
-    """A pose, as four rows of four numbers.
+    """A pose, given as four rows of four numbers.
 
     Raises:
-        SourceError: if it is not finite, rigid and right-handed, or farther away than `limit_m`, by default than any
-            place on earth.
+        SourceError: if it is not finite, rigid and right-handed, or a coordinate exceeds `limit_m` (by default, more
+            than any place on earth).
     """
     pose = strict_json.matrix(value, where, 4)
     try:
@@ -120,7 +120,7 @@ def rigid(value: Any, where: str, limit_m: float = _WORLD_LIMIT_M) -> Float[np.n
 
 
 def recalibrated(one: Calibration, intrinsics: Any, where: str, shift_px: float) -> Calibration:
-    """The same camera with other intrinsics of its photographs, as one frame may give them. Raises SourceError."""
+    """The same camera with other intrinsics of its photographs, which a frame may give. Raises SourceError."""
     camera = one.camera
     model = None if one.lens is None else (one.lens.model, one.lens.coefficients)
     return _calibrated(camera.name, (camera.height_px, camera.width_px), intrinsics, model, where, shift_px)
@@ -129,7 +129,7 @@ def recalibrated(one: Calibration, intrinsics: Any, where: str, shift_px: float)
 def load_image(
     path: Path, calibration: Calibration, at_least: tuple[int, int] | None = None
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Decode a photograph, undistorted where its lens distorts; see `load_rgb`, which says what FrameError means."""
+    """Decode a photograph and undistort it if its lens distorts; raises FrameError as `load_rgb` does."""
     camera = calibration.camera
     if calibration.lens is None:
         return load_rgb(path, (camera.height_px, camera.width_px), at_least)
@@ -167,12 +167,12 @@ def _calibrated(
     where: str,
     shift_px: float,
 ) -> Calibration:
-    """Camera and lens of an (H, W) `size`; the distortion model is its name and coefficients."""
+    """Camera and lens for images of (H, W) `size`; `model` is the name and coefficients of the distortion."""
     written = strict_json.matrix(intrinsics, f"{where}.intrinsics", 3)
     K_px = written + np.array([[0, 0, shift_px], [0, 0, shift_px], [0, 0, 0]])
     height, width = size
     try:
-        Camera(name, written, width, height)  # refused, if it is, with the numbers that stand in the file
+        Camera(name, written, width, height)  # checks the numbers as in the file, so that an error shows those
         camera = Camera(name, K_px, width, height)
         if model is None:
             return Calibration(camera, None)

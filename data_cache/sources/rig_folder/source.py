@@ -1,4 +1,4 @@
-"""A vehicle of one's own: `rig.json`, `frames.jsonl`, images and LiDAR in one folder; RIG_FOLDER.md describes it."""
+"""The rig folder as a data set: `rig.json`, `frames.jsonl`, images and LiDAR; RIG_FOLDER.md describes it."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,15 +31,15 @@ from data_cache.sources.rig_folder.rig_json import (
 
 
 class RigFolderSource:
-    """A rig folder as frames, with the ids, drives and splits that it gives itself.
+    """A rig folder as frames, with the ids, drives and splits that it defines.
 
-    Everything written in it is checked when it is opened; images and LiDAR are read when asked for.
+    All metadata is checked when the folder is opened; images and LiDAR are read when asked for.
 
     Args:
-        root: the folder of `rig.json`.
+        root: the folder that holds `rig.json`.
 
     Raises:
-        SourceError: naming the file and the line or key, if anything in them is missing, unknown or impossible.
+        SourceError: naming the file and the line or key, if any metadata is missing, unknown or impossible.
     """
 
     name = "rig_folder"
@@ -108,7 +108,7 @@ def _load_image(
 
 
 def _load_mask(root: Path, file: str, calibration: Calibration, where: str) -> Bool[np.ndarray, "H W"]:
-    # Of a distorted photograph, so it is undistorted in the same way; a pixel that touches the vehicle is left out.
+    # The mask is drawn on the distorted photograph, so it is undistorted, too; pixels that touch the vehicle go.
     unoccluded: Bool[np.ndarray, "H W"] = (_load_image(root, file, calibration, where) == 255).all(axis=-1)
     return unoccluded
 
@@ -120,7 +120,7 @@ def _load_sweep(root: Path, scan: Scan, where: str) -> Sweep:
 
 @contextmanager
 def _listed(root: Path, file: str, where: str) -> Iterator[Path]:
-    """Path of a file that is read inside; every error names the line that lists it."""
+    """Path of a file that is read inside the context; every error names the line that lists it."""
     path = _inside(root, file, where)
     try:
         yield path
@@ -129,7 +129,7 @@ def _listed(root: Path, file: str, where: str) -> Iterator[Path]:
 
 
 def _inside(root: Path, file: str, where: str) -> Path:
-    """Path of a listed file that is there, is a file, and lies in the folder whatever links lead to it."""
+    """Path of a listed file, checked: it exists, is a file, and lies in the folder even after following links."""
     path = root / file
     try:
         target = path.resolve(strict=True)

@@ -1,4 +1,4 @@
-"""The embedded street: built from a seed, ray-cast when a frame is asked for, nothing on disk.
+"""The synthetic street: built from a seed and ray-cast when a frame is asked for; nothing is on disk.
 
 Read `source.py` first, then `street.py`.
 """

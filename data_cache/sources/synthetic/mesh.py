@@ -1,4 +1,4 @@
-"""Triangles with a surface: the shapes that a procedural world is put together from."""
+"""Triangles with a surface: the shapes of which a procedural world is built."""
 
 import functools
 from enum import IntEnum
@@ -11,7 +11,7 @@ Vector = np.ndarray | tuple[float | int, ...]
 
 
 class Material(IntEnum):
-    """What a triangle is made of; the renderer knows one texture for each."""
+    """The material of a triangle; the renderer has one texture for each."""
 
     PLAIN, ROAD, PAVING, GRASS, FACADE, ROOF, BARK, FOLIAGE, PAINT, GLASS = range(10)
 
@@ -25,7 +25,7 @@ class Surface(NamedTuple):
 
 
 class Mesh:
-    """Triangles collected while building; columns are corners, uv (both metres), material, colour, style."""
+    """A collection of triangles; its columns are corners, uv (both in metres), material, colour, style."""
 
     def __init__(self) -> None:
         self._parts: list[tuple[np.ndarray, ...]] = []
@@ -37,7 +37,7 @@ class Mesh:
     def triangles(
         self, corners_m: Float[np.ndarray, "F 3 3"], surface: Surface, uv_m: np.ndarray | None = None
     ) -> None:
-        """Add triangles; without uv the texture is laid on from above."""
+        """Add triangles; without uv the texture is projected from above."""
         count, style = len(corners_m), np.zeros(7)
         style[: len(surface.style)] = surface.style
         uv_m = corners_m[..., :2] + corners_m[..., 2:] if uv_m is None else uv_m
@@ -55,7 +55,7 @@ class Mesh:
         self.triangles(corners_m[:, split].reshape(-1, 3, 3), surface, uv_m[:, split].reshape(-1, 3, 2))
 
     def block(self, at_m: Vector, bottom: Vector, top: Vector, surface: Surface, yaw_rad: float = 0.0) -> None:
-        """Add a block between two rectangles (x0, x1, y0, y1, z), turned and moved to `at_m`; it has no underside."""
+        """Add a block between two rectangles (x0, x1, y0, y1, z), rotated and moved to `at_m`; it has no underside."""
         corners = np.array([(r[i], r[j], r[4]) for r in (bottom, top) for i, j in ((0, 2), (1, 2), (1, 3), (0, 3))])
         c, s = np.cos(yaw_rad), np.sin(yaw_rad)
         corners = corners @ np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]]) + np.asarray(at_m)
@@ -69,7 +69,7 @@ class Mesh:
     def tube(
         self, start_m: Vector, end_m: Vector, radii_m: tuple[float, float], surface: Surface, sides: int = 8
     ) -> None:
-        """Add a cone stump between two points, closed at its end."""
+        """Add a truncated cone between two points, closed at `end_m`."""
         a, b = np.asarray(start_m, dtype=float), np.asarray(end_m, dtype=float)
         axis = (b - a) / np.linalg.norm(b - a)
         across = np.cross(axis, (0.0, 0.0, 1.0) if abs(axis[2]) < 0.9 else (1.0, 0.0, 0.0))
@@ -91,7 +91,7 @@ class Mesh:
 
 @functools.cache
 def _sphere() -> tuple[np.ndarray, np.ndarray]:
-    # trimesh takes half a second to import: only those who build a street pay for it.
+    # trimesh takes half a second to import, which only building a street should cost.
     from trimesh.creation import icosphere
 
     ball = icosphere(subdivisions=2)

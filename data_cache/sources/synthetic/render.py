@@ -1,4 +1,4 @@
-"""Rays against a street: the light a camera gathers there, and the ranges a LiDAR measures."""
+"""Ray casting in a street: the image that a camera takes, and the ranges that a LiDAR measures."""
 
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ _SUN, _SKY, _STREET, _HAZE, _GLOW = np.array(
 
 @dataclass(frozen=True, eq=False)
 class Rendering:
-    """One image and the depth behind each of its pixel centres.
+    """One image and the depth at each of its pixel centres.
 
     Attributes:
         rgb: (H, W, 3) image.
@@ -35,7 +35,7 @@ class Rendering:
 
 @dataclass(frozen=True, eq=False)
 class _Hits:
-    """What N rays met: `on` are the rays that met anything (M); the rest has one row for each of these."""
+    """The first surfaces that N rays hit: `on` holds the indices of the M rays that hit one; the rest has M rows."""
 
     on: np.ndarray
     face: np.ndarray
@@ -46,7 +46,7 @@ class _Hits:
 
 
 class Tracer:
-    """A street ready to be hit by rays."""
+    """Casts rays into a street."""
 
     def __init__(self, street: Street) -> None:
         corners = street.corners_m.astype(np.float32)
@@ -83,7 +83,7 @@ class Tracer:
         return Rendering((np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8), depth_m.reshape(size))
 
     def _cast(self, origin_m: np.ndarray, rays: np.ndarray) -> _Hits:
-        """First surfaces along rays with z = 1 in the camera, so that the ray parameter is the depth."""
+        """The first surface along each ray; rays have z = 1 in the camera, so that the ray parameter is the depth."""
         hit = self._scene.run(np.broadcast_to(origin_m, rays.shape).copy(), rays, output=True)
         on = np.flatnonzero(hit["primID"] >= 0)
         face, depth_m = hit["primID"][on], hit["tfar"][on]
@@ -94,10 +94,10 @@ class Tracer:
         return _Hits(on, face, np.stack([1 - b - c, b, c], axis=-1), depth_m, point_m, normal)
 
     def _openness(self, hits: _Hits, depth_m: Float[np.ndarray, "H W"]) -> np.ndarray:
-        """Ambient occlusion of each hit: 1 in the open, towards 0 in corners and under cars.
+        """Ambient occlusion of each hit: 1 in the open, near 0 in corners and under cars.
 
-        At half resolution each pixel probes one of 16 directions around its normal, laid out in 4 x 4 tiles; neighbours
-        at the same depth are then averaged.
+        At half resolution each pixel probes one of 16 directions around its normal, in 4 x 4 tiles; neighbours at the
+        same depth are then averaged.
         """
         row, column = np.divmod(hits.on, depth_m.shape[1])
         probes = np.flatnonzero((row % 2 == 0) & (column % 2 == 0))
@@ -120,7 +120,7 @@ class Tracer:
         return mean
 
     def _light(self, rays: np.ndarray, hits: _Hits, openness: np.ndarray, pixel_rad: float) -> np.ndarray:
-        """Linear RGB (N, 3) that comes back along rays."""
+        """Linear RGB radiance (N, 3) along rays."""
         street, face, normal = self._street, hits.face, hits.normal
         length = np.sqrt(_dot(rays, rays))
         view = rays[hits.on] / length[hits.on, None]
@@ -138,7 +138,7 @@ class Tracer:
         radiance = albedo * (np.maximum(sunny, 0)[:, None] * _SUN + ambient)
         shiny = np.flatnonzero(mirror > 0)
         bounce = view[shiny] + 2 * cosine[shiny, None] * normal[shiny]
-        # Low reflections show the other side of the street, not traced, a dull grey.
+        # Low reflections would show the other side of the street: it is not traced but taken as dull grey.
         above = np.clip((bounce[:, 2:] - 0.15) * 3, 0, 1)
         seen = above * self._sky(bounce) + (1 - above) * np.float32(0.16)
         fresnel = (mirror[shiny] * (0.06 + 0.94 * (1 - cosine[shiny]) ** 5))[:, None]
@@ -157,7 +157,7 @@ class Tracer:
         return blocked < 0
 
     def _sky(self, rays: np.ndarray) -> np.ndarray:
-        """Blue, paler towards the horizon, with clouds on a plane overhead and a glow around the sun."""
+        """Sky radiance: blue, paler towards the horizon, with clouds on a plane overhead and a glow around the sun."""
         up = np.maximum(rays[:, 2:], 0)
         blue = np.array([0.25, 0.45, 0.95], np.float32) + np.array([0.65, 0.55, 0.15], np.float32) * (1 - up) ** 5
         cloud = noise(rays[:, :2] / (up + 0.12) * np.float32(2.5), np.full(len(rays), 0.02, np.float32), smooth=True)
@@ -188,7 +188,7 @@ _SPHERE = _fibonacci_sphere(16)
 
 
 def _soften(image: Float[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W 3"]:
-    """A lens blurs by a fraction of a pixel; without it every edge is a staircase."""
+    """Blur by a fraction of a pixel, as a lens does; without it every edge is a staircase."""
     wide = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
     rows = 0.7 * wide[1:-1] + 0.15 * (wide[:-2] + wide[2:])
     soft: np.ndarray = 0.7 * rows[:, 1:-1] + 0.15 * (rows[:, :-2] + rows[:, 2:])

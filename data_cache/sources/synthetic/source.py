@@ -1,7 +1,7 @@
-"""The embedded data set: drives through procedural streets, rendered when asked for, nothing on disk.
+"""The synthetic data set: drives through procedural streets, rendered when asked for; nothing is on disk.
 
-World axes are x forward, y left, z up; the vehicle frame is the same, on the ground below the rig. The LiDAR fires some
-milliseconds before the cameras and the vehicle moves in between, as on a real car.
+World axes are x forward, y left, z up; the vehicle frame has the same axes and lies on the ground below the rig. The
+LiDAR fires some milliseconds before the cameras and the vehicle moves in between, as on a real car.
 """
 
 import functools
@@ -76,7 +76,7 @@ class SyntheticSource:
 
 
 def _world_from_ego(drive: int, index: int, lead_s: float = 0.0) -> Float[np.ndarray, "4 4"]:
-    """Pose of the vehicle `lead_s` before the cameras fire: in the right lane, with a little sway."""
+    """Pose of the vehicle `lead_s` seconds before the cameras fire: in the right lane, with a little sway."""
     plan = plan_street(drive)
     along = _FIRST_ALONG_M + _FRAME_STEP_M * index - SPEED_M_PER_S * lead_s
     sway_m, sway_rad = np.random.default_rng([drive, index, 2]).normal(0, (0.15, 0.01))
@@ -87,7 +87,7 @@ def _world_from_ego(drive: int, index: int, lead_s: float = 0.0) -> Float[np.nda
 
 
 def _pose(yaw_rad: float, pitch_rad: float) -> Float[np.ndarray, "4 4"]:
-    """Rotation by yaw about up (counterclockwise), after pitch about left (nose down positive)."""
+    """Pose that rotates by pitch about the left axis (nose down positive), then by yaw about up (counterclockwise)."""
     c, s, cp, sp = np.cos(yaw_rad), np.sin(yaw_rad), np.cos(pitch_rad), np.sin(pitch_rad)
     pose = np.eye(4)
     pose[:3, :3] = [[c * cp, -s, c * sp], [s * cp, c, s * sp], [-sp, 0.0, cp]]
@@ -120,7 +120,7 @@ def _tracer(drive: int) -> "Tracer":
 
 @functools.lru_cache(maxsize=12)
 def _rendering(drive: int, index: int, view: int) -> "Rendering":
-    """Image and truth of a view come from one cast; the last few are kept for whoever asks for the other."""
+    """Render a view; image and truth come from one cast, so the last few renderings are kept."""
     rng = np.random.default_rng([drive, index, view, 3])
     return _tracer(drive).render(_camera(view), _world_from_cam(drive, index, view), rng)
 

@@ -1,7 +1,7 @@
-"""A procedural street: what stands where, nothing about light or sensors.
+"""A procedural street: its geometry and materials, without light or sensors.
 
-Everything is laid out in street coordinates (along, left, up) and bent along a gently curved centre line at the end, so
-the world axes are x forward, y left, z up, metres. Traffic keeps to the right.
+Everything is laid out in street coordinates (along, left, up) and finally bent along a gently curved centre line. World
+axes are x forward, y left, z up, in metres. Traffic keeps to the right.
 """
 
 import functools
@@ -15,7 +15,7 @@ from data_cache.sources.synthetic.mesh import Material, Mesh, Surface, Vector
 
 LENGTH_M = 300.0
 CLEAR_ALONG_M = (90.0, 180.0)
-"""Where the right lane holds no traffic, for the vehicle to drive in."""
+"""The stretch of the right lane without traffic, where the vehicle drives."""
 _KERB_M = 0.13
 _PAINTS = (0.55, 0.55, 0.55), (0.03, 0.03, 0.035), (0.25, 0.26, 0.27), (0.42, 0.43, 0.44), (0.35, 0.02, 0.02), \
     (0.03, 0.07, 0.25), (0.70, 0.70, 0.68), (0.04, 0.12, 0.07), (0.30, 0.26, 0.20)  # fmt: skip
@@ -71,11 +71,11 @@ class Path:
         self._x_m, self._y_m = np.cumsum(np.cos(self._heading_rad)), np.cumsum(np.sin(self._heading_rad))
 
     def heading_rad(self, along_m: float) -> float:
-        """Direction of the street."""
+        """Heading of the street at this distance."""
         return float(np.interp(along_m, self._along_m, self._heading_rad))
 
     def bend(self, points_m: Float[np.ndarray, "*N 3"]) -> Float[np.ndarray, "*N 3"]:
-        """World points of (along, left, up) points."""
+        """Street coordinates (along, left, up) to world coordinates."""
         along, left, up = np.moveaxis(points_m, -1, 0)
         heading, x, y = (np.interp(along, self._along_m, f) for f in (self._heading_rad, self._x_m, self._y_m))
         return np.stack([x - left * np.sin(heading), y + left * np.cos(heading), up], axis=-1)
@@ -83,7 +83,7 @@ class Path:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What is known of a street before it is built."""
+    """The centre line and lane width of a street, known before it is built."""
 
     path: Path
     lane_m: float
@@ -91,13 +91,13 @@ class Plan:
 
 @functools.cache
 def plan_street(seed: int) -> Plan:
-    """The plan of a street; cheap."""
+    """Plan a street; cheap, and the same for the same seed."""
     rng = np.random.default_rng([seed, 0])
     return Plan(Path(rng.uniform(-0.3, 0.3), rng.uniform(0, 2 * np.pi)), rng.uniform(3.2, 3.8))
 
 
 def build_street(seed: int) -> Street:
-    """Build a street (a second of work); the same seed gives the same street."""
+    """Build a street, which takes a second; the same seed gives the same street."""
     rng, plan, mesh = np.random.default_rng([seed, 1]), plan_street(seed), Mesh()
     parking, houses, walk = rng.uniform() < 0.85, rng.uniform() < 0.35, rng.uniform(2.2, 4.5)
     half_road = plan.lane_m + rng.uniform(0.4, 1.4) + 2.3 * parking
@@ -149,7 +149,7 @@ def _ground(mesh: Mesh, half_road: float, lane: float, walk: float) -> None:
 
 
 def _frontage(mesh: Mesh, rng: np.random.Generator, side: float, wall: float, houses: bool) -> None:
-    """Buildings, gaps and front gardens of one side, and a row of blocks behind them."""
+    """Add buildings, gaps and front gardens of one side, and a row of blocks behind them."""
     along = -50.0
     while along < LENGTH_M + 50:
         width, depth = rng.uniform(8, 14 if houses else 22), rng.uniform(9, 13)
@@ -181,7 +181,7 @@ def _building(
     side: float,
     house: bool,
 ) -> None:
-    """A building of (along, left) `size` whose street face looks to -side."""
+    """Add a building of (along, left) `size` that faces the street, towards -side."""
     pitch, floor = rng.uniform(2.0, 3.6), rng.uniform(2.9, 3.5)
     # Shops on the ground floor are taller and glazed; flats and houses repeat one floor all the way up.
     ground = floor if house or rng.uniform() < 0.4 else rng.uniform(3.6, 4.3)
@@ -223,7 +223,7 @@ def _tree(mesh: Mesh, rng: np.random.Generator, along: float, left: float, scale
 
 
 def _furniture(mesh: Mesh, rng: np.random.Generator, side: float, half_road: float, walk: float) -> None:
-    """Lamps, trees, signs, boxes and people between kerb and wall."""
+    """Add lamps, trees, signs, boxes and people between kerb and wall."""
     edge, grey = side * (half_road + 0.6), Surface(Material.PLAIN, (0.17, 0.18, 0.18))
     for along in np.arange(-20.0 + rng.uniform(0, 20), LENGTH_M, rng.uniform(20, 32)):
         mesh.tube((along, edge, 0), (along, edge, 7.0), (0.09, 0.06), grey)
@@ -264,8 +264,8 @@ def _car(mesh: Mesh, rng: np.random.Generator, along: float, left: float, yaw_ra
     left, yaw_rad = left + rng.normal(0, 0.06), yaw_rad + rng.normal(0, 0.02)
     paint, glass = Surface(Material.PAINT, _pick(rng, _PAINTS)), Surface(Material.GLASS, (0.02, 0.024, 0.028))
     black, steel = Surface(Material.PLAIN, (0.015, 0.015, 0.017)), Surface(Material.PLAIN, (0.35, 0.35, 0.36))
-    # Saloon, hatchback, sport utility, van: half length, belt and roof height (m), then in half lengths where the
-    # windscreen starts and ends and where the rear window ends and starts.
+    # Saloon, hatchback, sport utility, van: half length, belt height and roof height (m); then, in half lengths, where
+    # the windscreen starts and ends and where the rear window ends and starts.
     half, belt, roof, nose, front, rear, tail = (
         (2.3, 0.92, 1.44, 0.55, 0.05, -0.5, -0.75), (2.0, 0.95, 1.48, 0.5, 0.05, -0.8, -0.98),
         (2.3, 1.08, 1.72, 0.5, 0.1, -0.85, -0.98), (2.6, 1.15, 2.1, 0.75, 0.45, -0.97, -0.99),

@@ -1,7 +1,7 @@
-"""What surfaces look like up close: albedo and gloss from texture coordinates, filtered to the size of a pixel.
+"""Procedural textures: albedo and gloss from texture coordinates, filtered to the size of a pixel.
 
-Unfiltered patterns shimmer far away, and a depth network takes shimmer for structure: everything here fades to its mean
-as the pixel's footprint grows.
+Unfiltered patterns shimmer far away, and a depth network takes shimmer for structure. So every texture fades to its
+mean as the pixel's footprint grows.
 """
 
 import functools
@@ -12,7 +12,7 @@ from data_cache.sources.synthetic.mesh import Material
 
 _TILE = 512
 _TEXEL_M = 0.02
-# Per Material: strength and size of its grain, and how much of a mirror it is.
+# Per Material: strength of its grain, size of its grain, and mirror strength.
 _GRAIN = np.array([0.12, 0.35, 0.25, 0.5, 0.1, 0.25, 0.5, 0.5, 0.0, 0.0], np.float32)
 _GRAIN_SIZE = np.array([1, 1, 1, 2, 1, 1, 2, 0.7, 1, 1], np.float32)
 _MIRROR = np.array([0, 0.12, 0, 0, 0, 0, 0, 0, 0.9, 1.6], np.float32)
@@ -33,7 +33,7 @@ def appearance(
         material: (N,) Material.
         colour: (N, 3) mean albedo.
         style: (N, 7) numbers for the texture; see `street.Street.style`.
-        point_m: (N, 3) where they lie in the world.
+        point_m: (N, 3) world coordinates.
         uv_m: (N, 2) texture coordinates.
         flat: (N,) whether the surface is level.
         footprint_m: (N,) side of the surface patch that a pixel sees.
@@ -55,7 +55,7 @@ def appearance(
 
 
 def noise(place_m: np.ndarray, footprint_m: np.ndarray, smooth: bool = False) -> np.ndarray:
-    """Fractal noise, std about 1, at (N, 2) places for (N,) footprints; it repeats after 10 m."""
+    """Fractal noise of standard deviation 1 at (N, 2) places, filtered to (N,) footprints; it repeats every 10 m."""
     texels, offset, side = _pyramid(smooth)
     level = np.clip(np.log2(np.maximum(footprint_m, 1e-4) / _TEXEL_M) + 0.5, 0, len(side) - 1).astype(np.int32)
     cell = np.floor(place_m * np.float32(1 / _TEXEL_M)).astype(np.int32) & (_TILE - 1)
@@ -66,7 +66,7 @@ def noise(place_m: np.ndarray, footprint_m: np.ndarray, smooth: bool = False) ->
 
 @functools.cache
 def _pyramid(smooth: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Texels of a tileable noise and all its halvings, with the offset and side of each level."""
+    """Image pyramid of a tileable noise: the texels of all levels, and the offset and side of each level."""
     f = np.hypot(np.fft.fftfreq(_TILE)[:, None], np.fft.fftfreq(_TILE)) * _TILE
     white = np.fft.fft2(np.random.default_rng(7).standard_normal((_TILE, _TILE)))
     tile = np.fft.ifft2(white * (f > 0) / np.maximum(f, 3.0) ** (1.7 if smooth else 0.85)).real
@@ -80,7 +80,7 @@ def _pyramid(smooth: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _band(x_m: np.ndarray, half_m: np.ndarray | float, footprint_m: np.ndarray) -> np.ndarray:
-    """Share of the footprint around x that lies within |x| < half: a box filter."""
+    """Share of the footprint centred at x that lies within |x| < half: a box filter."""
     half = footprint_m / 2
     covered = np.minimum(x_m + half, half_m) - np.maximum(x_m - half, -half_m)
     share: np.ndarray = np.clip(covered / footprint_m, 0, 1)
@@ -88,7 +88,7 @@ def _band(x_m: np.ndarray, half_m: np.ndarray | float, footprint_m: np.ndarray) 
 
 
 def _stripes(x_m: np.ndarray, period_m: float, width_m: float, footprint_m: np.ndarray) -> np.ndarray:
-    """Filtered stripes, centred on the multiples of the period."""
+    """Filtered stripes, centred on multiples of the period."""
     blur = np.clip(footprint_m / period_m * 2 - 0.5, 0, 1)
     sharp = _band(x_m - np.round(x_m / period_m) * period_m, width_m / 2, footprint_m)
     share: np.ndarray = sharp * (1 - blur) + blur * (width_m / period_m)
@@ -119,7 +119,7 @@ def _paving(albedo: np.ndarray, uv_m: np.ndarray, footprint_m: np.ndarray) -> np
 def _facade(
     albedo: np.ndarray, style: np.ndarray, uv_m: np.ndarray, footprint_m: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Courses of brick, a ledge, framed windows with bars; some have curtains. Styles are those of `street.Facade`."""
+    """Courses of brick, a ledge and framed windows with bars, some with curtains; `style` is a `street.Facade`."""
     pitch, floor, width, height, ground, seed, trim = style.T
     u, v = uv_m.T
     low = v < ground

@@ -189,7 +189,7 @@ def test_a_folder_in_place_of_a_file_is_a_damage_or_a_clear_error_never_a_traceb
         path.mkdir()
     assert any("Is a directory" in line for line in damages_of(tmp_path))
     assert cache_status(tmp_path).shards_done == 1
-    with pytest.raises(StoreError, match=r"000001.json: Is a directory; it should be a file"):
+    with pytest.raises(StoreError, match=r"000001.json: Is a directory; check that it is a file"):
         writer(tmp_path).is_done(1)
 
 
@@ -198,7 +198,7 @@ def test_a_file_in_place_of_the_receipts_folder_is_a_clear_error_never_a_traceba
     shutil.rmtree(tmp_path / "receipts")
     (tmp_path / "receipts").write_text("")
     assert cache_status(tmp_path).shards_done == 0
-    with pytest.raises(StoreError, match=r"000001.json: Not a directory; it should be a file"):
+    with pytest.raises(StoreError, match=r"000001.json: Not a directory; check that it is a file"):
         writer(tmp_path).is_done(1)
     with pytest.raises(WriteError, match="receipts"):
         fill(tmp_path, (1,))

@@ -160,7 +160,7 @@ def test_an_empty_prefix_is_no_cache_and_neither_is_what_others_keep_there(bucke
 
 def test_what_is_not_our_cache_is_refused_and_left_alone(bucket, url):
     bucket.put("some/run/arrays.zarr/zarr.json", b"{}")
-    with pytest.raises(CacheError, match=r"arrays\.zarr is there but is not this recipe's"):
+    with pytest.raises(CacheError, match=r"arrays\.zarr exists but belongs to another recipe"):
         writer(url)
     assert bucket.contents("some/run") == {"arrays.zarr/zarr.json": b"{}"}
     bucket.delete("some/run/arrays.zarr/zarr.json")

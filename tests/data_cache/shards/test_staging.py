@@ -66,7 +66,7 @@ def test_only_the_shards_of_the_frames_are_copied_and_others_are_refused_not_rea
     assert {shard_of(name) for name in contents(tmp_path / COPY)} == {0, 2, None}
     assert same_frame(staged, "d/1", 1)  # of the same shard as d/0
     assert same_frame(staged, "d/4", 4)
-    with pytest.raises(IncompleteCacheError, match="frame d/2: shard 1 is not there"):
+    with pytest.raises(IncompleteCacheError, match="frame d/2: shard 1 is not written yet"):
         staged.read("d/2")
     staged = stage_cache(source, ["d/2"], tmp_path)
     assert all(same_frame(staged, frame_id, seed) for seed, frame_id in enumerate(FRAMES.train))

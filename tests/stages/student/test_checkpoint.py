@@ -114,7 +114,7 @@ def test_a_state_that_was_cut_off_is_never_loaded_but_the_one_before_it(tmp_path
         save_state(tmp_path, state(step), RUN, keep=2)
     newest = tmp_path / "00000008.safetensors"
     newest.write_bytes(newest.read_bytes()[:left])
-    with pytest.warns(UserWarning, match=r"00000008.safetensors is damaged .*the state before it is taken"):
+    with pytest.warns(UserWarning, match=r"00000008.safetensors is damaged .*the state before it is used"):
         found = load_state(tmp_path, RUN)
     assert found is not None
     assert found.step == 4
@@ -145,7 +145,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it_untouched(tmp_path, monkeyp
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(CheckpointError, match="the one before it is untouched, free some space"):
+    with pytest.raises(CheckpointError, match="the previous one is unchanged. Free some space"):
         save_student(tmp_path / "a", student(1), LINEAGE)
     assert (tmp_path / "a").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
@@ -157,7 +157,7 @@ def test_a_flipped_bit_of_a_weight_is_found_and_the_state_before_it_is_taken(tmp
     path = tmp_path / "00000012.safetensors"
     data = path.read_bytes()
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    with pytest.warns(match="00000012.safetensors is damaged: its weights are not those that were written"):
+    with pytest.warns(match="00000012.safetensors is damaged: its weights differ from their checksum"):
         found = load_state(tmp_path, RUN)
     assert found is not None
     assert found.step == 3

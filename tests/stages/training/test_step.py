@@ -142,6 +142,6 @@ def test_without_a_launcher_there_is_one_process_and_nothing_is_shared():
 def test_half_of_what_a_launcher_sets_is_refused(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    expected = "RANK, WORLD_SIZE are set, LOCAL_RANK, MASTER_ADDR, MASTER_PORT missing.*unset RANK and WORLD_SIZE"
+    expected = "RANK, WORLD_SIZE; missing: LOCAL_RANK, MASTER_ADDR, MASTER_PORT; .*unset RANK and WORLD_SIZE"
     with pytest.raises(SettingError, match=expected), parallel.joined("cpu"):
         pass

@@ -141,7 +141,7 @@ def test_metadata_that_cannot_be_used_is_named_when_the_source_opens(root):
     with pytest.raises(SourceError, match=r"c0ffee\.json: expected the key 'cy'"):
         DdadSource(root)
     write(folder, scene(), {"names": [], "intrinsics": []})
-    with pytest.raises(SourceError, match="expected a calibration of CAMERA_01, found none"):
+    with pytest.raises(SourceError, match="expected a calibration for CAMERA_01, found none"):
         DdadSource(root)
     (folder / "calibration" / "c0ffee.json").unlink()
     with pytest.raises(SourceError, match=r"c0ffee\.json, found none"):

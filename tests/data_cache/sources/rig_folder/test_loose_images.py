@@ -67,10 +67,10 @@ def test_a_folder_for_each_camera_is_frames_in_lockstep(tmp_path, rig):
     [
         (
             [],
-            r"expected one image right.jpg \(or .png, ...\), or one folder right, found front.png; leave only the name",
+            r"expected one image right.jpg \(or .png, ...\), or one folder right, found front.png; if the",
         ),
         (["right.png", "right.jpg"], "found right.jpg, right.png"),
-        (["right/1.png", "right/2.png"], "in lockstep, found front 1, right 2"),
+        (["right/1.png", "right/2.png"], "expected the same number of images for each camera, found front 1, right 2"),
         (["right/1.txt"], "right: expected images, found none"),
     ],
 )
@@ -95,7 +95,7 @@ def test_paths_and_rigs_that_are_not_there_are_named(tmp_path, rig):
         LooseImages([tmp_path / "nowhere"], rig)
     with pytest.raises(SourceError, match="expected a file, found none"):
         LooseImages([tmp_path], tmp_path / "no.json")
-    with pytest.raises(SourceError, match="expected cameras with intrinsics, found nothing but names"):
+    with pytest.raises(SourceError, match="expected cameras with intrinsics, found only names"):
         LooseImages([tmp_path], write_rig(tmp_path, {"name": "a"}))
 
 

@@ -113,7 +113,7 @@ def test_a_camera_may_only_have_its_place_in_the_ring(folder):
     assert source.rig.camera_names == ("front", "back", "left")
     assert source.frame("m/1").views[2] is None
     bad = line(1, cameras={"left": {"image": "images/1.png"}})
-    with pytest.raises(SourceError, match=r"line 1: cameras\.left: expected width, height and intrinsics of it in rig"):
+    with pytest.raises(SourceError, match=r"line 1: cameras\.left: expected its width, height and intrinsics in rig"):
         RigFolderSource(write(folder, rig=rig, lines=[bad]))
 
 
@@ -148,8 +148,8 @@ STRETCHED = [[2, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
         (["cameras", 1, "distortion", "coefficients"], [-9, 0, 0, 0], "without folding it"),
         (["cameras", 0, "ego_from_cam"], MIRROR, r"\(front\)\.ego_from_cam: expected a right-handed rotation"),
         (["cameras", 0, "ego_from_cam"], STRETCHED, "expected a rigid transform"),
-        (["cameras", 0, "ego_from_cam"], np.transpose(MOUNT).tolist(), "the last of them 0 0 0 1, .*: transpose it"),
-        (["cameras", 0, "ego_from_cam", 0, 0], 0.1, "rows of length 1 at right angles, to 0.001, found 0.1 between"),
+        (["cameras", 0, "ego_from_cam"], np.transpose(MOUNT).tolist(), "the last one 0 0 0 1, .*: transpose it"),
+        (["cameras", 0, "ego_from_cam", 0, 0], 0.1, "at right angles, within 0.001, found an error of 0.1:"),
         (["cameras", 0, "ego_from_cam", 0, 3], 1500, "expected a translation below 100 m, .*; poses are in metres"),
         (["lidar", "ego_from_lidar", 2, 3], 1800, "expected a translation below 100 m"),
         (["cameras", 1, "distortion", "model"], "radtan", "unknown .* model 'radtan'.*radtan is plumb_bob here"),
@@ -170,7 +170,7 @@ NAN = [[1, 0, 0, float("nan")], *AHEAD[1:]]
 @pytest.mark.parametrize(
     ("second", "message"),
     [
-        (line(2, id="m/1"), "expected each id once, found 'm/1' in line 1, too"),
+        (line(2, id="m/1"), "expected each id once, found 'm/1' also in line 1"),
         (line(2, id="a\nb"), "id: expected text of 1 to 1024 printable characters"),
         (line(2, drive="a[1]"), r"drive: expected a name without \[ and \]"),
         (line(2, drive="list:a"), "drive: expected a name that does not begin with list:"),
@@ -217,7 +217,7 @@ def test_a_line_that_cannot_be_is_one_error_that_names_file_and_number(folder, s
     [
         ({"train": ["noon"]}, "train: expected drives of frames.jsonl, found 'noon', which has no frame"),
         ({"train": ["morning", "morning"]}, "expected a list of 1 to 1 values, found 2 values"),
-        ({"morning": ["morning"]}, "expected another name than that of a drive"),
+        ({"morning": ["morning"]}, "expected a name that is not a drive's"),
         ({"train": "morning"}, "expected a list"),
         (["train"], "expected an object"),
     ],
