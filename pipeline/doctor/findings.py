@@ -207,6 +207,14 @@ def open_files_finding(needed: int, limit: int) -> Finding:
     return Finding("open files", "ok", found)
 
 
+def load_finding(load: float, cores: int) -> Finding:
+    """Judge whether other jobs compete for the cores; `load` is the mean number of running threads of a minute."""
+    found = f"load {load:.1f} on {count_text(cores, 'core')}"
+    if load > cores:
+        return Finding("load", "warning", found, "other jobs compute here: every stage will take longer; wait for them")
+    return Finding("load", "ok", found)
+
+
 def scheduler_finding(address: str, workers: int) -> Finding:
     """Report a scheduler that answers, and its workers."""
     if not workers:

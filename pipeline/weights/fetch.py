@@ -1,21 +1,18 @@
 """Finds pinned weights on this machine, or fetches them by the first route that delivers the right bytes."""
 
-import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
-import tarfile
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_cache.errors import SurroundError
-from pipeline.weights.catalog import KNOWN, Package, WeightSpec
+from data_cache.files import file_sha256
+from pipeline.weights.catalog import KNOWN, WeightSpec
+from pipeline.weights.packages import CLIENTS, RouteError, read_members, require_sha256
 
 __all__ = [
     "KNOWN",
@@ -30,7 +27,6 @@ __all__ = [
 FOLDER_VARIABLE = "SURROUND_WEIGHTS"
 MODEL_FILE = "model.safetensors"
 HUB_TIMEOUT_S = 3.0
-CLIENT_TIMEOUT_S = 900.0
 
 
 @dataclass(frozen=True)
@@ -52,10 +48,6 @@ class WeightFolder:
 
 class WeightsError(SurroundError):
     """No route delivered the weights; the message lists each route, why it failed, and what to do."""
-
-
-class RouteError(Exception):
-    """One route cannot deliver the weights; the next one is tried."""
 
 
 def fetch_weights(name: str, *, folder: Path | None = None) -> WeightFolder:
@@ -158,42 +150,6 @@ def hub_download(spec: WeightSpec) -> Path:
     return Path(hf_hub_download(spec.hub_id, MODEL_FILE, revision=spec.hub_revision, etag_timeout=HUB_TIMEOUT_S))
 
 
-def npm_pack(requirement: str, folder: Path) -> Path:
-    """Download an npm package into `folder`; its scripts do not run."""
-    npm = shutil.which("npm")
-    if npm is None:
-        raise RouteError(f"npm is not installed, and {requirement} needs it")
-    options = ["--ignore-scripts", "--loglevel=error", "--fetch-retries=1", "--fetch-retry-mintimeout=1000"]
-    _run([npm, "pack", requirement, "--pack-destination", str(folder), *options], folder)
-    return _only_file(folder, "*.tgz")
-
-
-def pip_download(requirement: str, folder: Path) -> Path:
-    """Download a wheel into `folder`; nothing is built or installed."""
-    options = ["--no-deps", "--only-binary=:all:", "--retries=1", "--quiet", "--disable-pip-version-check"]
-    _run([sys.executable, "-m", "pip", "download", requirement, "--dest", str(folder), *options], folder)
-    return _only_file(folder, "*.whl")
-
-
-CLIENTS: dict[str, Callable[[str, Path], Path]] = {"npm": npm_pack, "pip": pip_download}
-
-
-def read_members(archive: Path, package: Package) -> dict[str, bytes]:
-    """Read the needed members of a package and no others; nothing is unpacked to disk.
-
-    Raises:
-        RouteError: if the sha256 of the archive or of a member is not the pinned one, or a member is missing.
-    """
-    _require_sha256(archive.name, _sha256(archive), package.sha256)
-    try:
-        members = _read_tar(archive, package) if package.client == "npm" else _read_zip(archive, package)
-    except KeyError as error:
-        raise RouteError(f"{archive.name}: {error.args[0]}") from error
-    for path, expected in package.members.items():
-        _require_sha256(f"{archive.name}: {path}", hashlib.sha256(members[path]).hexdigest(), expected)
-    return members
-
-
 def _spec(name: str) -> WeightSpec:
     if name not in KNOWN:
         raise WeightsError(f"unknown weights {name!r}; known: {', '.join(KNOWN)}")
@@ -231,7 +187,7 @@ def _checked(spec: WeightSpec, path: Path, route: str) -> WeightFolder:
     model = path / MODEL_FILE
     if not model.is_file():
         raise RouteError(f"{model} does not exist")
-    sha256 = _sha256(model)
+    sha256 = file_sha256(model)
     if sha256 not in (spec.sha256, spec.hub_sha256):
         raise RouteError(f"{model}: expected sha256 {spec.sha256} (or the hub's {spec.hub_sha256}), found {sha256}")
     return WeightFolder(path, sha256, spec.licence, route)
@@ -252,7 +208,7 @@ def _install(spec: WeightSpec, staging: Path, expected_sha256: str, route: str) 
     either the old file or the new one.
     """
     model = staging / MODEL_FILE
-    _require_sha256(f"{spec.name}/{MODEL_FILE}", _sha256(model), expected_sha256)
+    require_sha256(f"{spec.name}/{MODEL_FILE}", file_sha256(model), expected_sha256)
     target = cache_folder() / spec.name
     target.mkdir(exist_ok=True)
     _settle_side_files(spec, target)
@@ -282,56 +238,3 @@ def _replace_durably(source: Path, target: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-def _read_tar(archive: Path, package: Package) -> dict[str, bytes]:
-    with tarfile.open(archive) as tar:
-        return {path: _read_tar_member(tar, path) for path in package.members}
-
-
-def _read_tar_member(tar: tarfile.TarFile, path: str) -> bytes:
-    file = tar.extractfile(path)
-    if file is None:
-        raise KeyError(f"{path} is not a file")
-    return file.read()
-
-
-def _read_zip(archive: Path, package: Package) -> dict[str, bytes]:
-    with zipfile.ZipFile(archive) as wheel:
-        return {path: wheel.read(path) for path in package.members}
-
-
-def _run(command: list[str], folder: Path) -> None:
-    """Run a registry client; on failure, raise RouteError with its own words."""
-    client = " ".join(command[:4])
-    try:
-        done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=CLIENT_TIMEOUT_S, stdin=subprocess.DEVNULL
-        )
-    except subprocess.TimeoutExpired as error:
-        raise RouteError(f"{client}: no answer after {CLIENT_TIMEOUT_S:.0f} s") from error
-    if done.returncode != 0:
-        raise RouteError(f"{client}: exit code {done.returncode}: {_reason(done.stderr)}")
-
-
-def _reason(said: str) -> str:
-    """The first line that names an error: npm ends with the path of a log, pip begins with warnings."""
-    lines = said.strip().splitlines() or ["no message"]
-    return next((line for line in lines if "error" in line.lower()), lines[-1])
-
-
-def _only_file(folder: Path, pattern: str) -> Path:
-    found = list(folder.glob(pattern))
-    if len(found) != 1:
-        raise RouteError(f"expected one {pattern} from the registry client, found {len(found)}")
-    return found[0]
-
-
-def _require_sha256(what: str, found: str, expected: str) -> None:
-    if found != expected:
-        raise RouteError(f"{what}: expected sha256 {expected}, found {found}")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -30,6 +30,12 @@ def test_open_files_weights_and_workers_have_a_remedy_each():
     assert findings.scheduler_finding("tcp://h:1", 3).found == "tcp://h:1 answers, 3 workers"
 
 
+def test_more_running_threads_than_cores_are_a_warning():
+    assert findings.load_finding(2.0, 2).level == "ok"
+    busy = findings.load_finding(2.1, 2)
+    assert (busy.level, busy.found, bool(busy.remedy)) == ("warning", "load 2.1 on 2 cores", True)
+
+
 def test_problems_come_first_and_remedies_below_them():
     text = findings.findings_text(
         [
@@ -53,7 +59,7 @@ def test_the_command_looks_at_everything_and_writes_a_picture_alone(recipe, tmp_
     assert all(f.keys() == {"check", "level", "found", "remedy"} for f in found)
     assert {f["level"] for f in found} <= {"ok", "warning"}
     assert all(f["remedy"] for f in found if f["level"] != "ok")
-    assert list(dict.fromkeys(f["check"] for f in found)) == ["teacher", "data", "open files", "/dev/shm", "frames", "lidar", "calibration", "ring order", "neighbours", "picture", "disk", "memory", "devices"]  # fmt: skip # noqa: E501
+    assert list(dict.fromkeys(f["check"] for f in found)) == ["teacher", "data", "open files", "/dev/shm", "frames", "lidar", "calibration", "ring order", "neighbours", "picture", "disk", "memory", "devices", "load"]  # fmt: skip # noqa: E501
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert files == [tmp_path / "doctor/lidar_on_images.png"]
     with Image.open(files[0]) as picture:

