@@ -63,7 +63,8 @@ def fit_bins(recipe: str, data: Path | None, run: Path | None, overrides: tuple[
         done = run_fit_bins(parsed, folder)
     fitted = done.fitted
     click.echo(
-        f"fit-bins: {len(fitted.frames)} frames, {fitted.images} images, {fitted.points} LiDAR returns"
+        f"fit-bins: {count_text(len(fitted.frames), 'frame')}, {count_text(fitted.images, 'image')},"
+        f" {count_text(fitted.points, 'LiDAR return')}"
         f"{', already done' if done.already_done else ''}; error of log depth (RMS, after scale and shift per"
         f" image) {fitted.residual_before:.3f} before the fit, {fitted.residual_after:.3f} after it; {done.path}"
     )
@@ -202,7 +203,7 @@ def _plan_text(plan: "TrainingPlan") -> str:
     return (
         f"frames       {plan.frames:,} to learn from, {plan.quarantined:,} quarantined,"
         f" {plan.selection_frames:,} to choose on\n"
-        f"steps        {left:,} of {plan.steps:,} left, {plan.batch_rigs} frames each{shared}{passes}:"
+        f"steps        {left:,} of {plan.steps:,} left, {count_text(plan.batch_rigs, 'frame')} each{shared}{passes}:"
         f" {samples:,} samples, {samples / plan.frames:.1f} epochs\n"
         f"student      {plan.parameters / 1e6:.2f} M parameters, {plan.precision} on {plan.device}\n"
         f"time         {minutes // 60} h {minutes % 60:02d} min {seconds:02d} s: {plan.seconds_per_step:.2f} s per"

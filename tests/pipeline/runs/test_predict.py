@@ -175,7 +175,7 @@ def test_images_of_a_rig_that_stands_nowhere_have_depth_and_the_cloud_says_why_n
     [
         (["{}/in"], "images and --rig go together"),
         (["--rig", "{}/rig.json"], "images and --rig go together"),
-        (["{}/in", "--rig", "{}/rig.json", "--on", "demo"], "--on and --set are for the frames of a recipe"),
+        (["{}/in", "--rig", "{}/rig.json", "--on", "demo"], "--on and --set choose frames of a recipe"),
         (["{}/in", "--rig", "{}/rig.json"], "{}/in: expected one image right.jpg"),
         (["{}/in/front.png", "--rig", "{}/one.json"], "front.png: expected 48 x 80 px (h x w), found 24 x 40"),
         (["{}/nowhere", "--rig", "{}/rig.json"], "found nothing at {}/nowhere"),

@@ -161,7 +161,7 @@ def test_a_killed_fit_goes_on_with_the_frames_that_are_missing(recipe, fitted, t
 def test_fit_bins_as_a_process_says_what_it_found(recipe, tmp_path):
     command = Command(tmp_path / "log", "fit-bins", recipe, "--run", tmp_path / "run", "--set", "bins.fit_frames=1")
     assert command.end() == 0, command.output
-    assert "fit-bins: 1 frames, 6 images" in command.output
+    assert "fit-bins: 1 frame, 6 images" in command.output
     assert 'Note: teacher-cache uses them only with bins.strategy = "fitted"' in command.output
 
 
