@@ -1,5 +1,6 @@
 """Stage three: evaluate the student under a protocol of the field, and keep the maps that the report draws."""
 
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -14,6 +15,7 @@ from data_cache.errors import FrameError
 from data_cache.frames.rig import Frame, Sweep
 from data_cache.frames.views import RigViews, load_images, rig_views
 from data_cache.sources.base import Source
+from stages.compute.devices import synchronize
 from stages.compute.progress import Preempted, progress_bar
 from stages.compute.resize import depth_at, resize_rgb, resize_views, resized
 from stages.evaluation import metrics
@@ -67,6 +69,7 @@ class _Seen:
         predicted_m: predicted depth of each view at its own size; None where a camera is missing.
         student_m: the same at the student's input size; 0 = none.
         disparity: the teacher's disparity, by view.
+        teacher_ms: what the teacher took for all views at once; None where it was not asked or a camera is missing.
         on_student_m: the teacher's depth fitted to the student's, by view.
         measured: pixels with LiDAR, by view.
     """
@@ -77,6 +80,7 @@ class _Seen:
     predicted_m: tuple[Float[np.ndarray, "_ _"] | None, ...]
     student_m: Float[np.ndarray, "V H W"]
     disparity: dict[int, Float[np.ndarray, "_ _"]]
+    teacher_ms: float | None
     on_student_m: dict[int, Float[np.ndarray, "H W"]]
     measured: dict[int, ImagePixels]
 
@@ -127,6 +131,7 @@ def evaluate(
     errors: dict[str, FrameErrors] = {}
     drawn: dict[str, FramePictures] = {}
     middle = frame_ids[len(frame_ids) // 2] if frame_ids else ""
+    teacher_ms: list[float] = []
     rig: RigViews | None = None
     with progress_bar(len(frame_ids), 0, "eval", "frame") as bar:
         for frame_id in frame_ids:
@@ -139,6 +144,7 @@ def evaluate(
                 bar.update()
                 continue
             rig = seen.rig
+            teacher_ms += [seen.teacher_ms] if seen.teacher_ms is not None else []
             for pixels in seen.measured.values():
                 _require_depth(frame_id, pixels)
             if save_to is not None and spec.save_predictions and not isinstance(student, PredictionFolder):
@@ -173,7 +179,14 @@ def evaluate(
         student=scores,
         teacher=table.teacher(),
         consistency=Consistency(float(np.mean(list(pairs.values()))) if pairs else None, pairs),
-        latency=rig_latency(student, rig, teacher, device, precision)
+        latency=rig_latency(
+            student,
+            rig,
+            device,
+            precision,
+            teacher_input=teacher.input_size if teacher is not None else None,
+            teacher_ms=teacher_ms,
+        )
         if spec.latency and not isinstance(student, PredictionFolder)
         else None,
         quarantined=quarantined,
@@ -200,7 +213,9 @@ def _look(setting: _Setting, frame_id: str) -> _Seen:
     size, range_m = setting.network_size, setting.range_m
     rig = rig_views(frame, resize_views(images, size), sweep, size)
     predicted_m = _predictions(setting, frame, rig)
-    disparity = _teacher_disparity(setting.teacher, images) if setting.teacher is not None else {}
+    disparity, teacher_ms = (
+        _teacher_disparity(setting.teacher, images, setting.device) if setting.teacher else ({}, None)
+    )
     measured: dict[int, ImagePixels] = {}
     for i, view in enumerate(frame.views):
         depth_m = predicted_m[i]
@@ -211,7 +226,7 @@ def _look(setting: _Setting, frame_id: str) -> _Seen:
             measured[i] = pixels
     student_m = np.stack([depth_at(d, size) if d is not None else np.zeros(size, np.float32) for d in predicted_m])
     on_student_m = {i: teacher_fitted_to(student_m[i], values, range_m) for i, values in disparity.items()}
-    return _Seen(frame, sweep, rig, predicted_m, student_m, disparity, on_student_m, measured)
+    return _Seen(frame, sweep, rig, predicted_m, student_m, disparity, teacher_ms, on_student_m, measured)
 
 
 def _predictions(setting: _Setting, frame: Frame, rig: RigViews) -> tuple[Float[np.ndarray, "_ _"] | None, ...]:
@@ -308,11 +323,17 @@ def _add_dense(
 
 
 def _teacher_disparity(
-    teacher: Teacher, images: Sequence[UInt8[np.ndarray, "H W 3"] | None]
-) -> dict[int, Float[np.ndarray, "h w"]]:
+    teacher: Teacher, images: Sequence[UInt8[np.ndarray, "H W 3"] | None], device: torch.device
+) -> tuple[dict[int, Float[np.ndarray, "h w"]], float | None]:
+    """The teacher's disparity by view, and its milliseconds for the rig; None for the time of an incomplete rig."""
     there = {i: rgb for i, rgb in enumerate(images) if rgb is not None}
     if not there:
-        return {}
+        return {}, None
     stacked = torch.from_numpy(np.stack([resize_rgb(rgb, teacher.input_size) for rgb in there.values()]))
-    disparity = to_disparity(teacher(stacked).prediction, teacher.space).cpu().numpy()
-    return dict(zip(there, disparity, strict=True))
+    synchronize(device)
+    begin = time.perf_counter()
+    prediction = teacher(stacked).prediction
+    synchronize(device)
+    milliseconds = 1e3 * (time.perf_counter() - begin)
+    disparity = to_disparity(prediction, teacher.space).cpu().numpy()
+    return dict(zip(there, disparity, strict=True)), milliseconds if len(there) == len(images) else None

@@ -12,7 +12,6 @@ from stages.compute.devices import synchronize
 from stages.evaluation.results import Latency
 from stages.inference.predict import forward_rig
 from stages.student.model import Student
-from stages.teacher.base import Teacher
 
 
 @dataclass(frozen=True)
@@ -53,14 +52,25 @@ def _timing(milliseconds: Sequence[float]) -> Timing:
 
 
 def rig_latency(
-    student: Student, rig: RigViews, teacher: Teacher | None, device: torch.device, precision: str
+    student: Student,
+    rig: RigViews,
+    device: torch.device,
+    precision: str,
+    *,
+    teacher_input: tuple[int, int] | None = None,
+    teacher_ms: Sequence[float] = (),
 ) -> Latency:
-    """Time a student on a rig, and a teacher on the same number of noise images."""
+    """Time a student on a rig, and set it beside the times that a teacher took for rigs of the same cameras.
+
+    Args:
+        student: in evaluation mode, on `device`.
+        rig: views at its input size.
+        device, precision: where and how.
+        teacher_input: (H, W) of the teacher's images.
+        teacher_ms: its times in the order in which they were taken; the first one is its warm-up, unless it is alone.
+    """
     student_time = measure(lambda: forward_rig(student, rig, device, precision), device, warmup=3, repeats=20)
-    teacher_time = None
-    if teacher is not None:
-        images = torch.zeros(len(rig.image), *teacher.input_size, 3, dtype=torch.uint8).random_(0, 256)
-        teacher_time = measure(lambda: teacher(images), device, warmup=1, repeats=5)
+    teacher_time = _timing(teacher_ms[1:] or teacher_ms) if teacher_ms else None
     return Latency(
         student_ms_per_rig=student_time.p50_ms,
         student_p95_ms_per_rig=student_time.p95_ms,
@@ -70,6 +80,6 @@ def rig_latency(
         precision=precision,
         device=str(device),
         input=student.spec.input_size,
-        teacher_input=teacher.input_size if teacher is not None else None,
+        teacher_input=teacher_input if teacher_time else None,
         images_per_rig=len(rig.image),
     )
