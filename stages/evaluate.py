@@ -16,7 +16,8 @@ from data_cache.frames.rig import Frame, Sweep
 from data_cache.frames.views import RigViews, load_images, rig_views
 from data_cache.sources.base import Source
 from stages.compute.devices import synchronize
-from stages.compute.progress import Preempted, progress_bar
+from stages.compute.preemption import Preempted
+from stages.compute.progress import progress_bar
 from stages.compute.resize import depth_at, resize_rgb, resize_views, resized
 from stages.evaluation import metrics
 from stages.evaluation.consistency import Overlap, pooled_overlap, ring_overlaps

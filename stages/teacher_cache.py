@@ -17,9 +17,9 @@ from data_cache.shards.writer import CacheWriter
 from data_cache.sources.base import Source
 from stages.caching.products import CONSTANT_NOTE, SeenView, frame_record, look
 from stages.caching.teacher_input import PreparedFrame, prepare_frame
-from stages.compute.progress import Preempted
+from stages.compute.preemption import Preempted
 from stages.targets.binning import Binning
-from stages.targets.bins import BinSpec
+from stages.targets.spec import BinSpec
 from stages.teacher.base import Teacher
 
 PREFETCH_FRAMES = 3

@@ -19,7 +19,8 @@ from data_cache.files import write_error
 from data_cache.shards.reader import CacheReader
 from data_cache.storage.claims import Claims
 from stages.compute.parallel import any_says, everybody, leads, meet, process_count, rank, summed
-from stages.compute.progress import Preempted, progress_bar
+from stages.compute.preemption import Preempted
+from stages.compute.progress import progress_bar
 from stages.evaluation.metrics import abs_rel
 from stages.student.checkpoint import (
     CheckpointError,

@@ -27,12 +27,12 @@ from pipeline.ablation.student import PlannedStudent, plan_students, train_and_m
 from pipeline.ablation.table import Outcome, ablation_table, table_rows
 from pipeline.errors import RecipeError
 from pipeline.recipe.config import Recipe
-from pipeline.recipe.preemption import preemption
 from pipeline.recipe.provenance import surroundings
 from pipeline.recipe.run_folder import RunFolder, cache_location
 from pipeline.runs.data import frames_to_test, open_data, refuse_leak
 from pipeline.runs.stage_one import decided_identity
-from stages.compute.progress import Preempted, progress_bar
+from stages.compute.preemption import Preempted, preemption
+from stages.compute.progress import progress_bar
 
 
 class AblationError(SurroundError):

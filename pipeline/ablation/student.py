@@ -25,7 +25,7 @@ from pipeline.runs.stage_one import decided_identity
 from pipeline.runs.train_student import train_recipe
 from stages.compute.devices import place, resolve_device, resolve_precision
 from stages.compute.parallel import joined
-from stages.compute.progress import Preempted
+from stages.compute.preemption import Preempted
 from stages.evaluate import evaluate
 from stages.evaluation.protocols import PROTOCOLS, measured_frames
 from stages.evaluation.results import EvaluateReport, against_lidar

@@ -6,16 +6,8 @@ from pathlib import Path
 import click
 
 from data_cache.files import count_text
-from pipeline.cli.console import (
-    EXIT_FAILED,
-    exit_on_error,
-    exit_quarantined,
-    json_option,
-    json_report,
-    list_notes,
-    open_run,
-    recipe_options,
-)
+from pipeline.cli.console import json_option, json_report, list_notes, open_run, recipe_options
+from pipeline.cli.exit_codes import EXIT_FAILED, exit_on_error, exit_quarantined
 
 RETRY = "fix the files and run teacher-cache --retry"
 

@@ -2,24 +2,19 @@
 
 import os
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from data_cache.errors import SettingError, SourceError, SurroundError
 from data_cache.files import count_text
-from pipeline.errors import RecipeError
-from stages.compute.progress import QUIET, Preempted, is_quiet
+from stages.compute.progress import QUIET, is_quiet
 
 if TYPE_CHECKING:
     from pipeline.recipe.config import Recipe
     from pipeline.recipe.run_folder import RunFolder
 
-EXIT_FAILED, EXIT_USAGE, EXIT_QUARANTINED, EXIT_PREEMPTED = 1, 2, 3, 75
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -69,22 +64,6 @@ def say(text: str) -> None:
         click.echo(text, err=True)
 
 
-@contextmanager
-def exit_on_error(how_to_continue: str = "Run the same command to continue.") -> Iterator[None]:
-    """Turn our own errors into a message and an exit code; any other error is a bug and keeps its traceback."""
-    try:
-        yield
-    except Preempted as error:
-        click.echo(f"{error}. {how_to_continue}", err=True)
-        sys.exit(EXIT_PREEMPTED)
-    except KeyboardInterrupt:
-        click.echo(f"Stopped before there was anything to save. {how_to_continue}", err=True)
-        sys.exit(EXIT_PREEMPTED)
-    except SurroundError as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(EXIT_USAGE if isinstance(error, (RecipeError, SourceError, SettingError)) else EXIT_FAILED)
-
-
 def open_run(
     recipe: str, data: Path | None, run: Path | None, overrides: tuple[str, ...]
 ) -> "tuple[Recipe, RunFolder]":
@@ -104,14 +83,6 @@ def parse_part(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def list_frames(title: str, entries: Mapping[str, str]) -> None:
-    """Print the number of frames before `title`, and each frame with its reason."""
-    if entries:
-        click.echo(f"{count_text(len(entries), 'frame')} {title}:", err=True)
-        for frame_id, reason in entries.items():
-            click.echo(f"  {frame_id}: {reason}", err=True)
-
-
 def list_notes(notes: Mapping[str, str]) -> None:
     """Print what usable frames lack, one line per kind: a camera missing everywhere is one fact, not thousands."""
     frames: dict[str, list[str]] = {}
@@ -119,10 +90,3 @@ def list_notes(notes: Mapping[str, str]) -> None:
         frames.setdefault(note, []).append(frame_id)
     for note, frame_ids in frames.items():
         click.echo(f"Note: {note} in {count_text(len(frame_ids), 'frame')}, first {frame_ids[0]}", err=True)
-
-
-def exit_quarantined(quarantined: Mapping[str, str], remedy: str) -> None:
-    """If frames were quarantined, list them and exit with EXIT_QUARANTINED."""
-    if quarantined:
-        list_frames(f"quarantined ({remedy})", quarantined)
-        sys.exit(EXIT_QUARANTINED)

@@ -7,18 +7,8 @@ from pathlib import Path
 import click
 
 from data_cache.files import count_text
-from pipeline.cli.console import (
-    EXIT_FAILED,
-    exit_on_error,
-    exit_quarantined,
-    json_option,
-    json_report,
-    open_run,
-    parse_part,
-    quiet_option,
-    recipe_options,
-    say,
-)
+from pipeline.cli.console import json_option, json_report, open_run, parse_part, quiet_option, recipe_options, say
+from pipeline.cli.exit_codes import EXIT_FAILED, exit_on_error, exit_quarantined
 
 
 @click.command(short_help="Print one table of several reports.")

@@ -8,19 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from data_cache.files import count_text, size_text
-from pipeline.cli.console import (
-    EXIT_FAILED,
-    exit_on_error,
-    exit_quarantined,
-    json_option,
-    json_report,
-    list_frames,
-    list_notes,
-    open_run,
-    parse_part,
-    recipe_options,
-    say,
-)
+from pipeline.cli.console import json_option, json_report, list_notes, open_run, parse_part, recipe_options, say
+from pipeline.cli.exit_codes import EXIT_FAILED, exit_on_error, exit_quarantined, list_frames
 
 if TYPE_CHECKING:
     from stages.training.plan import TrainingPlan

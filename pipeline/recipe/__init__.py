@@ -1,4 +1,4 @@
-"""What a run is: its recipe, its folder, its provenance, and how it is stopped.
+"""What a run is: its recipe, its folder and its provenance.
 
 Nothing runs here. Read `config.py` first.
 """

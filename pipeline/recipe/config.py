@@ -20,10 +20,10 @@ from pipeline.recipe.cluster import ClusterSpec
 from pipeline.weights.catalog import KNOWN
 from stages.caching.spec import TeacherCacheSpec
 from stages.evaluation.spec import EvaluateSpec
-from stages.losses.terms import LossSpec
+from stages.losses.spec import LossSpec
 from stages.student.encoder import ENCODERS
-from stages.student.model import StudentSpec
-from stages.targets.bins import BinSpec
+from stages.student.spec import StudentSpec
+from stages.targets.spec import BinSpec
 from stages.training.spec import TrainStudentSpec
 
 T = TypeVar("T")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_cache.errors import SettingError, SurroundError
 from data_cache.stop_signals import deaf_children
-from stages.compute.progress import Preempted
+from stages.compute.preemption import Preempted
 from stages.compute.waiting import PASSIVE
 
 if TYPE_CHECKING:

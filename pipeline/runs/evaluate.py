@@ -14,13 +14,13 @@ from data_cache.sources.base import Source
 from pipeline.api import SurroundStudent
 from pipeline.errors import RecipeError
 from pipeline.recipe.config import Recipe, recipe_toml
-from pipeline.recipe.preemption import preemption
 from pipeline.recipe.provenance import surroundings
 from pipeline.recipe.run_folder import RunFolder
 from pipeline.report.one_run import write_report
 from pipeline.runs.data import frames_to_test, learnt_from, open_data, refuse_leak
 from pipeline.runs.stage_one import open_teacher
 from stages.compute.devices import place, resolve_device, resolve_precision
+from stages.compute.preemption import preemption
 from stages.evaluate import evaluate
 from stages.evaluation.predictions import open_predictions
 from stages.evaluation.protocols import ZERO_SHOT

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from data_cache.sources.selectors import spread
 from pipeline.recipe.config import Recipe
-from pipeline.recipe.preemption import preemption
 from pipeline.recipe.run_folder import RunFolder
 from pipeline.runs.stage_one import fit_settings, open_stage_one
 from stages.caching.fit_bins import FittedBins, fit_bins, load_fitted, require_made_with, save_fitted
+from stages.compute.preemption import preemption
 from stages.compute.progress import progress_bar
 
 

@@ -17,12 +17,12 @@ from data_cache.sources.rig_folder.loose_images import LooseImages
 from pipeline.api import SurroundStudent, load_student
 from pipeline.errors import RecipeError
 from pipeline.recipe.config import load_recipe
-from pipeline.recipe.preemption import preemption
 from pipeline.recipe.run_folder import RunFolder
 from pipeline.runs.data import open_data, select_frames
 from pipeline.viewers.cloud_page import cloud_page
 from pipeline.viewers.recording import Recording, require_rerun
-from stages.compute.progress import Preempted, progress_bar
+from stages.compute.preemption import Preempted, preemption
+from stages.compute.progress import progress_bar
 from stages.evaluation.predictions import SUFFIXES, frame_file, prediction_file, save_prediction
 from stages.inference.cloud_files import glb_bytes, ply_bytes
 from stages.inference.colours import colour_depth, depth_scale

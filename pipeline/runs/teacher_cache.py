@@ -10,12 +10,12 @@ from data_cache.shards.reader import CacheStatus, cache_status
 from data_cache.shards.writer import CachePlan
 from data_cache.storage.store import CacheStore
 from pipeline.recipe.config import Recipe, keep_recipe, recipe_toml
-from pipeline.recipe.preemption import preemption
 from pipeline.recipe.run_folder import RunFolder, cache_location
 from pipeline.runs import cluster
 from pipeline.runs.stage_one import open_run_stage_one
 from pipeline.weights.fetch import KNOWN
 from pipeline.weights.hub import PREFIX
+from stages.compute.preemption import preemption
 from stages.compute.progress import progress_bar
 from stages.teacher_cache import TeacherCacheReport
 

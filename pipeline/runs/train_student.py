@@ -10,12 +10,12 @@ from data_cache.shards.reader import CacheReader
 from data_cache.shards.staging import stage_cache
 from pipeline.errors import RecipeError
 from pipeline.recipe.config import Recipe, keep_recipe
-from pipeline.recipe.preemption import preemption
 from pipeline.recipe.run_folder import RunFolder, cache_location
 from pipeline.runs.stage_one import decided_identity
 from pipeline.weights.fetch import fetch_weights
 from stages.compute.parallel import joined, leads
-from stages.compute.progress import Preempted, progress_bar
+from stages.compute.preemption import Preempted, preemption
+from stages.compute.progress import progress_bar
 from stages.student.encoder import ENCODERS
 from stages.student.model import Student
 from stages.train_student import TrainStudentReport, train_student

@@ -17,7 +17,7 @@ from data_cache.shards.records import unpack_depth_m
 from data_cache.sources.base import Source
 from stages.caching.products import look
 from stages.caching.teacher_input import prepare_frame
-from stages.compute.progress import Preempted
+from stages.compute.preemption import Preempted
 from stages.student.checkpoint import difference_lines
 from stages.targets.binning import AffineBinning, bend
 from stages.teacher.base import Teacher

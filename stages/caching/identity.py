@@ -13,7 +13,7 @@ from data_cache.sources.base import EditableSource, Source
 from stages.caching.spec import TeacherCacheSpec
 from stages.targets import relations
 from stages.targets.binning import binning_definition
-from stages.targets.bins import BinSpec
+from stages.targets.spec import BinSpec
 from stages.teacher.base import Teacher
 
 

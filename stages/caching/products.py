@@ -16,8 +16,8 @@ from data_cache.shards.schema import bin_table
 from stages.caching.teacher_input import PreparedFrame
 from stages.targets import bins, relations
 from stages.targets.binning import Binning
-from stages.targets.bins import BinSpec
 from stages.targets.space import to_disparity
+from stages.targets.spec import BinSpec
 from stages.teacher.base import Teacher
 
 CONSTANT_NOTE = "looks constant to the teacher"

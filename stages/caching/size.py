@@ -13,7 +13,7 @@ from data_cache.sources.base import Source
 from stages.caching.products import SeenView, frame_record, look
 from stages.caching.teacher_input import PreparedFrame, prepare_frame
 from stages.targets.binning import Binning
-from stages.targets.bins import BinSpec
+from stages.targets.spec import BinSpec
 from stages.teacher.base import Teacher
 
 

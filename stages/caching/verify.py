@@ -17,7 +17,7 @@ from stages.caching.products import CONSTANT_NOTE, frame_record, look
 from stages.caching.teacher_input import prepare_frame
 from stages.targets import bins
 from stages.targets.binning import Binning
-from stages.targets.bins import BinSpec
+from stages.targets.spec import BinSpec
 from stages.teacher.base import Teacher
 
 SUM_TOLERANCE = 1e-5

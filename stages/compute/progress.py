@@ -6,15 +6,9 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from data_cache.errors import SurroundError
-
 QUIET = "SURROUND_QUIET"
 """If set to 1, only results, warnings and errors are shown, also by processes that a stage starts."""
 _SHOWN_AFTER_S = 2.0
-
-
-class Preempted(SurroundError):
-    """The stage was asked to stop; everything finished is saved, and the same command continues."""
 
 
 def is_quiet() -> bool:

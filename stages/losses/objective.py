@@ -12,7 +12,8 @@ from stages.losses import terms
 from stages.losses.agreement import agreement_loss
 from stages.losses.completion import densify
 from stages.losses.photometric import photometric_loss
-from stages.losses.terms import LossSpec, LossTerms
+from stages.losses.spec import LossSpec
+from stages.losses.terms import LossTerms
 from stages.student.model import Student, StudentOutput
 from stages.targets.binning import Binning
 from stages.targets.bins import decode, expected_position, move_bins, student_frame

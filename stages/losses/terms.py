@@ -3,7 +3,7 @@
 With several processes, the mean over processes of a function's result is the mean over all their frames.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,7 +14,6 @@ from stages.compute.parallel import mean_count
 MIN_POINTS_PER_RIG = 10
 RELATION_TEMPERATURE = 0.1
 LOGIT_TEMPERATURE = 4.0
-FRAMES = ("lidar", "student", "literal")
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,61 +31,6 @@ class LossTerms:
     completion: Float[Tensor, ""] | None = None
     photometric: Float[Tensor, ""] | None = None
     agreement: Float[Tensor, ""] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossSpec:
-    """One weight per field of LossTerms, under the same name, and settings. A term of weight 0 is not computed.
-
-    Attributes:
-        supervised: depth against LiDAR.
-        kl: bin probabilities against the teacher's.
-        cross: the teacher's probabilities with the student's centres, against LiDAR.
-        relation: relations of ring neighbours against the teacher's.
-        output: baseline, depth against the teacher's map fitted to LiDAR.
-        logit: baseline, softened bin probabilities against the teacher's.
-        feature: baseline, tokens against the teacher's (`teacher_cache.tokens`).
-        all_relation: baseline, relations of all pairs of views, including each with itself (`teacher_cache.tokens`).
-        completion: depth against LiDAR spread along the teacher's map (completion.py).
-        photometric: colours against those of ring neighbours and of the same camera a moment earlier or later
-            (photometric.py).
-        agreement: depths of ring neighbours where they see the same surface (agreement.py).
-        completion_radius_px: how far LiDAR is spread; take the distance between its rings.
-        frame: where `kl` and `cross` place the teacher's bins among the student's: by a fit to LiDAR (lidar,
-            `targets/lidar_frame.py`), by the student's own mean and spread (student, `student_frame` in
-            `targets/bins.py`), or unchanged (literal). With lidar, images without a usable fit are treated as student.
-    """
-
-    supervised: float = 1.0
-    kl: float = 0.3
-    cross: float = 0.0
-    relation: float = 1.0
-    output: float = 0.0
-    logit: float = 0.0
-    feature: float = 0.0
-    all_relation: float = 0.0
-    completion: float = 1.0
-    photometric: float = 1.0
-    agreement: float = 0.0
-    completion_radius_px: int = 3
-    frame: str = "lidar"
-
-    def __post_init__(self) -> None:
-        for field in fields(LossTerms):
-            if not 0 <= getattr(self, field.name) < float("inf"):
-                raise ValueError(f"{field.name}: expected a weight >= 0, got {getattr(self, field.name)}")
-        if not any(getattr(self, field.name) for field in fields(LossTerms)):
-            raise ValueError("every weight is 0; give at least one loss a weight")
-        if self.completion_radius_px < 1:
-            raise ValueError(f"completion_radius_px: expected at least 1, got {self.completion_radius_px}")
-        if self.frame not in FRAMES:
-            raise ValueError(f"frame: expected one of {', '.join(FRAMES)}, got {self.frame!r}")
-
-
-def weighted_sum(terms: LossTerms, spec: LossSpec) -> Float[Tensor, ""]:
-    """Sum of weight * term over the terms that were computed, at least one."""
-    found = {f.name: term for f in fields(terms) if (term := getattr(terms, f.name)) is not None}
-    return torch.stack([getattr(spec, name) * term for name, term in found.items()]).sum()
 
 
 def scale_invariant_log(

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from data_cache.errors import SurroundError, SurroundWarning
 from data_cache.files import PARTIAL, WriteError, replace_atomically
-from stages.student.model import Student, StudentSpec
-from stages.targets.bins import TEACHER_FIELDS, BinSpec
+from stages.student.model import Student
+from stages.student.spec import StudentSpec
+from stages.targets.spec import TEACHER_FIELDS, BinSpec
 
 FORMAT = "surround-student/1"
 STATE_FORMAT = "surround-training-state/4"

@@ -11,8 +11,8 @@ from torch.nn.functional import interpolate
 
 from data_cache.errors import SettingError
 from stages.targets import bins
-from stages.targets.bins import BinSpec
 from stages.targets.space import METRIC_SPACES, Space
+from stages.targets.spec import BinSpec
 
 
 @runtime_checkable

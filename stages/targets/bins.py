@@ -5,14 +5,14 @@ bin k is centred at (k + 1/2) / K. The bin axis of probabilities comes before th
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from data_cache.shards.encodings import ENCODINGS, ClosedFormBins, DenseBins, StoredBins, WindowBins
+from data_cache.shards.encodings import ClosedFormBins, DenseBins, StoredBins, WindowBins
+from stages.targets.spec import BinSpec
 
 LOG_CURVATURE = 100.0
 LOW_QUANTILE, HIGH_QUANTILE = 0.01, 0.99
@@ -24,58 +24,6 @@ TAIL_SIGMAS = 5.3
 """Decoding leaves out bins farther than this from K u - 1/2, which hold less than 2e-6 of the mass.
 
 The worst case is sigma = 0.283 halfway between two bins: exp(-(1.5^2 - 0.5^2) / (2 sigma^2)) / 2 = 1.9e-6."""
-STRATEGIES = ("affine", "fitted", "metric")
-"""Names of the ways in which a teacher's map becomes u; stages/targets/binning.py has a class for each."""
-TEACHER_FIELDS = ("encoding", "window", "strategy", "fit_frames", "metric_range_m")
-"""Fields of BinSpec for storage and for the teacher's side of the bins; a student does not depend on them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BinSpec:
-    """How depth order is cut into bins, and how the bins are stored.
-
-    Changing any of these makes a cache stale, except count, sigma and window with the encoding closed_form, and the
-    settings of a strategy that is not in use.
-
-    Attributes:
-        count: K.
-        sigma: width of the closed-form assignment, in bins.
-        encoding: what the cache stores: window, closed_form or dense (data_cache/FORMAT.md gives the cost of each).
-        window: consecutive probabilities stored per pixel in the window encoding.
-        prob_stride: the student's input size divided by the size of the probability maps.
-        strategy: where the teacher's bins lie: affine (in the disparity range of each image), fitted (the same,
-            followed by a map that `surround fit-bins` fits to LiDAR), or metric (in the metres of a metric teacher).
-        fit_frames: number of training frames for fit-bins.
-        metric_range_m: depths of the outer edges of the nearest and the farthest bin, for metric.
-    """
-
-    count: int = 64
-    sigma: float = 1.0
-    encoding: str = "window"
-    window: int = 7
-    prob_stride: int = 4
-    strategy: str = "affine"
-    fit_frames: int = 32
-    metric_range_m: tuple[float, float] = (1.0, 100.0)
-
-    def __post_init__(self) -> None:
-        if not 2 <= self.count <= 256:
-            raise ValueError(f"count: expected 2 to 256 bins, got {self.count}")
-        if not 0 < self.sigma < math.inf:
-            raise ValueError(f"sigma: expected a positive number of bins, got {self.sigma}")
-        if self.encoding not in ENCODINGS:
-            raise ValueError(f"encoding: expected one of {', '.join(ENCODINGS)}, got {self.encoding!r}")
-        if self.encoding == "window" and not 1 <= self.window <= self.count:
-            raise ValueError(f"window: expected 1 to count = {self.count}, got {self.window}")
-        if self.prob_stride not in (2, 4):
-            raise ValueError(f"prob_stride: expected 2 or 4, got {self.prob_stride}")
-        if self.strategy not in STRATEGIES:
-            raise ValueError(f"strategy: expected one of {', '.join(STRATEGIES)}, got {self.strategy!r}")
-        if self.fit_frames < 1:
-            raise ValueError(f"fit_frames: expected at least 1, got {self.fit_frames}")
-        near_m, far_m = self.metric_range_m
-        if not 0 < near_m < far_m < math.inf:
-            raise ValueError(f"metric_range_m: need 0 < near < far, got [{near_m}, {far_m}]")
 
 
 def affine_invariant_map(disparity: Float[Tensor, "*batch H W"], size: tuple[int, int]) -> Float[Tensor, "*batch h w"]:

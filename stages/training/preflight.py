@@ -11,7 +11,7 @@ from data_cache.dataset import CachedFrames
 from data_cache.shards.reader import CacheReader
 from stages.compute.devices import resolve_precision
 from stages.compute.parallel import process_count, rank
-from stages.losses.terms import LossSpec
+from stages.losses.spec import LossSpec
 from stages.student.checkpoint import TrainingState, architecture, load_state
 from stages.student.model import Student
 from stages.targets.binning import stored_binning

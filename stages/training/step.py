@@ -16,7 +16,8 @@ from data_cache.errors import SurroundError
 from stages.compute.devices import place
 from stages.compute.parallel import any_says, process_count, rank, share_batch_statistics, summed
 from stages.losses.objective import Learner, loss_terms
-from stages.losses.terms import LossSpec, LossTerms, weighted_sum
+from stages.losses.spec import LossSpec, weighted_sum
+from stages.losses.terms import LossTerms
 from stages.student.model import Student
 from stages.targets.binning import Binning
 from stages.training.augment import jitter_colours, mirror, thin_lidar

@@ -18,9 +18,10 @@ from pipeline.weights.fetch import fetch_weights
 from stages.compute.devices import resolve_precision
 from stages.compute.resize import resize_rgb
 from stages.evaluation.latency import measure
-from stages.targets.bins import BinSpec, affine_invariant_map, closed_form_prob, decode, encode
+from stages.targets.bins import affine_invariant_map, closed_form_prob, decode, encode
 from stages.targets.relations import GRID, pool_tokens, ring_relations
 from stages.targets.space import to_disparity
+from stages.targets.spec import BinSpec
 from stages.teacher.transformers_depth import TransformersTeacher
 
 pytestmark = pytest.mark.bench

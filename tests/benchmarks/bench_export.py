@@ -14,7 +14,8 @@ from stages.deploy.export import export_program, onnx_model
 from stages.deploy.parity import MeasuredRig, compare, graph_contenders, torch_contenders
 from stages.deploy.quantize import INT8_TARGETS, quantized
 from stages.deploy.runtimes import DeployedRigs, torch_runner
-from stages.student.model import Student, StudentSpec
+from stages.student.model import Student
+from stages.student.spec import StudentSpec
 
 pytestmark = pytest.mark.bench
 SIZE = (384, 640)

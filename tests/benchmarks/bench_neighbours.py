@@ -22,7 +22,7 @@ from data_cache.shards.reader import CacheReader
 from pipeline.recipe.config import Recipe, load_recipe
 from pipeline.runs.stage_one import open_stage_one
 from pipeline.weights.fetch import fetch_weights
-from stages.compute.progress import Preempted
+from stages.compute.preemption import Preempted
 from stages.compute.waiting import PASSIVE
 from stages.student.model import Student
 from stages.training.preflight import TrainingJob, open_job

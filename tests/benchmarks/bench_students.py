@@ -16,7 +16,8 @@ from stages.evaluation.latency import measure
 from stages.inference.predict import forward_rig
 from stages.student.encoder import ENCODERS
 from stages.student.fold import folded
-from stages.student.model import Student, StudentSpec
+from stages.student.model import Student
+from stages.student.spec import StudentSpec
 from stages.teacher.transformers_depth import TransformersTeacher
 
 pytestmark = pytest.mark.bench

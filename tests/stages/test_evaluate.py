@@ -8,7 +8,7 @@ from support.students import student
 
 from data_cache.frames.geometry import sparse_depth
 from data_cache.frames.views import load_images, rig_views
-from stages.compute.progress import Preempted
+from stages.compute.preemption import Preempted
 from stages.compute.resize import resize_views
 from stages.evaluate import evaluate
 from stages.evaluation.metrics import depth_errors

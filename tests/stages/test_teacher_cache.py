@@ -17,7 +17,7 @@ from data_cache.shards.errors import StaleCacheError
 from data_cache.shards.reader import CacheReader, cache_status
 from data_cache.shards.records import record_arrays, unpack_depth_m
 from stages.caching.identity import recipe_identity
-from stages.compute.progress import Preempted
+from stages.compute.preemption import Preempted
 from stages.compute.resize import resize_views
 from stages.targets.binning import AffineBinning
 from stages.targets.bins import affine_invariant_map, closed_form_prob, decode

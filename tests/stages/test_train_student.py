@@ -13,13 +13,13 @@ from data_cache.dataset import CachedFrames, collate
 from data_cache.shards.encodings import ENCODINGS
 from data_cache.shards.reader import CacheReader
 from data_cache.storage.claims import Claims
-from stages.compute.progress import Preempted
+from stages.compute.preemption import Preempted
 from stages.losses.objective import Learner, loss_terms
-from stages.losses.terms import LossSpec
+from stages.losses.spec import LossSpec
 from stages.student.checkpoint import CheckpointError, load_student
 from stages.student.model import Student
 from stages.targets.binning import AffineBinning
-from stages.targets.bins import BinSpec
+from stages.targets.spec import BinSpec
 from stages.train_student import train_student
 from stages.training.preflight import TrainingJob
 from stages.training.step import Training, TrainingError

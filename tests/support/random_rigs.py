@@ -7,8 +7,9 @@ import torch
 
 from data_cache.dataset import CachedRigs, CachedViews
 from data_cache.frames.rig import pose_from_quaternion
-from stages.targets.bins import BinSpec, encode
+from stages.targets.bins import encode
 from stages.targets.relations import pool_tokens, ring_relations
+from stages.targets.spec import BinSpec
 
 BINS = BinSpec(count=16)
 

@@ -7,8 +7,9 @@ from torch import nn
 
 from stages.student.checkpoint import Lineage
 from stages.student.cross_view import RingAttention
-from stages.student.model import Student, StudentSpec
-from stages.targets.bins import BinSpec
+from stages.student.model import Student
+from stages.student.spec import StudentSpec
+from stages.targets.spec import BinSpec
 from support.fakes import STUDENT_SIZE, FakeSource
 from support.surround import surround
 

@@ -9,7 +9,7 @@ from data_cache.sources.selectors import select
 from stages.caching.identity import cache_identity, recipe_identity
 from stages.caching.spec import TeacherCacheSpec
 from stages.targets.binning import resolve_binning
-from stages.targets.bins import BinSpec
+from stages.targets.spec import BinSpec
 from stages.teacher.transformers_depth import TransformersTeacher
 from stages.teacher_cache import teacher_cache
 from support.fakes import STUDENT_SIZE, TEACHER_SIZE, FakeSource, tiny_teacher

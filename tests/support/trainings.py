@@ -7,10 +7,11 @@ import torch
 
 from data_cache.dataset import CachedRigs, collate
 from data_cache.shards.reader import CacheReader
-from stages.losses.terms import LossSpec
-from stages.student.model import Student, StudentSpec
+from stages.losses.spec import LossSpec
+from stages.student.model import Student
+from stages.student.spec import StudentSpec
 from stages.targets.binning import AffineBinning
-from stages.targets.bins import BinSpec
+from stages.targets.spec import BinSpec
 from stages.train_student import train_student
 from stages.training.preflight import TrainingJob
 from stages.training.spec import TrainStudentSpec

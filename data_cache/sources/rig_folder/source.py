@@ -22,12 +22,7 @@ from data_cache.sources.rig_folder.frames_jsonl import (
     read_frames,
     read_splits,
 )
-from data_cache.sources.rig_folder.rig_json import (
-    RIG_FILE,
-    Calibration,
-    load_image,
-    read_rig,
-)
+from data_cache.sources.rig_folder.rig_json import RIG_FILE, Calibration, load_image, read_rig
 
 
 class RigFolderSource:

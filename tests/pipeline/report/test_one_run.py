@@ -17,10 +17,7 @@ from pipeline.report.page import asset
 from pipeline.report.results_file import read_report_file, write_report_file
 from pipeline.viewers.cloud_page import viewer_script
 from stages.evaluation.ranking import FrameErrors
-from stages.evaluation.results import (
-    Consistency,
-    Evaluation,
-)
+from stages.evaluation.results import Consistency, Evaluation
 from stages.inference.colours import NO_DEPTH_RGB, colour_depth, depth_scale, error_colours
 from stages.inference.point_cloud import PointCloud
 

@@ -16,7 +16,7 @@ from pipeline.runs.stage_one import open_stage_one
 from stages.evaluate import evaluate
 from stages.evaluation.spec import EvaluateSpec
 from stages.student.model import Student
-from stages.targets.bins import BinSpec
+from stages.targets.spec import BinSpec
 
 WITH_SWEEP = "3950bd41f74548429c0f7700ff3d8269"
 """The keyframe that has a sweep 50 ms before it."""

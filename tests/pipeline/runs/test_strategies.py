@@ -17,7 +17,8 @@ from data_cache.shards.reader import CacheReader
 from pipeline.recipe.config import load_recipe
 from pipeline.recipe.run_folder import RunFolder
 from pipeline.runs.fit_bins import run_fit_bins
-from stages.targets.bins import BinSpec, decode, expected_position
+from stages.targets.bins import decode, expected_position
+from stages.targets.spec import BinSpec
 
 FITTED = ("--set", "bins.strategy=fitted", "--set", "bins.fit_frames=2")
 

@@ -28,7 +28,7 @@ from stages.caching.fit_bins import (
 )
 from stages.caching.products import look
 from stages.caching.teacher_input import prepare_frame
-from stages.compute.progress import Preempted
+from stages.compute.preemption import Preempted
 from stages.targets.binning import AffineBinning, bend
 
 PROB_SIZE = (8, 16)

@@ -35,8 +35,9 @@ from stages.deploy.runtimes import (
 )
 from stages.evaluation.latency import Timing
 from stages.student.checkpoint import Lineage, save_student
-from stages.student.model import Student, StudentSpec
-from stages.targets.bins import BinSpec
+from stages.student.model import Student
+from stages.student.spec import StudentSpec
+from stages.targets.spec import BinSpec
 
 LINEAGE = Lineage("tiny", "CC-BY-NC-4.0", "c0ffee" * 10, "fake", (0.1, 80.0), 1234)
 OPERATORS = """

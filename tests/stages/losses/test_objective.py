@@ -8,11 +8,13 @@ from torch.nn.functional import interpolate
 
 from data_cache.dataset import CachedRigs, collate
 from stages.losses.objective import Learner, loss_terms
-from stages.losses.terms import LossSpec, LossTerms, bin_kl, output_level
+from stages.losses.spec import LossSpec
+from stages.losses.terms import LossTerms, bin_kl, output_level
 from stages.student.model import Student
 from stages.targets.binning import AffineBinning
-from stages.targets.bins import BinSpec, decode, expected_position, move_bins, student_frame
+from stages.targets.bins import decode, expected_position, move_bins, student_frame
 from stages.targets.lidar_frame import fit_to_lidar, lidar_frame, teacher_disparity
+from stages.targets.spec import BinSpec
 from stages.training.augment import thin_lidar
 
 BINS = BinSpec(count=16, prob_stride=4)

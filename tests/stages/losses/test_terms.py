@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stages.losses.spec import LossSpec, weighted_sum
 from stages.losses.terms import (
-    LossSpec,
     LossTerms,
     bin_kl,
     cross_interaction,
@@ -16,7 +16,6 @@ from stages.losses.terms import (
     scale_invariant_log,
     softened_kl,
     token_distance,
-    weighted_sum,
 )
 from stages.targets.bins import move_bins, student_frame
 

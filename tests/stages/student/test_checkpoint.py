@@ -20,8 +20,9 @@ from stages.student.checkpoint import (
     save_student,
     saved_states,
 )
-from stages.student.model import Student, StudentSpec
-from stages.targets.bins import BinSpec
+from stages.student.model import Student
+from stages.student.spec import StudentSpec
+from stages.targets.spec import BinSpec
 
 SPEC = StudentSpec(input_size=(32, 64), near_m=0.5, far_m=80.0, focal_px=50.0, decoder_channels=8, attention_width=16)
 LINEAGE = Lineage("t", "Apache-2.0", "c" * 64, "fake", (0.1, 80.0), 12)

@@ -13,9 +13,10 @@ from stages.student.cross_view import RingAttention
 from stages.student.encoder import ENCODERS, STRIDES, build_encoder
 from stages.student.fold import folded
 from stages.student.head import MetricBinCenters, expected_depth_m
-from stages.student.model import Student, StudentSpec
-from stages.targets.bins import BinSpec
+from stages.student.model import Student
+from stages.student.spec import StudentSpec
 from stages.targets.relations import pool_tokens
+from stages.targets.spec import BinSpec
 
 SPEC = StudentSpec(
     pretrained=False,

@@ -15,7 +15,8 @@ from stages.targets.binning import (
     binning_definition,
     resolve_binning,
 )
-from stages.targets.bins import BinSpec, affine_invariant_map
+from stages.targets.bins import affine_invariant_map
+from stages.targets.spec import BinSpec
 
 KNOTS = (0.0, 0.1, 0.4, 1.0)
 

@@ -10,7 +10,6 @@ from hypothesis.extra import numpy as hnp
 
 from data_cache.shards.encodings import ClosedFormBins, WindowBins, map_arrays
 from stages.targets.bins import (
-    BinSpec,
     affine_invariant_map,
     closed_form_prob,
     decode,
@@ -20,6 +19,7 @@ from stages.targets.bins import (
     positions,
     student_frame,
 )
+from stages.targets.spec import BinSpec
 
 SPEC = BinSpec()
 # Whole numbers keep the span of an image far from the rounding of float32.

@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from stages.inference.colours import NO_DEPTH_RGB, colour_depth, depth_scale
 from stages.student.model import Student
-from stages.targets.bins import BinSpec
+from stages.targets.spec import BinSpec
 from stages.training.log import TrainingLog, predicted_depth_m, training_picture
 
 

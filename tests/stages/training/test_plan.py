@@ -5,11 +5,11 @@ from support.fakes import CPU
 from support.trainings import RANGE_M, SPEC, STUDENT, stop_after, train
 
 from data_cache.shards.reader import CacheReader
-from stages.compute.progress import Preempted
-from stages.losses.terms import LossSpec
+from stages.compute.preemption import Preempted
+from stages.losses.spec import LossSpec
 from stages.student.checkpoint import CheckpointError
 from stages.student.model import Student
-from stages.targets.bins import BinSpec
+from stages.targets.spec import BinSpec
 from stages.training.plan import plan_training
 from stages.training.preflight import TrainingJob
 

@@ -18,7 +18,7 @@ from support.trainings import SPEC, STUDENT, training
 
 from data_cache.dataset import CachedRigs, collate, map_rigs
 from stages.compute.parallel import joined
-from stages.losses.terms import LossSpec
+from stages.losses.spec import LossSpec
 from stages.training.step import mean_over_processes, term_values
 
 LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python", "--"]

@@ -5,7 +5,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from data_cache.errors import SurroundError
 from data_cache.stop_signals import STOP_SIGNALS
+
+
+class Preempted(SurroundError):
+    """The stage was asked to stop; everything finished is saved, and the same command continues."""
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""DDAD, and any other data set in the DGP layout. Read `source.py` first."""

@@ -1,0 +1,1 @@
+"""Point clouds for viewers: a page for a browser, a recording for Rerun."""

@@ -1,0 +1,4 @@
+"""The doctor's measurements on a data set: files, calibration, camera ring.
+
+`pipeline/doctor` turns them into findings. Read `files.py` first.
+"""
