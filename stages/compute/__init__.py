@@ -1,4 +1,4 @@
-"""Where and how computation runs: devices, processes, progress, stop requests, resizing. Nothing here depends on the student.
+"""Where and how computation runs: devices, processes, progress, stop requests, resizing.
 
-Read `devices.py` first.
+Nothing here depends on the student. Read `devices.py` first.
 """

@@ -194,7 +194,7 @@ def test_damaged_files_are_errors_when_they_are_loaded(root):
     lidar = root / "samples" / "lidar.pcd.bin"
     for data, message in (
         (bytes(33), "rows of 5 float32, found 33 bytes: truncated"),
-        (b"", "found not a single one"),
+        (b"", "found none"),
         (np.full(10, np.nan, np.float32).tobytes(), "found 2 of which 0 are finite"),
     ):
         lidar.write_bytes(data)

@@ -134,7 +134,7 @@ def test_damaged_files_are_errors_when_they_are_loaded(root):
     with pytest.raises(FrameError, match=r"missing: .*lidar/00\.pkl\.gz"):
         source.frame("005/00").load_sweep()
     for points, names, message in (
-        ([[0, 0, 1, 1]], ("x", "y", "z", "d"), "lidar mechanical.*found not a single one"),
+        ([[0, 0, 1, 1]], ("x", "y", "z", "d"), "lidar mechanical.*found none"),
         ([[np.nan] * 3 + [0]], ("x", "y", "z", "d"), "found 1 of which 0 are finite"),
         ([[0, 0, 1]], ("x", "y", "z"), "expected the columns"),
     ):

@@ -17,7 +17,7 @@ DAMAGES = {
     "01": "image cannot be decoded",  # truncated
     "02": "image missing",
     "03": "expected 1080 x 1920 px",
-    "04": "found not a single one",  # no point
+    "04": "found none",  # no point
     "05": "0 are finite",  # NaN points
     "06": "expected a finite",  # NaN pose
     "07": "expected a gzip file",  # sweep cut off
