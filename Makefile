@@ -1,5 +1,5 @@
 # Short names for the `surround` command. Targets that need the environment make it first.
-.PHONY: help demo test browser lint check bench torture teacher-cache train-student eval
+.PHONY: help demo test test-portable browser lint check bench torture teacher-cache train-student eval
 .DEFAULT_GOAL := help
 # `make teacher-cache train-student eval` runs in this order, also with -j.
 .NOTPARALLEL:
@@ -9,6 +9,8 @@ RECIPE ?= demo
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+READY_DEV := $(VENV)/.ready-dev
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 STAGE_ARGS = $(RECIPE) $(if $(DATA),--data "$(DATA)") $(if $(RUN),--run "$(RUN)") $(ARGS)
 # Exit code 3: done, but some frames were quarantined. The command has listed them.
 QUARANTINE_OK = || { code=$$?; [ $$code -eq 3 ] || exit $$code; }
@@ -19,9 +21,13 @@ help:           ## list targets
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps nuscenes-devkit
+	$(PIP_INSTALL) -e .
 	@touch $(READY)
+
+$(READY_DEV): $(READY)
+	$(PIP_INSTALL) -e '.[dev]'
+	$(PIP_INSTALL) --no-deps nuscenes-devkit
+	@touch $(READY_DEV)
 
 demo: $(READY)  ## all three stages on the embedded synthetic drives, with a report
 	@$(MAKE) --no-print-directory teacher-cache train-student eval RECIPE=demo
@@ -37,20 +43,30 @@ eval: $(READY)  ## stage 3: measure the student and write the report
 
 # Three processes on two cores: many tests wait for processes that they have started. The tests of a file stay
 # together, so that its caches are made once.
-test: $(READY)  ## all tests
+test: $(READY_DEV)  ## all tests
 	-@$(BIN)/python tests/support/chromium.py
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-browser: $(READY) ## fetch a Chromium for the tests of the report, if this machine has none
+# What other CPUs and settings would do, as far as this one can be made to: ATEN_CPU_CAPABILITY limits PyTorch's own
+# kernels, ONEDNN_MAX_CPU_ISA those of oneDNN. onnxruntime heeds neither.
+PORTABLE := "avx2 AVX2 1" "avx2 AVX2 4" "default SSE41 2"
+test-portable: $(READY_DEV)  ## all tests with the instructions of older CPUs, and 1, 2 and 4 threads
+	@for setting in $(PORTABLE); do set -- $$setting; \
+	  echo "PyTorch's kernels: $$1, oneDNN's: $$2, threads: $$3"; \
+	  ATEN_CPU_CAPABILITY=$$1 ONEDNN_MAX_CPU_ISA=$$2 OMP_NUM_THREADS=$$3 \
+	    $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS) || failed=1; \
+	done; exit $${failed:-0}
+
+browser: $(READY_DEV) ## fetch a Chromium for the tests of the report, if this machine has none
 	@$(BIN)/python tests/support/chromium.py
 
-lint: $(READY)  ## lint and types
+lint: $(READY_DEV)  ## lint and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 check: lint test  ## lint, types, tests
 
-bench: $(READY) ## print speed, memory and size; assert nothing
+bench: $(READY_DEV) ## print speed, memory and size; assert nothing
 	$(BIN)/python -m pytest -m bench -o addopts=--import-mode=importlib tests/benchmarks $(ARGS)
 
-torture: $(READY) ## kill stages, workers and schedulers at random moments, flip bytes, feed parsers broken files; long
+torture: $(READY_DEV) ## kill stages, workers and schedulers at random moments, flip bytes, feed parsers broken files; long
 	$(BIN)/python -m pytest -m torture -o addopts=--import-mode=importlib -n 2 -rP $(ARGS)

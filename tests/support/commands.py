@@ -63,7 +63,7 @@ class Command:
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log = log
         log.write_text("")
-        self.process = Forked(list(map(str, arguments)), log, {**os.environ, "OMP_NUM_THREADS": "1", **environment})
+        self.process = Forked(list(map(str, arguments)), log, {"OMP_NUM_THREADS": "1", **os.environ, **environment})
 
     @property
     def output(self) -> str:
@@ -168,7 +168,7 @@ def dask_process(*arguments: object, log: Path) -> Iterator[subprocess.Popen[byt
             stdout=stream,
             stderr=stream,
             cwd=REPOSITORY,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env={"OMP_NUM_THREADS": "1"} | os.environ,
             start_new_session=True,
         )
     try:

@@ -110,7 +110,7 @@ def as_job(folder: Path, arguments: list[object]) -> str:
 def by_torchrun(folder: Path, arguments: list[object]) -> str:
     """What two processes of torchrun print."""
     command = [sys.executable, *LAUNCH, sys.executable, "-c", "from pipeline.cli.main import main; main()"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = {"OMP_NUM_THREADS": "1"} | os.environ
     done = subprocess.run(
         [*command, *map(str, arguments)], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=240
     )
