@@ -139,7 +139,7 @@ def _cell(
     decisive = asdict(own) | {"cache_id": cache_id}
     for section, names in {
         "data": ("root", "masks", "test", *READING),  # of what is read the cache's id tells
-        "teacher_cache": ("location", "device", "batch_images"),
+        "teacher_cache": ("location", "device", "batch_images", "runtime"),
     }.items():
         for name in names:
             del decisive[section][name]

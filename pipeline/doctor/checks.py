@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from pipeline.recipe.run_folder import RunFolder, cache_location
 from pipeline.report.drawing import draw_points, panorama_order
 from pipeline.runs import cluster
 from pipeline.runs.data import frames_to_learn, frames_to_test, open_data, refuse_leak
-from pipeline.runs.stage_one import StageOne, find_teacher_weights, open_teacher
+from pipeline.runs.stage_one import StageOne, find_teacher_weights, open_teacher, with_begun_runtime
 from pipeline.weights.fetch import find_weights
 from stages.caching.size import predict_size, sample_frames
 from stages.checkup.alignment import LEAST_INPUT_PX, check_alignment
@@ -65,7 +66,7 @@ def run_doctor(recipe: Recipe, folder: RunFolder, *, scheduler: str = "threads")
     """
     if scheduler not in cluster.SCHEDULERS:
         cluster.require_address(scheduler)
-    teacher, found = check_teacher(recipe)
+    teacher, found = check_teacher(with_begun_runtime(recipe, cache_location(recipe, folder)))
     found += check_data(recipe, folder, teacher)
     found += check_encoder(recipe)
     found += check_devices(recipe)
@@ -126,10 +127,12 @@ def check_teacher(recipe: Recipe) -> tuple[LoadedTeacher | None, list[Finding]]:
         weights = find_teacher_weights(name)
         if weights is None:
             return None, [findings.weights_finding("teacher", name, None)]
+        teacher = open_teacher(recipe)
         present = findings.weights_finding("teacher", name, (str(weights.path), weights.licence))
-        return open_teacher(recipe), [present]
+        return teacher, [replace(present, found=f"{present.found}; {teacher.precision} in {teacher.runtime}")]
     except SurroundError as error:
-        return None, [Finding("teacher", "problem", str(error), "set teacher_cache.weights, input_size or device anew")]
+        remedy = "set teacher_cache.weights, input_size, device or runtime anew"
+        return None, [Finding("teacher", "problem", str(error), remedy)]
 
 
 def check_encoder(recipe: Recipe) -> list[Finding]:

@@ -26,8 +26,8 @@ class TeacherOutput:
 class Teacher(Protocol):
     """Any object with these is a teacher; nothing to inherit. Must be deterministic.
 
-    Weights hash, preprocessing, input size and precision are its fingerprint: equal ones promise equal predictions.
-    They stand in the cache one by one, so that a difference can be named.
+    Weights hash, preprocessing, input size, precision and runtime are its fingerprint: equal ones promise equal
+    predictions. They stand in the cache one by one, so that a difference can be named.
     """
 
     @property
@@ -67,6 +67,11 @@ class Teacher(Protocol):
     @property
     def precision(self) -> str:
         """fp32 or bf16, resolved."""
+        ...
+
+    @property
+    def runtime(self) -> str:
+        """What computes it: torch or openvino, resolved."""
         ...
 
     def __call__(self, images: UInt8[Tensor, "N H W 3"]) -> TeacherOutput:
