@@ -6,16 +6,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from benchmarks.measuring import Cost, counted, in_batches, look_only, median_s, one_thread, write_cache
 from support.fakes import save_tiny_teacher
 from support.real_drives import pandaset, repeated
 
@@ -48,72 +45,6 @@ writer = stage.writer({cache!r})
 stage.write(writer, writer.pending(), retry_quarantined=False)
 print(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line))
 """
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def milliseconds(function: Callable[[], object], repeats: int = 7) -> float:
-    """Median wall time of a call, after one to warm up."""
-    function()
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        function()
-        times.append(1e3 * (time.perf_counter() - begin))
-    return statistics.median(times)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Wall time and, over all threads, processor time of one frame; the latter hardly feels other jobs."""
-
-    wall_s: float
-    cpu_s: float
-
-
-@contextmanager
-def counted(costs: list[Cost], frame_count: int) -> Iterator[None]:
-    wall, cpu = time.perf_counter(), time.process_time()
-    yield
-    costs.append(Cost((time.perf_counter() - wall) / frame_count, (time.process_time() - cpu) / frame_count))
-
-
-def look_only(stage: StageOne, batches: list[list[np.ndarray]]) -> None:
-    """The teacher's forward pass alone, on images that lie ready, in the lanes that stage one uses."""
-    stacked = [torch.from_numpy(np.stack(batch)) for batch in batches]
-    with one_thread() if stage.lanes > 1 else _nothing(), ThreadPoolExecutor(stage.lanes) as pool:
-        list(pool.map(stage.teacher, stacked))
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
-def write_cache(stage: StageOne) -> None:
-    """Stage one, into an empty cache."""
-    with tempfile.TemporaryDirectory() as folder:
-        writer = stage.writer(folder)
-        stage.write(writer, writer.pending(), retry_quarantined=False)
-
-
-def in_batches(stage: StageOne, count: int) -> list[list[np.ndarray]]:
-    """The images of `count` frames as stage one batches them."""
-    identity = stage.identity
-    images = [
-        image
-        for frame_id in stage.frames.ordered[:count]
-        for image in prepare_frame(stage.source, frame_id, stage.teacher.input_size, identity.image_size).teacher_images
-    ]
-    return [images[i : i + stage.batch_images] for i in range(0, len(images), stage.batch_images)]
 
 
 def tiny_recipe(recipe: Recipe, folder: Path) -> Recipe:
@@ -200,8 +131,8 @@ def test_bench_stage_one_parts(capsys):
             "hash": lambda: [hashlib.sha256(data).digest() for data in encoded],
             f"write and flush (ten files; once in {recipe.teacher_cache.shard_frames} frames)": lambda: _write(encoded),
         }
-        cost = {name: milliseconds(part) for name, part in parts.items()}
-        forward = milliseconds(lambda: stage.teacher(torch.from_numpy(np.stack(images[:2]))), 3) * len(images) / 2
+        cost = {name: 1e3 * median_s(part, 7) for name, part in parts.items()}
+        forward = 1e3 * median_s(lambda: stage.teacher(torch.from_numpy(np.stack(images[:2])))) * len(images) / 2
     done = sum(ms for name, ms in cost.items() if "not done" not in name)
     with capsys.disabled():
         print(f"\n| part, ms per frame of {len(images)} images on one thread | ms |\n| --- | --- |")
