@@ -25,7 +25,7 @@ from stages.teacher.base import Teacher
 PREFETCH_FRAMES = 3
 PREFETCH_THREADS = 2
 BATCH_IMAGES = {"cpu": 2, "cuda": 12}
-"""On a CPU a small batch stays in its caches: of 1, 2, 3, 6, 12 the fastest is 2 (bench_stage_one.py)."""
+"""On a CPU a small batch stays in its caches: of 1, 2, 3, 6, 12 the fastest is 2 (bench_teacher_cache.py)."""
 
 
 @dataclass(frozen=True)

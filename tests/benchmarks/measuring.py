@@ -36,6 +36,11 @@ def counted(costs: list[Cost], frame_count: int) -> Iterator[None]:
     costs.append(Cost((time.perf_counter() - wall) / frame_count, (time.process_time() - cpu) / frame_count))
 
 
+def spread_text(values: list[float]) -> str:
+    """The median, the least and the largest."""
+    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
 def median_s(call: Callable[[], object], rounds: int = 3) -> float:
     """Wall time of a call, after one to warm up."""
     seconds = []
