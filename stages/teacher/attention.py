@@ -23,7 +23,7 @@ def blocked_attention(
     """Exact softmax attention, a block of queries at a time, by three plain operations that each use the fast kernels.
 
     A block's scores stay in the core's cache. Measured for Depth Anything V2 Small at 392 x 700 on one core of an AMD
-    EPYC with AVX512-BF16: 24 ms a layer and image, torch's fused kernel 39 ms (tests/benchmarks/bench_teacher_cache.py).
+    EPYC with AVX512-BF16: 24 ms a layer and image, torch's fused kernel 39 ms (bench_teacher_cache.py).
 
     Args:
         module: the attention layer, unused; this is the signature that transformers calls.

@@ -37,7 +37,7 @@ def opened(runtime: str, precision: str) -> Opened:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_bench_stage_one(precision, capsys):
-    """In turns, so that what else runs on the machine meets all four alike. Factors are by wall time, round by round."""
+    """In turns, so that what else runs on the machine meets all four alike; factors of wall time, round by round."""
     pytest.importorskip("openvino", reason="pip install 'surround-distill[openvino]'")
     if precision == "bf16" and resolve_precision("auto", torch.device("cpu")) != "bf16":
         pytest.skip("this CPU has no fast bf16")
@@ -56,9 +56,9 @@ def test_bench_stage_one(precision, capsys):
     stage = measured["torch"].stage
     with capsys.disabled():
         print(
-            f"\n{stage.teacher.name} {list(stage.teacher.input_size)} {precision}, {stage.lanes} lanes, {FRAMES} frames,"
-            f" {ROUNDS} rounds, median (least to most); ATen takes {torch.backends.cpu.get_cpu_capability()}\n"
-            "| | frames/s | of the bare forward pass in PyTorch | processor seconds a frame |\n| --- | --- | --- | --- |"
+            f"\n{stage.teacher.name} {list(stage.teacher.input_size)} {precision}, {stage.lanes} lanes,"
+            f" {FRAMES} frames, {ROUNDS} rounds, median (least to most); ATen takes {torch.backends.cpu.get_cpu_capability()}\n"
+            "| | frames/s | times the bare PyTorch teacher | processor seconds a frame |\n| --- | --- | --- | --- |"
         )
         for runtime, one in measured.items():
             for name, costs in (("bare forward pass", one.bare), ("stage one", one.whole)):
