@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from stages.teacher.marigold import PIPELINE_INDEX, MarigoldTeacher
-from stages.teacher.openvino_teacher import OpenVinoTeacher
+from stages.teacher.openvino_depth import OpenVinoTeacher
 from stages.teacher.runtime import resolve_runtime
 from stages.teacher.transformers_depth import TransformersTeacher
 

@@ -57,7 +57,7 @@ def test_bench_stage_one(precision, capsys):
     with capsys.disabled():
         print(
             f"\n{stage.teacher.name} {list(stage.teacher.input_size)} {precision}, {stage.lanes} lanes,"
-            f" {FRAMES} frames, {ROUNDS} rounds, median (least to most); ATen takes {torch.backends.cpu.get_cpu_capability()}\n"
+            f" {FRAMES} frames, {ROUNDS} rounds, median (least to most), {torch.backends.cpu.get_cpu_capability()}\n"
             "| | frames/s | times the bare PyTorch teacher | processor seconds a frame |\n| --- | --- | --- | --- |"
         )
         for runtime, one in measured.items():

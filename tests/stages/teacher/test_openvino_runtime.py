@@ -13,10 +13,10 @@ from support.tiny_teachers import save_tiny
 
 from data_cache.errors import SettingError
 from stages.compute.openvino_cpu import openvino_precisions
-from stages.teacher import openvino_teacher, runtime
+from stages.teacher import openvino_depth, runtime
 from stages.teacher.base import Teacher, TeacherOutput
 from stages.teacher.load import LoadedTeacher, load_teacher
-from stages.teacher.openvino_teacher import LIMITS, OpenVinoTeacher, check_image, relative_difference
+from stages.teacher.openvino_depth import LIMITS, OpenVinoTeacher, check_image, relative_difference
 from stages.teacher.runtime import resolve_runtime
 from stages.teacher.transformers_depth import TransformersTeacher
 
@@ -161,8 +161,8 @@ def test_images_of_another_size_are_refused(teacher):
 @needs_openvino
 def test_a_graph_that_says_something_else_is_refused(teacher_folder, tmp_path, monkeypatch):
     other = tiny_teacher(save_tiny(tmp_path, "depth anything metric"))
-    convert = openvino_teacher._convert
-    monkeypatch.setattr(openvino_teacher, "_convert", lambda teacher: convert(other))
+    convert = openvino_depth._convert
+    monkeypatch.setattr(openvino_depth, "_convert", lambda teacher: convert(other))
     with pytest.raises(
         SettingError, match=r"differs from PyTorch by .*, at most 0.0001 is allowed; set .* = \"torch\""
     ):
@@ -171,7 +171,7 @@ def test_a_graph_that_says_something_else_is_refused(teacher_folder, tmp_path, m
 
 @needs_openvino
 def test_what_is_not_finite_is_refused(teacher_folder, monkeypatch):
-    monkeypatch.setattr(openvino_teacher, "relative_difference", lambda ours, theirs: float("nan"))
+    monkeypatch.setattr(openvino_depth, "relative_difference", lambda ours, theirs: float("nan"))
     with pytest.raises(SettingError, match="differs from PyTorch by nan"):
         load(teacher_folder)
 
