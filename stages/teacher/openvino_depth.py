@@ -48,7 +48,7 @@ class OpenVinoTeacher:
         self.space: Space = teacher.space
         self._to_pixels = teacher.to_pixels
         threads = torch.get_num_threads()
-        self._compiled = _compile(_convert(teacher), precision, threads)
+        self._compiled = _compile(teacher, precision, threads)
         self._lookers = ThreadPoolExecutor(threads, "openvino")
         self._own = threading.local()
         image = check_image(self.input_size)
@@ -65,7 +65,8 @@ class OpenVinoTeacher:
         Raises:
             ValueError: if the images have another size.
         """
-        seen = list(self._lookers.map(self._look, self._to_pixels(images).contiguous().split(1)))
+        pixels = self._to_pixels(images).contiguous()
+        seen = list(self._lookers.map(self._look, torch.split(pixels, 1)))
         return TeacherOutput(torch.cat([s.prediction for s in seen]), torch.cat([s.features for s in seen]))
 
     def _look(self, pixels: Float[Tensor, "1 3 H W"]) -> TeacherOutput:
@@ -76,9 +77,14 @@ class OpenVinoTeacher:
 
 
 def relative_difference(ours: TeacherOutput, theirs: TeacherOutput) -> float:
-    """The larger of |a - b| / |b| of the predictions and of the features, Euclidean norms over the whole batch."""
+    """The larger of |a - b| / |b| of the predictions and of the features, Euclidean norms over the whole batch.
+
+    NaN where something is not finite, 0 where both are 0.
+    """
     pairs = ((ours.prediction, theirs.prediction), (ours.features, theirs.features))
-    return max((torch.linalg.norm(a - b) / torch.linalg.norm(b)).item() for a, b in pairs)
+    tiny = torch.finfo(torch.float32).tiny
+    ratios = [torch.linalg.norm(a - b) / torch.linalg.norm(b).clamp(min=tiny) for a, b in pairs]
+    return float(torch.stack(ratios).max())  # Python's own max would lose a NaN
 
 
 def check_image(size: tuple[int, int]) -> UInt8[Tensor, "1 H W 3"]:
@@ -101,33 +107,14 @@ class _Look(torch.nn.Module):
         return seen.prediction, seen.features
 
 
-def _convert(teacher: TransformersTeacher) -> Any:
-    """The OpenVINO model of a teacher for one image at a time.
+def _compile(teacher: TransformersTeacher, precision: str, threads: int) -> Any:
+    """A teacher's forward pass on one image, as many at a time as there are threads. Raises SettingError.
 
     By the front end itself: `openvino.convert_model` does the same, and reports to its makers that it was used.
     """
-    try:
-        from openvino.frontend import FrontEndManager, GeneralFailure, OpConversionFailure
-        from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
-    except ImportError as error:
-        raise SettingError(f"OpenVINO cannot be loaded ({error}); install it again, or {_REMEDY}") from error
-    shape = (1, 3, *teacher.input_size)
-    failures = (RuntimeError, ValueError, TypeError, AttributeError, GeneralFailure, OpConversionFailure)
-    try:
-        with torch.no_grad(), warnings.catch_warnings(), quiet_transformers():
-            warnings.simplefilter("ignore")  # about branches on sizes, which are fixed here
-            traced = torch.jit.trace(_Look(teacher), torch.zeros(shape), check_trace=False, strict=False)
-        decoder = TorchScriptPythonDecoder(traced)  # named: the front end does not keep it
-        front_end = FrontEndManager().load_by_framework("pytorch")
-        model = front_end.convert(front_end.load(decoder))
-        model.reshape(list(shape))
-    except failures as error:
-        raise SettingError(f"OpenVINO cannot convert {teacher.name}: {_first_line(error)}; {_REMEDY}") from error
-    return model
-
-
-def _compile(model: Any, precision: str, threads: int) -> Any:
     import openvino
+    from openvino.frontend import FrontEndManager, GeneralFailure, OpConversionFailure
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     settings = {
         "INFERENCE_PRECISION_HINT": INFERENCE_PRECISION[precision],
@@ -135,8 +122,18 @@ def _compile(model: Any, precision: str, threads: int) -> Any:
         "INFERENCE_NUM_THREADS": threads,
         "ENABLE_CPU_PINNING": False,  # every process would pin itself to the same cores
     }
-    return openvino.Core().compile_model(model, "CPU", settings)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    shape = (1, 3, *teacher.input_size)
+    failures = (RuntimeError, ValueError, TypeError, AttributeError, GeneralFailure, OpConversionFailure)
+    try:
+        with torch.no_grad(), warnings.catch_warnings(), quiet_transformers():
+            warnings.simplefilter("ignore")  # about branches on sizes, which are fixed here
+            module, example = _Look(teacher), torch.zeros(shape)
+            traced = torch.jit.trace(module, example, check_trace=False, strict=False)  # type: ignore[no-untyped-call]
+        decoder = TorchScriptPythonDecoder(traced)  # named: the front end does not keep it
+        front_end = FrontEndManager().load_by_framework("pytorch")
+        model = front_end.convert(front_end.load(decoder))
+        model.reshape(list(shape))
+        return openvino.Core().compile_model(model, "CPU", settings)
+    except failures as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise SettingError(f"OpenVINO cannot convert {teacher.name}: {reason}; {_REMEDY}") from error

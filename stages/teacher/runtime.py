@@ -1,7 +1,5 @@
 """What computes a teacher's forward pass, resolved once from what the recipe says."""
 
-import importlib.util
-
 import torch
 
 from data_cache.errors import SettingError
@@ -46,8 +44,10 @@ def _obstacle(device: torch.device, precision: str, family: str) -> str:
         return f"it takes models of the type {OPENVINO_FAMILY}, found {family}; choose other weights"
     if precision not in INFERENCE_PRECISION:
         return f'it computes in {" or ".join(INFERENCE_PRECISION)}, not in {precision}; set precision = "auto"'
-    if importlib.util.find_spec("openvino") is None:
-        return "it is not installed; pip install 'surround-distill[openvino]'"
-    if precision not in openvino_precisions():
+    try:
+        here = openvino_precisions()
+    except ImportError as error:
+        return f"it is not installed ({error}); pip install 'surround-distill[openvino]'"
+    if precision not in here:
         return f'it has no {precision} on this CPU; set teacher_cache.precision = "fp32"'
     return ""

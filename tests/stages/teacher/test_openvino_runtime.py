@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -75,8 +76,13 @@ def teacher(teacher_folder: Path) -> OpenVinoTeacher:
 )
 def test_the_rule(monkeypatch, asked, device, precision, family, installed, resolved):
     """A runtime, or what the one error says."""
-    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: object() if installed else None)
-    monkeypatch.setattr(runtime, "openvino_precisions", lambda: ("fp32", "bf16"))
+
+    def precisions() -> tuple[str, ...]:
+        if not installed:
+            raise ImportError("No module named 'openvino'")
+        return "fp32", "bf16"
+
+    monkeypatch.setattr(runtime, "openvino_precisions", precisions)
     if resolved in ("torch", "openvino"):
         assert resolve_runtime(asked, device, precision, family) == resolved
     else:
@@ -85,7 +91,6 @@ def test_the_rule(monkeypatch, asked, device, precision, family, installed, reso
 
 
 def test_bf16_is_not_taken_where_openvino_would_compute_in_fp32(monkeypatch):
-    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(runtime, "openvino_precisions", lambda: ("fp32",))
     assert resolve_runtime("auto", CPU, "bf16", "depth_anything") == "torch"
     assert resolve_runtime("auto", CPU, "fp32", "depth_anything") == "openvino"
@@ -145,6 +150,9 @@ def test_the_difference_by_hand():
     assert relative_difference(ours, theirs) == pytest.approx(2 / 10)
     theirs = TeacherOutput(theirs.prediction, ours.features)
     assert relative_difference(ours, theirs) == pytest.approx(34**-0.5)
+    nothing = TeacherOutput(torch.zeros(1, 1, 2), torch.zeros(1, 1, 1, 2))
+    assert relative_difference(nothing, nothing) == 0
+    assert math.isnan(relative_difference(TeacherOutput(ours.prediction, ours.features * math.nan), theirs))
 
 
 def test_the_image_that_runtimes_are_compared_on_has_edges_and_ramps():
@@ -161,8 +169,8 @@ def test_images_of_another_size_are_refused(teacher):
 @needs_openvino
 def test_a_graph_that_says_something_else_is_refused(teacher_folder, tmp_path, monkeypatch):
     other = tiny_teacher(save_tiny(tmp_path, "depth anything metric"))
-    convert = openvino_depth._convert
-    monkeypatch.setattr(openvino_depth, "_convert", lambda teacher: convert(other))
+    compiled = openvino_depth._compile
+    monkeypatch.setattr(openvino_depth, "_compile", lambda teacher, *how: compiled(other, *how))
     with pytest.raises(
         SettingError, match=r"differs from PyTorch by .*, at most 0.0001 is allowed; set .* = \"torch\""
     ):
