@@ -72,4 +72,5 @@ def rig_latency(
         input=student.spec.input_size,
         teacher_input=teacher.input_size if teacher is not None else None,
         images_per_rig=len(rig.image),
+        teacher_runtime=teacher.runtime if teacher is not None else None,
     )
