@@ -185,8 +185,8 @@ def evaluate(
             rig,
             device,
             precision,
-            teacher_input=teacher.input_size if teacher is not None else None,
-            teacher_ms=teacher_ms,
+            teacher,
+            teacher_ms,
         )
         if spec.latency and not isinstance(student, PredictionFolder)
         else None,

@@ -26,7 +26,7 @@ PREFETCH_FRAMES = 3
 PREFETCH_THREADS = 2
 BATCH_IMAGES = {"cpu": 2, "cuda": 12}
 """Images per forward pass by device. On a CPU a small batch fits its caches: of 1, 2, 3, 6, 12 the fastest is 2
-(bench_stage_one.py)."""
+(bench_teacher_cache.py)."""
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,7 @@ class Resolved:
     batch_images: int
     threads: int
     attention: str = "sdpa"
+    runtime: str = "torch"
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class CacheWriter:
         """Create the cache at a path or URL, or continue the one that is there.
 
         Raises:
-            StaleCacheError: if the cache there has another identity or precision.
+            StaleCacheError: if the cache there has another identity, or the teacher another precision or runtime.
             WriteError, CacheError: if it cannot be created.
         """
         self.store = open_store(location)
@@ -93,8 +93,10 @@ class CacheWriter:
             return False
         found, begun_with = load_description(self.store)
         differences = found.differences(asdict(self.identity))
-        if begun_with.precision != resolved.precision:
-            differences["teacher_precision"] = (begun_with.precision, resolved.precision)
+        for name in ("precision", "runtime"):
+            begun, now = getattr(begun_with, name), getattr(resolved, name)
+            if begun != now:
+                differences[f"teacher_{name}"] = (begun, now)
         if differences:
             raise StaleCacheError(self.store.location, differences)
         return True

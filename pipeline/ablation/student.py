@@ -138,7 +138,7 @@ def _plan_student(
     decisive = asdict(own) | {"cache_id": cache_id}
     for section, names in {
         "data": ("root", "masks", "test", *READING),  # the cache's id covers what is read
-        "teacher_cache": ("location", "device", "batch_images"),
+        "teacher_cache": ("location", "device", "batch_images", "runtime"),
     }.items():
         for name in names:
             del decisive[section][name]

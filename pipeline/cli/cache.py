@@ -73,8 +73,8 @@ def cache_status(target: str, run: Path | None, as_json: bool) -> None:
     text = (
         f"{status.shards_done} of {identity.shard_count} shards{writing}{litter},"
         f" {count_text(identity.frame_count, 'frame')} of {identity.source}, {status.bytes / 1e6:.1f} MB,"
-        f" encoding {identity.encoding}, teacher"
-        f" {identity.teacher_name} ({identity.teacher_licence}), {status.resolved.precision}; {location}"
+        f" encoding {identity.encoding}, teacher {identity.teacher_name} ({identity.teacher_licence}),"
+        f" {status.resolved.precision} in {status.resolved.runtime}; {location}"
     )
     click.echo(json_report(status, complete=status.complete) if as_json else text)
     for damage in status.damages:

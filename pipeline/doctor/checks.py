@@ -1,6 +1,7 @@
 """The checks of `surround doctor`. Nothing is downloaded, trained or cached."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,11 @@ from pipeline.doctor import findings
 from pipeline.doctor.findings import Finding
 from pipeline.doctor.machine import check_devices, check_load, check_loaders, check_room, check_scheduler
 from pipeline.recipe.config import Recipe
-from pipeline.recipe.run_folder import RunFolder
+from pipeline.recipe.run_folder import RunFolder, cache_location
 from pipeline.report.drawing import draw_points, panorama_order
 from pipeline.runs import cluster
 from pipeline.runs.data import frames_to_learn, frames_to_test, open_data, refuse_leak
-from pipeline.runs.stage_one import find_teacher_weights, open_teacher
+from pipeline.runs.stage_one import find_teacher_weights, open_teacher, with_begun_runtime
 from pipeline.weights.fetch import find_weights
 from stages.checkup.alignment import LEAST_INPUT_PX, check_alignment
 from stages.checkup.files import ReadSample, has_sweep, missing_files, read_sample
@@ -48,7 +49,7 @@ def run_doctor(recipe: Recipe, folder: RunFolder, *, scheduler: str = "threads")
     """
     if scheduler not in cluster.SCHEDULERS:
         cluster.require_address(scheduler)
-    teacher, found = check_teacher(recipe)
+    teacher, found = check_teacher(with_begun_runtime(recipe, cache_location(recipe, folder)))
     found += check_data(recipe, folder, teacher)
     found += check_encoder(recipe)
     found += check_devices(recipe)
@@ -110,10 +111,12 @@ def check_teacher(recipe: Recipe) -> tuple[LoadedTeacher | None, list[Finding]]:
         weights = find_teacher_weights(name)
         if weights is None:
             return None, [findings.weights_finding("teacher", name, None)]
+        teacher = open_teacher(recipe)
         present = findings.weights_finding("teacher", name, (str(weights.path), weights.licence))
-        return open_teacher(recipe), [present]
+        return teacher, [replace(present, found=f"{present.found}; {teacher.precision} in {teacher.runtime}")]
     except SurroundError as error:
-        return None, [Finding("teacher", "problem", str(error), "correct teacher_cache.weights, input_size or device")]
+        remedy = "correct teacher_cache.weights, input_size, device or runtime"
+        return None, [Finding("teacher", "problem", str(error), remedy)]
 
 
 def check_encoder(recipe: Recipe) -> list[Finding]:

@@ -186,7 +186,8 @@ def _latency(latency: Latency | None) -> Table:
         rows.append(
             _latency_row("teacher", latency.teacher_ms_per_rig, latency.teacher_p95_ms_per_rig, latency.teacher_input)
         )
-        note += f" The student is {number(latency.speedup, 1)} times as fast as the teacher."
+        runtime = f" in {latency.teacher_runtime}" if latency.teacher_runtime is not None else ""
+        note += f" The student is {number(latency.speedup, 1)} times as fast as the teacher{runtime}."
     return Table("Latency", note, header, tuple(rows))
 
 

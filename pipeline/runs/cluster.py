@@ -208,10 +208,11 @@ def write_shard(job: ShardJob, shard: int) -> "TeacherCacheReport":
 @functools.lru_cache(maxsize=1)
 def _opened(job: ShardJob) -> "tuple[StageOne, CacheWriter]":
     from pipeline.recipe.config import parse_recipe
-    from pipeline.runs.stage_one import open_stage_one
+    from pipeline.runs.stage_one import open_stage_one, with_begun_runtime
 
     _choose_gpu()
-    stage = open_stage_one(parse_recipe(job.recipe_toml, "recipe"), job.knots)
+    recipe = with_begun_runtime(parse_recipe(job.recipe_toml, "recipe"), job.location)
+    stage = open_stage_one(recipe, job.knots)
     return stage, stage.writer(job.location)
 
 

@@ -38,7 +38,8 @@ def run_fit_bins(recipe: Recipe, folder: RunFolder) -> FitBinsRun:
         return FitBinsRun(fitted, folder.bins, already_done=True)
     frame_ids = spread(stage.frames.train, recipe.bins.fit_frames)
     # Each recipe has its own folder of processed frames: those of another one cannot be used.
-    key = hashlib.sha256(json.dumps([made_with, stage.teacher.precision, frame_ids]).encode()).hexdigest()[:16]
+    seen_by = [made_with, stage.teacher.precision, stage.teacher.runtime, frame_ids]
+    key = hashlib.sha256(json.dumps(seen_by).encode()).hexdigest()[:16]
     identity = stage.identity
     with preemption() as should_stop, progress_bar(len(frame_ids), 0, "fit-bins", "frame") as bar:
         fitted = fit_bins(

@@ -2,20 +2,22 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from data_cache.errors import SourceError
-from data_cache.shards.identity import CacheIdentity, Resolved, SplitFrames
+from data_cache.shards.errors import CacheError
+from data_cache.shards.identity import CacheIdentity, Resolved, SplitFrames, load_description
 from data_cache.shards.writer import CacheWriter
 from data_cache.sources.base import Source
 from data_cache.sources.selectors import shown
+from data_cache.storage.locations import open_store
 from pipeline.errors import RecipeError
 from pipeline.recipe.config import Recipe
-from pipeline.recipe.run_folder import RunFolder
+from pipeline.recipe.run_folder import RunFolder, cache_location
 from pipeline.runs.data import frames_to_learn, open_data, refuse_leak, select_frames
 from pipeline.weights.catalog import UNKNOWN_LICENCE
 from pipeline.weights.fetch import KNOWN, WeightFolder, fetch_weights, find_weights
@@ -24,7 +26,7 @@ from stages.caching.fit_bins import load_fitted, require_made_with
 from stages.caching.identity import cache_identity, recipe_identity
 from stages.compute.devices import resolve_device, resolve_precision
 from stages.targets.binning import AffineBinning, Binning, resolve_binning
-from stages.teacher.load import LoadedTeacher, teacher_class
+from stages.teacher.load import LoadedTeacher, load_teacher
 from stages.teacher_cache import BATCH_IMAGES, TeacherCacheReport, teacher_cache, teacher_lanes
 
 
@@ -58,7 +60,8 @@ class StageOne:
     def writer(self, location: str) -> CacheWriter:
         """Create the cache at a path or URL, or continue it; see `CacheWriter`."""
         threads = 1 if self.lanes > 1 else torch.get_num_threads()
-        resolved = Resolved(self.teacher.precision, self.batch_images, threads, self.teacher.attention)
+        teacher = self.teacher
+        resolved = Resolved(teacher.precision, self.batch_images, threads, teacher.attention, teacher.runtime)
         return CacheWriter(location, self.identity, resolved, self.frames)
 
     def write(
@@ -108,7 +111,11 @@ def open_stage_one(recipe: Recipe, knots: tuple[float, ...] | None = None) -> St
 
 
 def open_run_stage_one(recipe: Recipe, folder: RunFolder) -> StageOne:
-    """`open_stage_one` with the fitted bins of the run folder, if the recipe's strategy needs them."""
+    """`open_stage_one` with the fitted bins of the run folder, if the recipe's strategy needs them.
+
+    With runtime `auto`, an existing cache is continued in the runtime in which it was begun.
+    """
+    recipe = with_begun_runtime(recipe, cache_location(recipe, folder))
     if recipe.bins.strategy != "fitted":
         return open_stage_one(recipe)
     fitted = load_fitted(folder.bins)
@@ -142,12 +149,24 @@ def fit_settings(stage: StageOne) -> dict[str, object]:
     }
 
 
+def with_begun_runtime(recipe: Recipe, location: str) -> Recipe:
+    """The recipe; its runtime `auto` becomes the one in which the cache at `location` was begun, if there is one."""
+    spec = recipe.teacher_cache
+    if spec.runtime != "auto":
+        return recipe
+    try:
+        _, resolved = load_description(open_store(location))
+    except CacheError:  # none is there, or it is damaged, which its reader will report
+        return recipe
+    return replace(recipe, teacher_cache=replace(spec, runtime=resolved.runtime))
+
+
 def open_teacher(recipe: Recipe) -> LoadedTeacher:
-    """Load the teacher of a recipe on its device."""
+    """Load the teacher of a recipe on its device and in its runtime."""
     spec = recipe.teacher_cache
     weights = _weights(spec.weights)
     device = resolve_device(spec.device)
-    return teacher_class(weights.path)(
+    return load_teacher(
         weights.path,
         name=Path(spec.weights).name,
         licence=weights.licence,
@@ -155,6 +174,7 @@ def open_teacher(recipe: Recipe) -> LoadedTeacher:
         input_size=spec.input_size,
         device=device,
         precision=resolve_precision(spec.precision, device),
+        runtime=spec.runtime,
     )
 
 

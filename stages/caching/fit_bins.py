@@ -55,7 +55,7 @@ class FittedBins:
 
     Attributes:
         made_with: teacher, frames and sizes it belongs to; compared before use.
-        precision: precision of the teacher, for the record.
+        precision, runtime: those of the teacher, for the record.
         frames: training frames used.
         skipped: frames that could not be read, reason by frame id.
         images, points: numbers of images and points in the fit.
@@ -73,6 +73,7 @@ class FittedBins:
     residual_before: float
     residual_after: float
     knots: tuple[float, ...]
+    runtime: str = "torch"
 
 
 def save_fitted(path: Path, fitted: FittedBins) -> None:
@@ -183,6 +184,7 @@ def fit_bins(
         residual_before=residual(images, None),
         residual_after=residual(images, knots),
         knots=knots,
+        runtime=teacher.runtime,
     )
 
 

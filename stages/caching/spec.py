@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from stages.compute.devices import require_known
+from stages.teacher.runtime import require_known_runtime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +15,7 @@ class TeacherCacheSpec:
             pipeline of diffusers, or such a model on the model hub, pinned: "hub:owner/name@<40-digit commit>".
         input_size: (H, W) of the teacher's input, multiples of its patch size.
         precision, device: auto, or as named in stages/compute/devices.py.
+        runtime: what computes the teacher: auto, torch or openvino, see stages/teacher/runtime.py.
         batch_images: images per forward pass, over views and frames; 0 chooses by device.
         shard_frames: frames per shard, the unit of work.
         tokens: also store the teacher's pooled features, which two baselines learn from; about 0.25 MB a frame.
@@ -24,6 +26,7 @@ class TeacherCacheSpec:
     input_size: tuple[int, int]
     precision: str = "auto"
     device: str = "auto"
+    runtime: str = "auto"
     batch_images: int = 0
     shard_frames: int = 32
     tokens: bool = False
@@ -31,6 +34,7 @@ class TeacherCacheSpec:
 
     def __post_init__(self) -> None:
         require_known(self.device, self.precision)
+        require_known_runtime(self.runtime)
         if min(self.input_size) < 14:
             raise ValueError(f"input_size: expected sides of at least 14 px, got {list(self.input_size)}")
         if self.batch_images < 0:

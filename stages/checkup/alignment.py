@@ -227,8 +227,8 @@ def check_alignment(teacher: Teacher, frames: Sequence[PreparedFrame]) -> dict[i
     for frame in frames:
         size = (frame.lidar_depth.shape[1], frame.lidar_depth.shape[2])
         depth_m = unpack_depth_m(frame.lidar_depth)
-        for view, image in zip(np.flatnonzero(frame.view_valid).tolist(), frame.teacher_images, strict=True):
-            (seen,) = look(teacher, [image], size, AffineBinning())
+        looked = look(teacher, frame.teacher_images, size, AffineBinning())
+        for view, seen in zip(np.flatnonzero(frame.view_valid).tolist(), looked, strict=True):
             if seen.finite and not seen.constant:
                 found = count_jumps(seen.u.numpy(), depth_m[view], frame.intrinsics[view].astype(np.float64))
                 counts[view] = counts[view] + found if view in counts else found

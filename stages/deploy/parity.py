@@ -10,6 +10,7 @@ from jaxtyping import Float32
 from data_cache.frames.rig import Frame
 from data_cache.frames.views import load_images, rig_views
 from stages.compute.devices import place, resolve_precision
+from stages.compute.openvino_cpu import openvino_precisions
 from stages.compute.resize import resize_views
 from stages.deploy.export import ExportError
 from stages.deploy.runtimes import (
@@ -19,7 +20,6 @@ from stages.deploy.runtimes import (
     batches,
     deployed_rig,
     onnxruntime_runner,
-    openvino_precisions,
     openvino_runner,
     torch_runner,
 )

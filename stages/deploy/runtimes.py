@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float32, UInt8
 
 from stages.compute.devices import autocast
+from stages.compute.openvino_cpu import INFERENCE_PRECISION
 from stages.deploy.export import FOCAL, IMAGE
 from stages.student.model import Student
 
@@ -84,7 +85,7 @@ def openvino_runner(model: bytes, precision: str) -> Runner:
     core = openvino.Core()
     settings = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+        "INFERENCE_PRECISION_HINT": INFERENCE_PRECISION[precision],
         "PERFORMANCE_HINT": "LATENCY",
     }
     compiled = core.compile_model(core.read_model(model), "CPU", settings)
@@ -94,11 +95,3 @@ def openvino_runner(model: bytes, precision: str) -> Runner:
         return depth_m
 
     return run
-
-
-def openvino_precisions() -> tuple[str, ...]:
-    """The precisions in which OpenVINO computes on this CPU; by default it takes bf16 if the CPU has it."""
-    import openvino
-
-    capable = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return ("fp32", "bf16") if capable else ("fp32",)

@@ -12,6 +12,7 @@ from stages.compute.devices import synchronize
 from stages.evaluation.results import Latency
 from stages.inference.predict import forward_rig
 from stages.student.model import Student
+from stages.teacher.base import Teacher
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,7 @@ def rig_latency(
     rig: RigViews,
     device: torch.device,
     precision: str,
-    *,
-    teacher_input: tuple[int, int] | None = None,
+    teacher: Teacher | None = None,
     teacher_ms: Sequence[float] = (),
 ) -> Latency:
     """Time a student on a rig, and set it beside the times that a teacher took for rigs of the same cameras.
@@ -66,7 +66,7 @@ def rig_latency(
         student: in evaluation mode, on `device`.
         rig: views at its input size.
         device, precision: where and how.
-        teacher_input: (H, W) of the teacher's images.
+        teacher: whose times these are.
         teacher_ms: its times in the order in which they were taken; the first one is its warm-up, unless it is alone.
     """
     student_time = measure(lambda: forward_rig(student, rig, device, precision), device, warmup=3, repeats=20)
@@ -80,6 +80,7 @@ def rig_latency(
         precision=precision,
         device=str(device),
         input=student.spec.input_size,
-        teacher_input=teacher_input if teacher_time else None,
+        teacher_input=teacher.input_size if teacher is not None else None,
         images_per_rig=len(rig.image),
+        teacher_runtime=teacher.runtime if teacher is not None else None,
     )

@@ -40,7 +40,7 @@ class Consistency:
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds for one rig; medians unless named p95."""
+    """Milliseconds for one rig; medians unless named p95. The student runs in PyTorch."""
 
     student_ms_per_rig: float
     student_p95_ms_per_rig: float
@@ -52,6 +52,7 @@ class Latency:
     input: tuple[int, int]
     teacher_input: tuple[int, int] | None
     images_per_rig: int
+    teacher_runtime: str | None = None
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def blocked_attention(
 
     The scores of a block stay in the core's cache. Measured for Depth Anything V2 Small at 392 x 700 on one core of an
     AMD EPYC with AVX512-BF16: 24 ms per layer and image, against 39 ms for torch's fused kernel
-    (tests/benchmarks/bench_stage_one.py).
+    (bench_teacher_cache.py).
 
     Args:
         module: the attention layer, unused; part of the signature that transformers calls.

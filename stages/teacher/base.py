@@ -26,8 +26,8 @@ class TeacherOutput:
 class Teacher(Protocol):
     """Any object with these members is a teacher; nothing is inherited. It must be deterministic.
 
-    Weights hash, preprocessing, input size and precision are its fingerprint: if they are equal, predictions are equal.
-    The cache stores them one by one, so that a difference can be named.
+    Weights hash, preprocessing, input size, precision and runtime are its fingerprint: if they are equal, predictions
+    are equal. The cache stores them one by one, so that a difference can be named.
     """
 
     @property
@@ -67,6 +67,11 @@ class Teacher(Protocol):
     @property
     def precision(self) -> str:
         """fp32 or bf16, resolved."""
+        ...
+
+    @property
+    def runtime(self) -> str:
+        """What computes it: torch or openvino, resolved."""
         ...
 
     def __call__(self, images: UInt8[Tensor, "N H W 3"]) -> TeacherOutput:

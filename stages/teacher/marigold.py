@@ -28,6 +28,8 @@ class MarigoldTeacher:
     U-Net's middle block in the last denoising step: 1/64 of the image's size in Stable Diffusion.
     """
 
+    runtime = "torch"
+
     def __init__(
         self,
         folder: Path,

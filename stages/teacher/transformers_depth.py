@@ -1,6 +1,7 @@
 """Teachers from transformers: Depth Anything, relative and metric, DPT, ZoeDepth and Depth Pro."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,37 @@ COARSEST = 4
 """A backbone with stages halves its grid at most this many times."""
 
 
+@dataclass(frozen=True, eq=False)
+class ToPixels:
+    """From RGB images of a teacher's input size to what its model takes.
+
+    Attributes:
+        name: of the teacher.
+        size: (H, W) of the images.
+        mean, std: of each channel of an image between 0 and 1.
+    """
+
+    name: str
+    size: tuple[int, int]
+    mean: Float[Tensor, "3 1 1"]
+    std: Float[Tensor, "3 1 1"]
+
+    def __call__(self, images: UInt8[Tensor, "N H W 3"]) -> Float[Tensor, "N 3 H W"]:
+        """float32, on the device of `mean`.
+
+        Raises:
+            ValueError: if the images have another size.
+        """
+        if tuple(images.shape[1:3]) != self.size:
+            raise ValueError(f"{self.name} takes {list(self.size)} images, got {list(images.shape[1:3])}")
+        channels_first = images.to(self.mean.device).permute(0, 3, 1, 2)
+        return (channels_first.float() / 255 - self.mean) / self.std
+
+
 class TransformersTeacher:
     """A depth model of transformers, frozen, on one device."""
+
+    runtime = "torch"
 
     def __init__(
         self,
@@ -62,8 +92,8 @@ class TransformersTeacher:
         missing = sorted(loaded["missing_keys"])
         if missing:  # transformers initialises them at random
             raise SettingError(f"{folder}: the weights lack {len(missing)} tensors, first {missing[0]}")
-        self._model = model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
-        self.attention = use_blocked_attention(self._model, device)
+        self.model = model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+        self.attention = use_blocked_attention(self.model, device)
         self._config = model.config
         self._family = model.config.model_type
         self._patch = _patch(model.config)
@@ -80,8 +110,8 @@ class TransformersTeacher:
         self.preprocessing = PREPROCESSING
         if (mean, std) != IMAGENET:
             self.preprocessing = PREPROCESSING.replace("ImageNet mean and std", f"mean {mean} and std {std}")
-        self._mean = torch.tensor(mean, device=device).view(3, 1, 1)
-        self._std = torch.tensor(std, device=device).view(3, 1, 1)
+        channel_mean, channel_std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (mean, std))
+        self.to_pixels = ToPixels(name, input_size, channel_mean, channel_std)
 
     @torch.inference_mode()
     def __call__(self, images: UInt8[Tensor, "N H W 3"]) -> TeacherOutput:
@@ -90,16 +120,14 @@ class TransformersTeacher:
         Raises:
             ValueError: if the images have another size.
         """
-        if tuple(images.shape[1:3]) != self.input_size:
-            raise ValueError(f"{self.name} takes {list(self.input_size)} images, got {list(images.shape[1:3])}")
-        pixels = (images.to(self.device).permute(0, 3, 1, 2).float() / 255 - self._mean) / self._std
-        pixels = pixels.to(self._model.dtype, memory_format=torch.channels_last)
-        seen = [self._look(batch) for batch in (torch.split(pixels, 1) if self._one_by_one else [pixels])]
+        pixels = self.to_pixels(images).to(self.model.dtype, memory_format=torch.channels_last)
+        seen = [self.look(batch) for batch in (torch.split(pixels, 1) if self._one_by_one else [pixels])]
         synchronize(self.device)
         return TeacherOutput(torch.cat([s.prediction for s in seen]), torch.cat([s.features for s in seen]))
 
-    def _look(self, pixels: Float[Tensor, "N 3 H W"]) -> TeacherOutput:
-        output = self._model(pixel_values=pixels, output_hidden_states=True)
+    def look(self, pixels: Float[Tensor, "N 3 H W"]) -> TeacherOutput:
+        """The forward pass alone, on what `to_pixels` gives, in the model's precision."""
+        output = self.model(pixel_values=pixels, output_hidden_states=True)
         prediction = output.predicted_depth.float()
         if self._family == "depth_pro" and self.space == "depth":
             prediction = depth_pro_depth_m(prediction, output.field_of_view.float())

@@ -1,254 +1,68 @@
-"""Stage one against the bare teacher in one run on the same frames, and where every other millisecond goes."""
+"""Stage one against the bare teacher, in PyTorch and in OpenVINO, in one run on the same frames."""
 
-import hashlib
-import os
-import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
-import numpy as np
 import pytest
 import torch
-from support.fakes import save_tiny_teacher
+from benchmarks.measuring import Cost, counted, in_batches, look_only, spread_text, write_cache
 from support.real_drives import pandaset, repeated
 
-from data_cache.frames.geometry import sparse_depth
-from data_cache.frames.images import larger
-from data_cache.frames.views import load_images
-from data_cache.shards.records import pack_depth, record_arrays
-from data_cache.shards.schema import array_table
-from data_cache.shards.writer import encode_shard
-from pipeline.recipe.config import Recipe
-from pipeline.runs.stage_one import StageOne, open_stage_one
-from stages.caching.products import frame_record, look
-from stages.caching.teacher_input import prepare_frame
-from stages.compute.resize import resize_rgb
-from stages.targets.bins import affine_invariant_map
-from stages.targets.relations import pool_tokens
+from pipeline.runs.stage_one import StageOne
+from stages.compute.devices import resolve_precision
 
 pytestmark = pytest.mark.bench
+FRAMES = 2
 ROUNDS = 3
-MEMORY_SCRIPT = """
-import sys
-sys.path[:0] = {path!r}
-from dataclasses import replace
-from pathlib import Path
-from support.real_drives import pandaset, repeated
-recipe = pandaset()
-spec = replace(recipe.teacher_cache, weights={weights!r}, shard_frames=32)
-stage = repeated(replace(recipe, teacher_cache=spec), {count})
-writer = stage.writer({cache!r})
-stage.write(writer, writer.pending(), retry_quarantined=False)
-print(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line))
-"""
+PRECISIONS = ("fp32", "bf16")
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """Stage one in one runtime, and what was measured of it."""
+
+    stage: StageOne
+    opening_s: float
+    bare: list[Cost] = field(default_factory=list)
+    whole: list[Cost] = field(default_factory=list)
 
 
-def milliseconds(function: Callable[[], object], repeats: int = 7) -> float:
-    """Median wall time of a call, after one to warm up."""
-    function()
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        function()
-        times.append(1e3 * (time.perf_counter() - begin))
-    return statistics.median(times)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Wall time and, over all threads, processor time of one frame; the latter hardly feels other jobs."""
-
-    wall_s: float
-    cpu_s: float
-
-
-@contextmanager
-def counted(costs: list[Cost], frame_count: int) -> Iterator[None]:
-    wall, cpu = time.perf_counter(), time.process_time()
-    yield
-    costs.append(Cost((time.perf_counter() - wall) / frame_count, (time.process_time() - cpu) / frame_count))
-
-
-def look_only(stage: StageOne, batches: list[list[np.ndarray]]) -> None:
-    """The teacher's forward pass alone, on images that lie ready, in the lanes that stage one uses."""
-    stacked = [torch.from_numpy(np.stack(batch)) for batch in batches]
-    with one_thread() if stage.lanes > 1 else _nothing(), ThreadPoolExecutor(stage.lanes) as pool:
-        list(pool.map(stage.teacher, stacked))
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
-def write_cache(stage: StageOne) -> None:
-    """Stage one, into an empty cache."""
-    with tempfile.TemporaryDirectory() as folder:
-        writer = stage.writer(folder)
-        stage.write(writer, writer.pending(), retry_quarantined=False)
-
-
-def in_batches(stage: StageOne, count: int) -> list[list[np.ndarray]]:
-    """The images of `count` frames as stage one batches them."""
-    identity = stage.identity
-    images = [
-        image
-        for frame_id in stage.frames.ordered[:count]
-        for image in prepare_frame(stage.source, frame_id, stage.teacher.input_size, identity.image_size).teacher_images
-    ]
-    return [images[i : i + stage.batch_images] for i in range(0, len(images), stage.batch_images)]
-
-
-def tiny_recipe(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with a teacher that takes a tenth of the time or less."""
-    weights = str(save_tiny_teacher(folder))
-    return replace(recipe, teacher_cache=replace(recipe.teacher_cache, weights=weights))
-
-
-@pytest.mark.parametrize("teacher", ["recipe", "tiny"])
-def test_bench_stage_one(teacher, tmp_path, capsys):
+def opened(runtime: str, precision: str) -> Opened:
     recipe = pandaset()
-    count = 8
-    if teacher == "tiny":
-        recipe, count = tiny_recipe(recipe, tmp_path / "tiny"), 48
-    stage = repeated(recipe, count)
-    batches = in_batches(stage, count)
-    bare: list[Cost] = []
-    whole: list[Cost] = []
-    look_only(stage, batches[: 2 * stage.lanes])
+    spec = replace(recipe.teacher_cache, runtime=runtime, precision=precision, device="cpu")
+    begin = time.perf_counter()
+    stage = repeated(replace(recipe, teacher_cache=spec), FRAMES)
+    return Opened(stage, time.perf_counter() - begin)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_bench_stage_one(precision, capsys):
+    """In turns, so that what else runs on the machine meets all four alike; factors of wall time, round by round."""
+    pytest.importorskip("openvino", reason="pip install 'surround-distill[openvino]'")
+    if precision == "bf16" and resolve_precision("auto", torch.device("cpu")) != "bf16":
+        pytest.skip("this CPU has no fast bf16")
+    measured = {runtime: opened(runtime, precision) for runtime in ("torch", "openvino")}
+    batches = in_batches(measured["torch"].stage, FRAMES)
+    for one in measured.values():
+        look_only(one.stage, batches[: one.stage.lanes])
     for _ in range(ROUNDS):
-        with counted(bare, count):
-            look_only(stage, batches)
-        with counted(whole, count):
-            write_cache(stage)
+        for one in measured.values():
+            with counted(one.bare, FRAMES):
+                look_only(one.stage, batches)
+        for one in measured.values():
+            with counted(one.whole, FRAMES):
+                write_cache(one.stage)
+    eager = measured["torch"].bare
+    stage = measured["torch"].stage
     with capsys.disabled():
         print(
-            f"\n{stage.teacher.name} {list(stage.teacher.input_size)} {stage.teacher.precision}"
-            f" {stage.teacher.attention}, {stage.lanes} lanes, batches of {stage.batch_images}, {count} frames,"
-            f" {ROUNDS} rounds, median (least to most):"
+            f"\n{stage.teacher.name} {list(stage.teacher.input_size)} {precision}, {stage.lanes} lanes,"
+            f" {FRAMES} frames, {ROUNDS} rounds, median (least to most), {torch.backends.cpu.get_cpu_capability()}\n"
+            "| | frames/s | times the bare PyTorch teacher | processor seconds a frame |\n| --- | --- | --- | --- |"
         )
-        for name, costs in (("bare teacher", bare), ("stage one", whole)):
-            rates = _spread([1 / c.wall_s for c in costs])
-            print(f"  {name}: {rates} frames/s, {_spread([c.cpu_s for c in costs])} s of processor time a frame")
-        for unit in ("wall_s", "cpu_s"):
-            ratios = [getattr(b, unit) / getattr(w, unit) for b, w in zip(bare, whole, strict=True)]
-            print(f"  stage one / bare teacher by {unit}: {_spread(ratios)}")
-
-
-def _spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
-
-
-def test_bench_stage_one_parts(capsys):
-    recipe = pandaset()
-    stage = open_stage_one(recipe)
-    identity = stage.identity
-    frame_id = stage.frames.ordered[5]
-    teacher_size, image_size = stage.teacher.input_size, identity.image_size
-    frame = stage.source.frame(frame_id)
-    wanted = larger(teacher_size, image_size)
-    native, reduced = load_images(frame), load_images(frame, wanted)
-    sweep = frame.load_sweep()
-    prepared = prepare_frame(stage.source, frame_id, teacher_size, image_size)
-    images = prepared.teacher_images
-    with one_thread():
-        seen = look(stage.teacher, images[:2], identity.prob_size, stage.binning) * 3
-        output = stage.teacher(torch.from_numpy(np.stack(images[:2])))
-        record = frame_record(prepared, seen, identity, recipe.bins)
-        arrays = record_arrays(record)
-        table = array_table(identity)
-        encoded = [encode_shard(spec, arrays[name][None], 1) for name, spec in table.items()]
-        parts = {
-            "decode JPEG, full size (not done)": lambda: load_images(frame),
-            "stretch to the teacher's size from full size (not done)": lambda: [
-                resize_rgb(i, teacher_size) for i in native
-            ],
-            "stretch to the student's size from full size (not done)": lambda: [
-                resize_rgb(i, image_size) for i in native
-            ],
-            "decode JPEG": lambda: load_images(frame, wanted),
-            "stretch to the teacher's size": lambda: [resize_rgb(i, teacher_size) for i in reduced],
-            "stretch to the student's size": lambda: [resize_rgb(i, image_size) for i in reduced],
-            "read the sweep": frame.load_sweep,
-            "project, z-buffer, pack": lambda: [pack_depth(sparse_depth(v, sweep, image_size)) for v in frame.views],
-            "maps and tokens from the teacher's output": lambda: [
-                (affine_invariant_map(output.prediction, identity.prob_size), pool_tokens(output.features))
-                for _ in range(len(images) // 2)
-            ],
-            "join and encode bins, relations": lambda: frame_record(prepared, seen, identity, recipe.bins),
-            **{
-                f"compress {name}": lambda name=name, spec=spec: encode_shard(spec, arrays[name][None], 1)
-                for name, spec in table.items()
-            },
-            "hash": lambda: [hashlib.sha256(data).digest() for data in encoded],
-            f"write and flush (ten files; once in {recipe.teacher_cache.shard_frames} frames)": lambda: _write(encoded),
-        }
-        cost = {name: milliseconds(part) for name, part in parts.items()}
-        forward = milliseconds(lambda: stage.teacher(torch.from_numpy(np.stack(images[:2]))), 3) * len(images) / 2
-    done = sum(ms for name, ms in cost.items() if "not done" not in name)
-    with capsys.disabled():
-        print(f"\n| part, ms per frame of {len(images)} images on one thread | ms |\n| --- | --- |")
-        for name, ms in cost.items():
-            print(f"| {name} | {ms:.1f} |")
-        print(f"| **all but the teacher** | **{done:.0f}** |\n| teacher | {forward:.0f} |")
-        print(f"floor of the ratio, teacher / (teacher + all else): {forward / (forward + done):.3f}")
-
-
-def _write(encoded: list[bytes]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        for i, data in enumerate(encoded):
-            with (Path(folder) / str(i)).open("wb") as file:
-                file.write(data)
-                os.fsync(file.fileno())
-
-
-@pytest.mark.parametrize("batch", [1, 2, 3, 6, 12])
-def test_bench_batch(batch, capsys):
-    stage = repeated(pandaset(), 2)
-    images = [image for images in in_batches(stage, 2) for image in images]
-    batches = [images[i : i + batch] for i in range(0, len(images), batch)] * 2
-    lanes: list[Cost] = []
-    together: list[Cost] = []
-    look_only(stage, batches[: stage.lanes])
-    for _ in range(ROUNDS):
-        with counted(lanes, 4):
-            look_only(stage, batches)
-        with counted(together, 4):
-            look_only(replace(stage, lanes=1), batches)
-    with capsys.disabled():
-        print(
-            f"\nbatches of {batch}: {_spread([1 / c.wall_s for c in lanes])} frames/s in {stage.lanes} lanes of one"
-            f" thread, {_spread([1 / c.wall_s for c in together])} on {torch.get_num_threads()} threads together"
-        )
-
-
-@pytest.mark.parametrize("count", [100, 2000])
-def test_bench_stage_one_memory(count, tmp_path, capsys):
-    """Peak memory of a process that runs stage one with the tiny teacher over real frames."""
-    recipe = tiny_recipe(pandaset(), tmp_path / "tiny")
-    script = MEMORY_SCRIPT.format(
-        path=sys.path,
-        weights=recipe.teacher_cache.weights,
-        count=count,
-        cache=str(tmp_path / "cache"),
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    with capsys.disabled():
-        print(f"\nstage one, {count} frames in shards of 32: peak {int(done.stdout) / 2**20:.2f} GiB")
+        for runtime, one in measured.items():
+            for name, costs in (("bare forward pass", one.bare), ("stage one", one.whole)):
+                rates = spread_text([1 / c.wall_s for c in costs])
+                factors = spread_text([e.wall_s / c.wall_s for e, c in zip(eager, costs, strict=True)])
+                print(f"| {name}, {runtime} | {rates} | {factors} | {spread_text([c.cpu_s for c in costs])} |")
+        print(", ".join(f"{runtime} opened in {one.opening_s:.1f} s" for runtime, one in measured.items()))

@@ -3,12 +3,11 @@
 import statistics
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
+from benchmarks.measuring import noise_rig
 from torch.utils.flop_counter import FlopCounterMode
 
-from data_cache.frames.views import RigViews
 from pipeline.recipe.config import load_recipe
 from pipeline.weights.fetch import fetch_weights
 from stages.compute.devices import place, resolve_device, resolve_precision
@@ -28,17 +27,6 @@ NAMES = {"resnet-10": "nano", "resnet-18": "small", "resnet-34": "base"}
 ROUNDS = 5
 
 
-def random_rig() -> RigViews:
-    rng = np.random.default_rng(0)
-    return RigViews(
-        image=rng.integers(0, 256, (6, *STUDENT_SIZE, 3), dtype=np.uint8),
-        lidar_depth_m=np.zeros((6, *STUDENT_SIZE), np.float32),
-        intrinsics=np.tile(np.diag([500, 500, 1]).astype(np.float32), (6, 1, 1)),
-        world_from_cam=np.tile(np.eye(4), (6, 1, 1)),
-        view_valid=np.ones(6, bool),
-    )
-
-
 def gigaflops(call: Callable[[], object]) -> float:
     with FlopCounterMode(display=False) as counter:
         call()
@@ -54,7 +42,7 @@ def test_bench_students(capsys):
     device = resolve_device("auto")
     precision = resolve_precision("auto", device)
     weights = fetch_weights(recipe.teacher_cache.weights)
-    rig = random_rig()
+    rig = noise_rig(STUDENT_SIZE)
     contenders: dict[str, tuple[float, Callable[[], object]]] = {}
     for size in (NATIVE_SIZE, RECIPE_SIZE):
         teacher = TransformersTeacher(

@@ -60,7 +60,7 @@ def test_bench_teacher_input(name, capsys):
         spec = recipe.teacher_cache
         overrides = [*version, f"teacher_cache.precision={precision}"]
         teacher = open_teacher(load_recipe(name, overrides, Path(data) / folder))
-        teacher._model.backbone.set_attn_implementation(attention)
+        teacher.model.backbone.set_attn_implementation(attention)
         maps, errors = [], []
         for frame in frames:
             images = [resize_rgb(image, spec.input_size) for image in load_images(frame, decoded[size])]

@@ -1,31 +1,27 @@
 """Stage two on real frames: reading, waiting, the step with the cache and with the teacher online, and their floors."""
 
 import os
-import statistics
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numcodecs
 import numpy as np
 import pytest
-import torch
 import zarr
+from benchmarks.measuring import median_s, step_cost
 from support.real_drives import pandaset
-from torch.utils.flop_counter import FlopCounterMode
 
-from data_cache.dataset import CachedFrames, batches, collate
+from data_cache.dataset import CachedFrames, batches
 from data_cache.shards.reader import CacheReader
 from data_cache.shards.records import record_arrays
 from data_cache.shards.schema import array_table
 from pipeline.recipe.config import Recipe
 from pipeline.runs.stage_one import open_stage_one
-from stages.compute.devices import dtype_of, resolve_device, resolve_precision, synchronize
+from stages.compute.devices import resolve_device, resolve_precision
 from stages.student.model import Student
 from stages.train_student import train_student
-from stages.training.preflight import TrainingJob, open_job
-from stages.training.step import on_device
+from stages.training.preflight import TrainingJob
 
 pytestmark = pytest.mark.bench
 FRAMES, ROUNDS, STEPS = 6, 3, 12
@@ -50,16 +46,6 @@ def reader(recipe, tmp_path_factory) -> CacheReader:
     writer = stage.writer(str(tmp_path_factory.mktemp("cache")))
     stage.write(writer, writer.pending(), retry_quarantined=False)
     return CacheReader(writer.store.location)
-
-
-def median_s(call: Callable[[], object], rounds: int = ROUNDS) -> float:
-    """Of a few calls after one to warm up."""
-    seconds = []
-    for _ in range(1 + rounds):
-        begin = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - begin)
-    return statistics.median(seconds[1:])
 
 
 def test_bench_training_loader(recipe, reader, capsys):
@@ -130,52 +116,20 @@ def test_bench_training_step(recipe, reader, tmp_path, capsys, size):
     precision = resolve_precision("auto", device)
     spec = recipe.train_student
     stage = open_stage_one(recipe)
-    ids = reader.frames.train
-    frames = CachedFrames(reader, ids, neighbours=recipe.losses.photometric > 0)
     student = Student(replace(recipe.student, encoder=SIZES[size], pretrained=False), recipe.bins)
     timed = replace(spec, steps=STEPS, warmup_steps=2)
-    job = TrainingJob(reader, student, ids, (), tmp_path, timed, recipe.losses, recipe.data.depth_range_m, device)
-    training = open_job(job).training
-    student.train()
-    rigs = on_device(device, collate([frames[i] for i in range(spec.batch_rigs)]))
-    prepared = torch.zeros(6 * spec.batch_rigs, *stage.teacher.input_size, 3, dtype=torch.uint8).random_(0, 256)
-
-    def step() -> None:
-        training.step([rigs], 0)
-        synchronize(device)
-
-    def teacher() -> None:
-        stage.teacher(prepared)
-        synchronize(device)
-
-    steps, teachers = [], []
-    for name in (step, teacher):
-        name()
-    for _ in range(ROUNDS):  # in turns, since the machine is not always as fast
-        for call, found in ((step, steps), (teacher, teachers)):
-            begin = time.perf_counter()
-            call()
-            found.append(time.perf_counter() - begin)
-    stepping, looking = statistics.median(steps), statistics.median(teachers)
-    with FlopCounterMode(display=False) as flops:
-        training.step([rigs], 0)
-    side = 4096 if device.type == "cuda" else 2048
-    a, b = (torch.randn(side, side, device=device, dtype=dtype_of(precision)) for _ in range(2))
-
-    def multiply() -> None:
-        a @ b
-        synchronize(device)
-
-    rate = 2 * side**3 / median_s(multiply, 5)
-    floor = flops.get_total_flops() / rate
+    job = TrainingJob(
+        reader, student, reader.frames.train, (), tmp_path, timed, recipe.losses, recipe.data.depth_range_m, device
+    )
+    cost = step_cost(job, stage, ROUNDS)
     report = train_student(job)
     assert report.waiting_share is not None
     with capsys.disabled():
         print(
             f"\n{size}, {precision} on {device}, {spec.batch_rigs} rigs of six {student.spec.input_size}:"
-            f"\n  step {stepping:.2f} s, floor {floor:.2f} s ({flops.get_total_flops() / 1e9:.0f} GFLOP at"
-            f" {rate / 1e12:.2f} TFLOP/s), {floor / stepping:.2f} of the peak"
-            f"\n  teacher for its frames {looking:.2f} s: the step with it online is"
-            f" {(stepping + looking) / stepping:.2f} times as long"
+            f"\n  step {cost.step_s:.2f} s, floor {cost.floor_s:.2f} s ({cost.gflop:.0f} GFLOP at"
+            f" {cost.flop_per_s / 1e12:.2f} TFLOP/s), {cost.floor_s / cost.step_s:.2f} of the peak"
+            f"\n  teacher for its frames {cost.teacher_s:.2f} s: the step with it online is"
+            f" {cost.online:.2f} times as long"
             f"\n  {STEPS} steps with {spec.workers} loader worker: {report.waiting_share:.2%} of the time waiting"
         )

@@ -14,6 +14,7 @@ weights = "{teacher}"
 input_size = [42, 70]
 shard_frames = 1
 precision = "fp32"
+runtime = "torch"
 [bins]
 prob_stride = 2
 [student]

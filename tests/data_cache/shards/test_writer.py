@@ -105,6 +105,8 @@ def test_a_cache_begun_in_another_precision_is_refused_but_other_threads_are_not
     CacheWriter(tmp_path, IDENTITY, Resolved("fp32", 12, 8), FRAMES)
     with pytest.raises(StaleCacheError, match="teacher_precision: cache has 'fp32', recipe says 'bf16'"):
         CacheWriter(tmp_path, IDENTITY, Resolved("bf16", 6, 2), FRAMES)
+    with pytest.raises(StaleCacheError, match="teacher_runtime: cache has 'torch', recipe says 'openvino'"):
+        CacheWriter(tmp_path, IDENTITY, Resolved("fp32", 6, 2, runtime="openvino"), FRAMES)
 
 
 def test_a_shard_whose_file_was_cut_off_is_pending_again(tmp_path):

@@ -53,7 +53,7 @@ def test_only_a_bf16_model_on_a_cpu_without_amx_is_switched_over_and_says_the_sa
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     blocked = tiny_teacher(teacher_folder, precision="bf16")
     assert (blocked.attention, tiny_teacher(teacher_folder).attention) == (NAME, "sdpa")
-    assert blocked._model.backbone.config._attn_implementation == NAME
+    assert blocked.model.backbone.config._attn_implementation == NAME
     images = random_images(2, TEACHER_SIZE)
     one, other = fused(images).prediction, blocked(images).prediction
     assert (one - other).abs().mean() < 0.02 * one.std()

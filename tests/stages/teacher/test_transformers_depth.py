@@ -40,6 +40,7 @@ class PaperTeacher:
     preprocessing: str = "none"
     input_size: tuple[int, int] = (42, 70)
     precision: str = "fp32"
+    runtime: str = "torch"
 
     def __call__(self, images: torch.Tensor) -> TeacherOutput:
         raise AssertionError("only its name and settings are asked for")
