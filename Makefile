@@ -1,11 +1,12 @@
 # A thin skin over the `surround` command. Every target that needs it makes the environment first.
-.PHONY: help demo test browser lint check bench torture teacher-cache train-student eval
+.PHONY: help demo test browser lint check bench gpu torture teacher-cache train-student eval
 .DEFAULT_GOAL := help
 # `make teacher-cache train-student eval` is an order, also under -j.
 .NOTPARALLEL:
 
 PYTHON ?= python3
 RECIPE ?= demo
+DEVICE ?= cuda
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -51,6 +52,16 @@ check: lint test  ## lint, types, tests
 
 bench: $(READY) ## print speed, memory and size; asserts nothing
 	$(BIN)/python -m pytest -m bench -o addopts= tests/benchmarks $(ARGS)
+
+# A machine without network cannot make the environment: a PYTHON of the command line is taken as it is.
+ifeq ($(origin PYTHON),command line)
+gpu: GPU_PYTHON := $(PYTHON)
+else
+gpu: GPU_PYTHON := $(BIN)/python
+gpu: $(READY)
+endif
+gpu:            ## run on a CUDA GPU what wants one, in eight minutes; DEVICE=cpu tries every line
+	$(GPU_PYTHON) tests/benchmarks/gpu.py --device $(DEVICE) --run "$(or $(RUN),runs/gpu)" $(ARGS)
 
 torture: $(READY) ## kill stages, workers and schedulers at random moments, flip bytes, feed parsers broken files; long
 	$(BIN)/python -m pytest -m torture -o addopts= -n 2 -rP $(ARGS)
