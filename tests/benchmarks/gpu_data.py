@@ -40,9 +40,9 @@ def frames(setting: Setting) -> Iterator[Found]:
         for i in range(sizes.copies)
         for j, line in enumerate(lines)
     ]
-    listed = [*copies, {**test, "id": "test/0", "drive": "test"}]
+    listed = [*copies, {**test, "id": "last/0", "drive": "last"}]
     (folder / "frames.jsonl").write_text("".join(json.dumps(line) + "\n" for line in listed))
-    splits = {"train": [f"copy-{i}" for i in range(sizes.copies)], "test": ["test"]}
+    splits = {"train": [f"copy-{i}" for i in range(sizes.copies)], "test": ["last"]}
     (folder / "splits.json").write_text(json.dumps(splits))
     (folder / "rig.json").write_text(json.dumps(rig))
     what = f"{len(listed)} frames of six {width} x {height} JPEG, {last + 1} of them rendered"

@@ -1,7 +1,7 @@
 """How long teachers and students take for a rig of six: parts of `gpu.py`."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -11,7 +11,7 @@ from benchmarks.gpu_data import gpu_recipe, gpu_stage_one
 from benchmarks.measuring import device_ms, noise_rig
 from torch import nn
 
-from stages.compute.devices import autocast, place, resolve_device, resolve_precision
+from stages.compute.devices import autocast, place, resolve_device, resolve_precision, synchronize
 from stages.deploy.export import export_program, onnx_model
 from stages.deploy.runtimes import deployed_rig, feeds
 from stages.evaluation.latency import rig_latency
@@ -24,52 +24,60 @@ NAMES = {"resnet-10": "student nano", "resnet-18": "student small"}
 LAYOUTS = {"channels-last": torch.channels_last, "contiguous": torch.contiguous_format}
 WEIGHTS_TOO = "fp16 weights"
 """The student's weights in fp16, too; in `fp16` and `bf16` they are fp32 and autocast turns them over at each call."""
-COMPILERS = {"compiled": "default", "compiled, CUDA graphs": "reduce-overhead"}
+TENSORRT = "TensorrtExecutionProvider"
+PROVIDERS = {"cuda": ("CUDAExecutionProvider", TENSORRT), "cpu": ("CPUExecutionProvider",)}
 Wrap = Callable[[nn.Module], Callable[..., object]]
 
 
 def latency(setting: Setting) -> Iterator[Found]:
     """Eager, in every precision and layout; and as `surround eval` measures it, images on the host included."""
     for precision in ("fp32", "bf16", "fp16"):
+        kinds = (precision, WEIGHTS_TOO) if precision == "fp16" else (precision,)
         for layout in LAYOUTS:
-            yield from _rig_times(setting, precision, layout, f"{precision}, {layout}", lambda model: model)
+            yield from _rig_times(setting, precision, kinds, layout, layout, lambda model: model)
     for encoder in setting.sizes.encoders:
         yield from attempt(NAMES[encoder], partial(_as_eval_measures, setting, encoder))
 
 
 def compiled(setting: Setting) -> Iterator[Found]:
-    """The same by torch.compile."""
-    for how, mode in COMPILERS.items():
-        yield from _rig_times(
-            setting, "fp16", "channels-last", f"fp16, {how}", lambda model, mode=mode: torch.compile(model, mode=mode)
-        )
+    """By torch.compile and with CUDA graphs: launching many small kernels is a good part of an eager student."""
+
+    def wrap(model: nn.Module) -> Callable[..., object]:
+        return torch.compile(model, mode="reduce-overhead", dynamic=False)
+
+    yield from _rig_times(setting, "fp16", ("fp16",), "channels-last", "compiled", wrap)
 
 
-def _rig_times(setting: Setting, precision: str, layout: str, how: str, wrap: Wrap) -> Iterator[Found]:
+def _rig_times(
+    setting: Setting, precision: str, kinds: Sequence[str], layout: str, how: str, wrap: Wrap
+) -> Iterator[Found]:
+    """Teachers of a precision, then students of each kind of it, beside those teachers."""
     sizes, device = setting.sizes, resolve_device(setting.device)
     teacher_ms: dict[str, float] = {}
 
     def timed(call: Callable[[], object]) -> tuple[float, str]:
         begin = time.perf_counter()
         call()
-        return device_ms(call, device, sizes.repeats), f"first call {time.perf_counter() - begin:.3g} s"
+        synchronize(device)
+        first = f"first call {time.perf_counter() - begin:.3g} s"
+        return device_ms(call, device, sizes.repeats), first
 
     def teacher(name: str, size: tuple[int, int]) -> Iterator[Found]:
         ms, first = timed(_teacher_call(_teacher(setting, size, precision), layout, wrap))
         teacher_ms[name] = ms
-        yield Found(f"{name}, {how}", ms, "ms", first)
+        yield Found(f"{name}, {precision}, {how}", ms, "ms", first)
 
     def student(encoder: str, kind: str) -> Iterator[Found]:
         ms, first = timed(_student_call(_student(setting, encoder), device, kind, layout, wrap))
         ratios = "".join(f"; {teacher_ms[name] / ms:.2f} times as fast as {name}" for name in teacher_ms)
-        yield Found(f"{NAMES[encoder]}, {how.replace(precision, kind)}", ms, "ms", first + ratios)
+        yield Found(f"{NAMES[encoder]}, {kind}, {how}", ms, "ms", first + ratios)
 
     for size in sizes.teachers:
         name = f"teacher {size[0]}x{size[1]}"
-        yield from attempt(f"{name}, {how}", partial(teacher, name, size))
+        yield from attempt(f"{name}, {precision}, {how}", partial(teacher, name, size))
     for encoder in sizes.encoders:
-        for kind in (precision, *([WEIGHTS_TOO] * (precision == "fp16"))):
-            yield from attempt(f"{NAMES[encoder]}, {how}", partial(student, encoder, kind))
+        for kind in kinds:
+            yield from attempt(f"{NAMES[encoder]}, {kind}, {how}", partial(student, encoder, kind))
 
 
 def _student(setting: Setting, encoder: str) -> Student:
@@ -140,21 +148,20 @@ def onnx(setting: Setting) -> Iterator[Found]:
         import onnxruntime
     except ImportError as error:
         raise NotInstalledError(f"{error}; pip install onnxruntime-gpu onnx onnxscript") from error
-    wanted = {"cuda": ("CUDAExecutionProvider", "TensorrtExecutionProvider"), "cpu": ("CPUExecutionProvider",)}
-    there = onnxruntime.get_available_providers()
-    missing = [provider for provider in wanted[setting.device] if provider not in there]
+    wanted = PROVIDERS[setting.device]
+    missing = [provider for provider in wanted if provider not in onnxruntime.get_available_providers()]
     for provider in missing:
         yield Found(provider, note="not in this onnxruntime; pip install onnxruntime-gpu, and tensorrt", state=MISSING)
-    if len(missing) == len(wanted[setting.device]):
+    if len(missing) == len(wanted):
         return
     student = _student(setting, setting.sizes.encoders[0])
     try:
         model = onnx_model(export_program(student, 6, batch=1), {})
     except ImportError as error:
         raise NotInstalledError(f"{error}; pip install onnx onnxscript") from error
-    for provider in wanted[setting.device]:
+    for provider in wanted:
         if provider not in missing:
-            for fp16 in (False, True) if provider.startswith("Tensorrt") else (False,):
+            for fp16 in (False, True) if provider == TENSORRT else (False,):
                 yield from attempt(provider, partial(_provider_times, setting, student, model, provider, fp16))
 
 
@@ -164,8 +171,9 @@ def _provider_times(setting: Setting, student: Student, model: bytes, provider: 
     device = resolve_device(setting.device)
     options = {"trt_fp16_enable": True} if fp16 else {}
     begin = time.perf_counter()
-    fallback = ["CPUExecutionProvider"] * (setting.device == "cuda")  # for the few small nodes that a GPU one leaves
-    session = onnxruntime.InferenceSession(model, providers=[(provider, options), *fallback])
+    # What TensorRT leaves over goes to CUDA, and the sizes of tensors are computed on the CPU.
+    others = [other for other in onnxruntime.get_available_providers() if other not in (provider, TENSORRT)]
+    session = onnxruntime.InferenceSession(model, providers=[(provider, options), *others])
     if session.get_providers()[0] != provider:
         raise RuntimeError(f"onnxruntime took {session.get_providers()} instead; its log says which library is missing")
     rig = noise_rig(setting.sizes.student)

@@ -22,7 +22,7 @@ from pipeline.recipe.config import Recipe, keep_recipe
 from pipeline.recipe.run_folder import RunFolder
 from pipeline.runs.train_student import run_train_student
 from stages.caching.teacher_input import prepare_frame
-from stages.compute.devices import resolve_device
+from stages.compute.devices import resolve_device, resolve_precision
 from stages.student.model import Student
 from stages.teacher_cache import PREFETCH_THREADS
 from stages.train_student import train_student
@@ -78,42 +78,51 @@ def _stage_one(setting: Setting, precision: str, reading: float) -> Iterator[Fou
 
 
 def training(setting: Setting) -> Iterator[Found]:
-    """A step from the cache, and the same step if the teacher had to look at its frames first."""
-    recipe = gpu_recipe(setting)
-    run = run_with_cache(setting, recipe, "training")
+    """A step from the cache, the same step if the teacher had to look at its frames first, and a run as users run it."""
+    run = run_with_cache(setting, gpu_recipe(setting), "training")
     for precision in ("fp32", "bf16", "fp16"):
-        yield from attempt(precision, partial(_training, setting, run, precision))
+        yield from attempt(precision, partial(_step, setting, run, precision))
+    yield from attempt("run", partial(_run, setting, run))
 
 
-def _training(setting: Setting, run: RunFolder, precision: str) -> Iterator[Found]:
-    sizes, device = setting.sizes, resolve_device(setting.device)
+def _step(setting: Setting, run: RunFolder, precision: str) -> Iterator[Found]:
+    sizes = setting.sizes
     settings = (f"train_student.precision={precision}", f"teacher_cache.precision={precision}")
-    recipe = gpu_recipe(setting, *settings, "train_student.checkpoint_every=1000")
-    reader = CacheReader(run.cache)
-    torch.manual_seed(0)
-    student = Student(recipe.student, recipe.bins)
-    job = TrainingJob(
-        reader,
-        student,
-        reader.frames.train,
-        (),
-        run.root / precision,
-        recipe.train_student,
-        recipe.losses,
-        recipe.data.depth_range_m,
-        device,
-    )
-    cost = step_cost(job, gpu_stage_one(recipe), sizes.rounds)
+    recipe = gpu_recipe(setting, *settings)
+    cost = step_cost(_job(setting, run, recipe), gpu_stage_one(recipe), sizes.rounds)
     size = f"{sizes.batch_rigs} rigs of six {sizes.student[0]}x{sizes.student[1]}"
     note = f"{cost.gflop:.0f} GFLOP; {cost.floor_s / cost.step_s:.2f} of the rate of one large product"
     yield Found(f"step, {precision}, {size}", 1e3 * cost.step_s, "ms", note)
     note = f"the step with the teacher online is {cost.online:.2f} times as long"
     yield Found(f"teacher on the frames of a step, {precision}", 1e3 * cost.teacher_s, "ms", note)
-    report = train_student(job)
-    note = f"{report.waiting_share or 0:.1%} of the time waiting for {sizes.workers} loader processes"
+
+
+def _run(setting: Setting, run: RunFolder) -> Iterator[Found]:
+    device = resolve_device(setting.device)
     if device.type == "cuda":
-        note += f"; {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at most, the teacher's included"
+        torch.cuda.reset_peak_memory_stats()
+    report = train_student(_job(setting, run, gpu_recipe(setting, "train_student.checkpoint_every=1000")))
+    note = f"{report.waiting_share or 0:.1%} of the time waiting for {setting.sizes.workers} loader processes"
+    if device.type == "cuda":
+        note += f"; {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB at most"
+    precision = resolve_precision("auto", device)
     yield Found(f"{report.steps_done} steps, {precision}", report.frames_per_s, "frames/s", note)
+
+
+def _job(setting: Setting, run: RunFolder, recipe: Recipe) -> TrainingJob:
+    reader = CacheReader(run.cache)
+    torch.manual_seed(0)
+    return TrainingJob(
+        reader,
+        Student(recipe.student, recipe.bins),
+        reader.frames.train,
+        (),
+        run.student,
+        recipe.train_student,
+        recipe.losses,
+        recipe.data.depth_range_m,
+        resolve_device(setting.device),
+    )
 
 
 def resume(setting: Setting) -> Iterator[Found]:

@@ -7,6 +7,8 @@ import torch
 from benchmarks import gpu
 from benchmarks.gpu import FAILED, MISSING, OK, Part
 
+from stages.teacher_cache import PREFETCH_THREADS
+
 PARTS_MODULE = """
 import os, signal, sys, time
 from benchmarks.gpu import Found, NotInstalledError, attempt
@@ -114,3 +116,4 @@ def test_without_a_gpu_one_line_says_what_to_do(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("size", [gpu.FULL, gpu.TRIAL])
 def test_what_stage_one_is_compared_with_is_measured(size):
     assert set(size.stage_one_batches) <= set(size.batches)
+    assert PREFETCH_THREADS in size.readers
