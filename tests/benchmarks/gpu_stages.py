@@ -78,7 +78,7 @@ def _stage_one(setting: Setting, precision: str, reading: float) -> Iterator[Fou
 
 
 def training(setting: Setting) -> Iterator[Found]:
-    """A step from the cache, the same step if the teacher had to look at its frames first, and a run as users run it."""
+    """A step from the cache, the same step if the teacher had to look at its frames first, and a whole run."""
     run = run_with_cache(setting, gpu_recipe(setting), "training")
     for precision in ("fp32", "bf16", "fp16"):
         yield from attempt(precision, partial(_step, setting, run, precision))
