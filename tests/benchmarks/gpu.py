@@ -2,8 +2,8 @@
 
     python tests/benchmarks/gpu.py [--device cuda] [--run FOLDER] [--json FILE]
 
-Any Python that has the dependencies will do, pytest and the export packages apart, which are rows of their own.
-Teacher weights come from the folder in SURROUND_WEIGHTS. Each part runs in a process of its own: what it has found is
+Any Python that has the dependencies will do; where pytest or the packages for ONNX are missing, a row says so. The
+teacher's weights come from the folder in SURROUND_WEIGHTS. Each part runs in a process of its own: what it has found is
 kept when it fails, crashes, or does not end in time, and the others go on. They stand in `gpu_data.py`,
 `gpu_latency.py` and `gpu_stages.py`.
 """
@@ -66,6 +66,7 @@ class Sizes:
         readers: threads that read frames.
         repeats: of what is timed call by call, and rounds of what takes longer.
         steps, batch_rigs, workers: of a training.
+        product_side: of the two matrices whose product says how fast the device is.
     """
 
     rendered: int
@@ -82,6 +83,7 @@ class Sizes:
     steps: int
     batch_rigs: int
     workers: int
+    product_side: int
 
 
 FULL = Sizes(
@@ -99,6 +101,7 @@ FULL = Sizes(
     steps=24,
     batch_rigs=4,
     workers=4,
+    product_side=4096,
 )
 TRIAL = Sizes(
     rendered=2,
@@ -115,6 +118,7 @@ TRIAL = Sizes(
     steps=6,
     batch_rigs=2,
     workers=1,
+    product_side=128,
 )
 
 

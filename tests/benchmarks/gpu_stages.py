@@ -72,8 +72,8 @@ def _stage_one(setting: Setting, precision: str, reading: float) -> Iterator[Fou
         if batch in sizes.stage_one_batches:
             whole = rate(lambda sized=sized: write_cache(sized))
             bound = "the loader" if reading < bare else "the teacher"
-            note = f"{whole / bare:.2f} of the bare forward, {whole / reading:.2f} of reading alone by"
-            note += f" {PREFETCH_THREADS} threads, as it reads: {bound} is the bound"
+            note = f"{whole / bare:.2f} of the bare forward, {whole / reading:.2f} of reading alone by the"
+            note += f" {PREFETCH_THREADS} threads that it has: {bound} is the bound"
             yield Found(f"stage one, {precision}, batches of {batch}", whole, "frames/s", note)
 
 
@@ -89,7 +89,7 @@ def _step(setting: Setting, run: RunFolder, precision: str) -> Iterator[Found]:
     sizes = setting.sizes
     settings = (f"train_student.precision={precision}", f"teacher_cache.precision={precision}")
     recipe = gpu_recipe(setting, *settings)
-    cost = step_cost(_job(setting, run, recipe), gpu_stage_one(recipe), sizes.rounds)
+    cost = step_cost(_job(setting, run, recipe), gpu_stage_one(recipe), sizes.rounds, sizes.product_side)
     size = f"{sizes.batch_rigs} rigs of six {sizes.student[0]}x{sizes.student[1]}"
     note = f"{cost.gflop:.0f} GFLOP; {cost.floor_s / cost.step_s:.2f} of the rate of one large product"
     yield Found(f"step, {precision}, {size}", 1e3 * cost.step_s, "ms", note)
@@ -137,7 +137,7 @@ def resume(setting: Setting) -> Iterator[Found]:
         begin = time.perf_counter()
         code = _signalled(command, run, number, after)
         newest = _newest(run)
-        note = f"exit code {code} after {time.perf_counter() - begin:.3g} s; begun anew from there"
+        note = f"exit code {code} after {time.perf_counter() - begin:.3g} s; then started again"
         if code != expected:
             raise RuntimeError(f"{number.name}: expected exit code {expected}, found {code}")
         yield Found(f"{number.name} at step", newest, "", note)
@@ -146,12 +146,13 @@ def resume(setting: Setting) -> Iterator[Found]:
     ours, theirs = _losses(run), _losses(straight)
     if [step for step, _ in ours] != [step for step, _ in theirs]:
         raise RuntimeError(f"expected the logged steps {[s for s, _ in theirs]}, found {[s for s, _ in ours]}")
-    yield Found(f"went on to the end in s, loss scale {_loss_scale(run):.0f}", time.perf_counter() - begin, "s")
+    note = f"loss scale there {_loss_scale(run):.0f}"
+    yield Found("gone on to the end", time.perf_counter() - begin, "s", note)
     off = max(abs(a / b - 1) for (_, a), (_, b) in zip(ours, theirs, strict=True))
     last = "student/last.safetensors"
     same = (run.root / last).read_bytes() == (straight.root / last).read_bytes()
     note = f"the last student has {'the same bytes' if same else 'other bytes (a CPU gives the same)'}"
-    yield Found("largest relative difference of the logged LiDAR loss to the straight run", off, "", note)
+    yield Found("LiDAR loss, off by at most, relative to the straight run", off, "", note)
 
 
 def torchrun(setting: Setting) -> Iterator[Found]:
