@@ -176,8 +176,8 @@ def _provider_times(setting: Setting, student: Student, model: bytes, provider: 
     # What TensorRT leaves over goes to CUDA, and the sizes of tensors are computed on the CPU.
     others = [other for other in onnxruntime.get_available_providers() if other not in (provider, TENSORRT)]
     session = onnxruntime.InferenceSession(model, providers=[(provider, options), *others])
-    if session.get_providers()[0] != provider:
-        raise RuntimeError(f"onnxruntime took {session.get_providers()} instead; its log says which library is missing")
+    if session.get_providers()[0] != provider:  # listed, but its libraries could not be loaded
+        raise NotInstalledError(f"onnxruntime took {session.get_providers()} instead; install the libraries of its log")
     rig = noise_rig(setting.sizes.student)
     inputs = feeds(deployed_rig(rig.image, rig.intrinsics, rig.view_valid))
     bound = session.io_binding()
