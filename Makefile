@@ -1,11 +1,12 @@
 # Short names for the `surround` command. Targets that need the environment make it first.
-.PHONY: help demo test test-portable browser lint check bench torture teacher-cache train-student eval
+.PHONY: help demo test test-portable browser lint check bench gpu torture teacher-cache train-student eval
 .DEFAULT_GOAL := help
 # `make teacher-cache train-student eval` runs in this order, also with -j.
 .NOTPARALLEL:
 
 PYTHON ?= python3
 RECIPE ?= demo
+DEVICE ?= cuda
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -67,6 +68,16 @@ check: lint test  ## lint, types, tests
 
 bench: $(READY_DEV) ## print speed, memory and size; assert nothing
 	$(BIN)/python -m pytest -m bench -o addopts=--import-mode=importlib tests/benchmarks $(ARGS)
+
+# A machine without network cannot make the environment: a PYTHON of the command line is taken as it is.
+ifeq ($(origin PYTHON),command line)
+gpu: GPU_PYTHON := $(PYTHON)
+else
+gpu: GPU_PYTHON := $(BIN)/python
+gpu: $(READY_DEV)
+endif
+gpu:            ## run on a CUDA GPU what wants one, in eight minutes; DEVICE=cpu tries every line
+	$(GPU_PYTHON) tests/benchmarks/gpu.py --device $(DEVICE) --run "$(or $(RUN),runs/gpu)" $(ARGS)
 
 torture: $(READY_DEV) ## kill stages, workers and schedulers at random moments, flip bytes, feed parsers broken files; long
 	$(BIN)/python -m pytest -m torture -o addopts=--import-mode=importlib -n 2 -rP $(ARGS)

@@ -15,12 +15,20 @@ VERSIONED = ("surround-distill", "torch", "transformers", "zarr", "numpy")
 def surroundings() -> dict[str, object]:
     """Versions, commit, machine and date of this process."""
     return {
-        "versions": {name: metadata.version(name) for name in VERSIONED} | {"python": platform.python_version()},
+        "versions": {name: _version(name) for name in VERSIONED} | {"python": platform.python_version()},
         "git_commit": _git_commit(),
         "machine": f"{_processor()}, {os.cpu_count()} cores"
         + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _version(name: str) -> str | None:
+    """Of a package; None where this program runs from a checkout that is not installed."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _git_commit() -> str | None:

@@ -25,6 +25,7 @@ from stages.training.preflight import TrainingJob
 
 pytestmark = pytest.mark.bench
 FRAMES, ROUNDS, STEPS = 6, 3, 12
+PRODUCT_SIDES = {"cuda": 4096, "cpu": 2048}
 SHUFFLES = {
     "noshuffle": numcodecs.Blosc.NOSHUFFLE,
     "shuffle": numcodecs.Blosc.SHUFFLE,
@@ -121,7 +122,7 @@ def test_bench_training_step(recipe, reader, tmp_path, capsys, size):
     job = TrainingJob(
         reader, student, reader.frames.train, (), tmp_path, timed, recipe.losses, recipe.data.depth_range_m, device
     )
-    cost = step_cost(job, stage, ROUNDS)
+    cost = step_cost(job, stage, ROUNDS, PRODUCT_SIDES[device.type])
     report = train_student(job)
     assert report.waiting_share is not None
     with capsys.disabled():

@@ -147,8 +147,11 @@ class StepCost:
         return 1e9 * self.gflop / self.flop_per_s
 
 
-def step_cost(job: TrainingJob, stage: StageOne, rounds: int) -> StepCost:
-    """Time a step of a job, and the teacher of a stage one on as many frames, in turns: machines change their pace."""
+def step_cost(job: TrainingJob, stage: StageOne, rounds: int, product_side: int) -> StepCost:
+    """Time a step of a job, and the teacher of a stage one on as many frames, in turns: machines change their pace.
+
+    The large product is one of two square matrices of `product_side`.
+    """
     device = job.device
     opened = open_job(job)
     training, frames = opened.training, opened.frames
@@ -174,12 +177,12 @@ def step_cost(job: TrainingJob, stage: StageOne, rounds: int) -> StepCost:
                 seconds.append(time.perf_counter() - begin)
     with FlopCounterMode(display=False) as flops:
         training.step([rigs], 0)
-    side = 4096 if device.type == "cuda" else 2048
-    a, b = (torch.randn(side, side, device=device, dtype=dtype_of(training.setting.precision)) for _ in range(2))
+    shape = product_side, product_side
+    a, b = (torch.randn(shape, device=device, dtype=dtype_of(training.setting.precision)) for _ in range(2))
 
     def multiply() -> None:
         a @ b
         synchronize(device)
 
-    rate = 2 * side**3 / median_s(multiply, 5)
+    rate = 2 * product_side**3 / median_s(multiply, 5)
     return StepCost(statistics.median(steps), statistics.median(looks), flops.get_total_flops() / 1e9, rate)

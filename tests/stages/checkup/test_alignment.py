@@ -16,18 +16,18 @@ OF_CHANGE = {change: i for i, change in enumerate(CHANGES)}
 
 
 class Oracle:
-    """A teacher that knows the true depth of the views that it is shown, one after the other."""
+    """A teacher that knows the true depth of the views that it is shown."""
 
     name, licence, space, input_size = "oracle", "none", "disparity", SIZE
-    weights_sha256, preprocessing, precision = "0" * 64, "none", "fp32"
+    weights_sha256, preprocessing, precision, runtime = "0" * 64, "none", "fp32", "torch"
 
     def __init__(self, frame: Frame):
         self.truths_m = [truth() for truth in frame.load_truth_m or ()]
 
     def __call__(self, images: torch.Tensor) -> TeacherOutput:
-        truth_m = torch.from_numpy(self.truths_m.pop(0)[::2, ::2].copy())
+        truth_m = torch.from_numpy(np.stack([self.truths_m.pop(0)[::2, ::2] for _ in images]))
         disparity = torch.where(truth_m > 0, 1 / truth_m.clamp(min=0.1), 0.0)
-        return TeacherOutput(disparity[None], torch.zeros(1, 4, *(side // 14 for side in SIZE)))
+        return TeacherOutput(disparity, torch.zeros(len(images), 4, *(side // 14 for side in SIZE)))
 
 
 class BadlyMounted(SyntheticSource):
