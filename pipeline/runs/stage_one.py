@@ -19,8 +19,8 @@ from pipeline.errors import RecipeError
 from pipeline.recipe.config import Recipe
 from pipeline.recipe.run_folder import RunFolder, cache_location
 from pipeline.runs.data import frames_to_learn, open_data, refuse_leak, select_frames
-from pipeline.weights.catalog import UNKNOWN_LICENCE
-from pipeline.weights.fetch import KNOWN, WeightFolder, fetch_weights, find_weights
+from pipeline.weights.catalog import KNOWN, UNKNOWN_LICENCE
+from pipeline.weights.fetch import WeightFolder, fetch_weights, find_weights
 from pipeline.weights.hub import MODELS, PREFIX, cached_hub_weights, hub_weights, weights_sha256
 from stages.caching.fit_bins import load_fitted, require_made_with
 from stages.caching.identity import cache_identity, recipe_identity

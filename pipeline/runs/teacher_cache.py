@@ -13,7 +13,7 @@ from pipeline.recipe.config import Recipe, keep_recipe, recipe_toml
 from pipeline.recipe.run_folder import RunFolder, cache_location
 from pipeline.runs import cluster
 from pipeline.runs.stage_one import open_run_stage_one
-from pipeline.weights.fetch import KNOWN
+from pipeline.weights.catalog import KNOWN
 from pipeline.weights.hub import PREFIX
 from stages.compute.preemption import preemption
 from stages.compute.progress import progress_bar

@@ -8,19 +8,20 @@ import numpy as np
 import pytest
 import torch
 from benchmarks.gpu import DEVICE_OF_TESTS
-from fakes import TEACHER_SIZE, FakeSource, save_tiny_teacher
-from test_teacher_cache import run as write_teacher_cache
+from support.fakes import TEACHER_SIZE, FakeSource, save_tiny_teacher
+from support.teacher_caches import write_teacher_cache
 
 from data_cache.dataset import CachedFrames, CachedRigs, collate
 from data_cache.shards.reader import CacheReader
 from pipeline.weights.fetch import find_weights
 from stages.compute.devices import autocast
-from stages.compute.progress import Preempted
-from stages.losses.terms import LossSpec
+from stages.compute.preemption import Preempted
+from stages.losses.spec import LossSpec
 from stages.student.checkpoint import load_state, load_student
-from stages.student.model import Student, StudentSpec
+from stages.student.model import Student
+from stages.student.spec import StudentSpec
 from stages.targets.binning import AffineBinning
-from stages.targets.bins import BinSpec
+from stages.targets.spec import BinSpec
 from stages.teacher.transformers_depth import TransformersTeacher
 from stages.train_student import train_student
 from stages.training.preflight import STATES, TrainingJob, open_job

@@ -7,8 +7,9 @@ from PIL import Image
 from support.surround import surround
 
 from pipeline.doctor import findings
-from pipeline.doctor.checks import check_devices, check_loaders, check_scheduler, run_doctor
+from pipeline.doctor.checks import run_doctor
 from pipeline.doctor.findings import Finding
+from pipeline.doctor.machine import check_devices, check_loaders, check_scheduler
 from pipeline.recipe.config import load_recipe
 from pipeline.recipe.run_folder import RunFolder
 from stages.evaluation.protocols import PROTOCOLS

@@ -11,7 +11,7 @@ from data_cache.shards.reader import CacheReader
 from pipeline.recipe.config import Recipe, load_recipe
 from pipeline.report.compare import compare
 from pipeline.report.one_run import write_report
-from pipeline.runs.data import chosen, open_data
+from pipeline.runs.data import select_frames, open_data
 from pipeline.runs.stage_one import open_stage_one
 from stages.evaluate import evaluate
 from stages.evaluation.spec import EvaluateSpec
@@ -82,7 +82,7 @@ def measured(recipe: Recipe, teacher_folder: Path):
     torch.manual_seed(0)
     return evaluate(
         source,
-        chosen(recipe.data, source, recipe.data.test),
+        select_frames(recipe.data, source, recipe.data.test),
         recipe.data.named(recipe.data.test),
         Student(recipe.student, BinSpec()).eval(),
         tiny_teacher(teacher_folder),

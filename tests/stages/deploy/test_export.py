@@ -21,18 +21,12 @@ from data_cache.shards.identity import Resolved, SplitFrames
 from data_cache.shards.writer import CacheWriter
 from pipeline.runs import data
 from pipeline.runs import export as command
+from stages.compute.openvino_cpu import openvino_precisions
 from stages.deploy import parity
 from stages.deploy.export import MEANINGS, ExportError, export_program, onnx_model, program_file
 from stages.deploy.parity import Contender, MeasuredRig, Parity, compare, require_parity
 from stages.deploy.quantize import quantized
-from stages.deploy.runtimes import (
-    DeployedRigs,
-    batches,
-    onnxruntime_runner,
-    openvino_precisions,
-    openvino_runner,
-    torch_runner,
-)
+from stages.deploy.runtimes import DeployedRigs, batches, onnxruntime_runner, openvino_runner, torch_runner
 from stages.evaluation.latency import Timing
 from stages.student.checkpoint import Lineage, save_student
 from stages.student.model import Student
