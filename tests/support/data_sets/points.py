@@ -8,6 +8,7 @@ from support.vehicle import pcd
 
 POINTS = np.array([[1.5, -2.25, 0.5], [30.0, 4.0, -1.75], [np.nan, 0, 0]])
 HEAD = "VERSION .7\nFIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nCOUNT 1 1 1\n"
+HEAD += "WIDTH 3\nHEIGHT 1\nVIEWPOINT 0 0 0 1 0 0 0\nPOINTS 3\n"
 ASCII = HEAD + "DATA ascii\n1.5 -2.25 0.5\n30 4 -1.75\nnan 0 0\n"
 
 

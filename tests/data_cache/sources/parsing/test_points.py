@@ -14,8 +14,6 @@ from data_cache.errors import FrameError
 from data_cache.sources.parsing import points as module
 from data_cache.sources.parsing.points import load_points
 
-HEAD += "WIDTH 3\nHEIGHT 1\nVIEWPOINT 0 0 0 1 0 0 0\nPOINTS 3\n"
-
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_format_gives_the_same_points(tmp_path, name):
