@@ -58,7 +58,7 @@ def test_each_part_fails_alone_and_what_it_found_stays(tmp_path, monkeypatch, ca
     code, document, out = run(tmp_path, monkeypatch, capsys, *NAMES)
     assert code == 1
     rows = [(row["part"], row["what"], row["value"], row["state"]) for row in document["rows"]]
-    assert [row for row in rows if row[1] != "all of it" or row[3] != OK] == [
+    assert [row for row in rows if row[1] != "time in all"] == [
         ("works", "speed", 2.5, OK),
         ("raises after a row", "first", 1.0, OK),
         ("raises after a row", "all of it", None, FAILED),
@@ -80,14 +80,12 @@ def test_each_part_fails_alone_and_what_it_found_stays(tmp_path, monkeypatch, ca
 
 
 def test_a_part_that_hangs_is_ended_at_the_sum_of_the_budgets(tmp_path, monkeypatch, capsys):
-    code, document, _ = run(tmp_path, monkeypatch, capsys, "hangs", budget_s=2.0)
+    code, document, _ = run(tmp_path, monkeypatch, capsys, "hangs", budget_s=0.6)
     assert code == 1
-    assert [(row["what"], row["state"]) for row in document["rows"]] == [
-        ("before", OK),
-        ("the rest", FAILED),
-        ("all of it", OK),
-    ]
-    assert "did not end within 2 s" in document["rows"][1]["note"]
+    *_, rest, total = document["rows"]
+    assert (rest["what"], rest["state"]) == ("the rest", FAILED)
+    assert "did not end within 2 s" in rest["note"]  # 0.6 s, with the patience for a CPU
+    assert 1.7 <= total["value"] < 30
 
 
 def test_what_is_not_installed_is_no_failure(tmp_path, monkeypatch, capsys):
@@ -96,7 +94,7 @@ def test_what_is_not_installed_is_no_failure(tmp_path, monkeypatch, capsys):
 
 
 def test_the_parts_are_there_and_end_within_eight_minutes():
-    assert sum(part.budget_s for part in gpu.PARTS) <= 480
+    assert gpu.FULL.patience * sum(part.budget_s for part in gpu.PARTS) <= 480
     for part in gpu.PARTS:
         module, _, name = part.function.partition(":")
         assert inspect.isgeneratorfunction(getattr(importlib.import_module(module), name)), part
