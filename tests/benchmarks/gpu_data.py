@@ -56,6 +56,7 @@ def gpu_recipe(setting: Setting, *overrides: str) -> Recipe:
         "bins.prob_stride=2",
         f"teacher_cache.input_size={list(sizes.teachers[0])}",
         f"teacher_cache.device={setting.device}",
+        "teacher_cache.runtime=torch",
         f"student.input_size={list(sizes.student)}",
         f"student.encoder={sizes.encoders[0]}",
         "student.pretrained=false",
