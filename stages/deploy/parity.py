@@ -37,7 +37,7 @@ EVERYWHERE = "everywhere"
 FP32_LIMIT = 1e-4
 """Largest relative difference to PyTorch that a graph in fp32 may have at any pixel; 3e-6 was the largest one seen."""
 INT8_LIMIT = 0.03
-"""Mean relative difference to PyTorch that an int8 graph may have; 0.007 was the largest one seen of a trained student."""
+"""Mean relative difference to PyTorch that an int8 graph may have; trained students had up to 0.007."""
 
 
 @dataclass(frozen=True, eq=False)
