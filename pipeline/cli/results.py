@@ -200,7 +200,11 @@ def predict(
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a value of it; repeatable."
 )
 @click.option("--batch", default="1", metavar="N|dynamic", show_default=True, help="Rigs per batch.")
-@click.option("--int8", type=click.Choice(["cpu", "tensorrt"]), help="Also write a quantised file for this target.")
+@click.option(
+    "--int8",
+    type=click.Choice(["cpu", "cpu-vnni", "tensorrt"]),
+    help="Also write a quantised file: right on any CPU, on CPUs with VNNI only, or for TensorRT.",
+)
 @click.option(
     "--cache", metavar="TARGET", help="Run folder or cache whose frames calibrate int8; default: the run's own."
 )
@@ -244,7 +248,7 @@ def export(
         click.echo(parity_table(done.parity, done.truth))
         click.echo(
             f"export: {', '.join(done.files)}; compared on {count_text(done.frames, 'frame')} of {done.dataset}"
-            f" {done.split}, timed on {count_text(done.threads, 'thread')} of the CPU"
+            f" {done.split}, timed on {count_text(done.threads, 'thread')} of a CPU with: {done.cpu}"
         )
     exit_quarantined(done.quarantined, "they were not compared")
 

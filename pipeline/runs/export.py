@@ -22,6 +22,7 @@ from pipeline.recipe.run_folder import RunFolder, find_cache
 from pipeline.report.markdown import Table, markdown_table
 from pipeline.runs.data import learnt_from, open_data, refuse_leak, select_frames
 from pipeline.weights.catalog import KNOWN
+from stages.compute.cpu import cpu_flags, flags_text
 from stages.compute.progress import progress_bar
 from stages.deploy.export import ExportError, export_program, onnx_model, program_file, require_extra, with_metadata
 from stages.deploy.parity import (
@@ -29,11 +30,12 @@ from stages.deploy.parity import (
     Parity,
     compare,
     graph_contenders,
+    int8_contenders,
     measured_rig,
     require_parity,
     torch_contenders,
 )
-from stages.deploy.quantize import quantized
+from stages.deploy.quantize import INT8_TARGETS, quantized, require_cpu_for
 from stages.deploy.runtimes import DeployedRigs, batches, deployed_rig, torch_runner
 from stages.evaluation.protocols import SURROUNDDEPTH
 from stages.student.checkpoint import LoadedStudent, load_student
@@ -56,6 +58,7 @@ class ExportRun:
         truth: what abs_rel is measured against.
         batch: rigs at a time, None where the graph takes any number.
         threads: of every runtime.
+        cpu: flags of the CPU that ran them, or `unknown`.
         parity: one entry per way to run it.
         quarantined: frames that could not be read, and why.
         surroundings: versions, machine and date.
@@ -68,6 +71,7 @@ class ExportRun:
     truth: str
     batch: int | None
     threads: int
+    cpu: str
     parity: tuple[Parity, ...]
     quarantined: dict[str, str]
     surroundings: dict[str, object]
@@ -93,7 +97,7 @@ def run_export(
         on: RECIPE or RECIPE=DATA with the test frames and the cameras of the rig; None for the run's own recipe.
         overrides: of that recipe.
         batch: rigs at a time; None leaves it open.
-        int8: a target of stages/deploy/quantize.py for a second file, quantised; None for none.
+        int8: a key of INT8_TARGETS for a second file, quantised; None for none.
         cache: run or cache folder, address or recipe on whose frames it is calibrated; None for the checkpoint's run.
         frames: test frames to compare on, spread over the split.
         pt2: also write the program of torch.export.
@@ -101,13 +105,15 @@ def run_export(
     Raises:
         CheckpointError: if there is no usable student.
         RecipeError, SourceError, CacheError: if recipe, data or cache cannot be used, or test frames were learnt from.
-        SettingError: if the packages for it are not installed.
+        SettingError: if the packages for it are not installed, or this CPU lacks what the int8 file needs.
         ExportError: if no frame can be read, or what came out is not the student.
         WriteError: if a file cannot be written.
     """
     if out.suffix != SUFFIX:
         raise RecipeError(f"--out: expected a file name that ends in {SUFFIX}, got {out}")
     require_extra()
+    if int8:
+        require_cpu_for(int8)
     loaded = load_student(checkpoint)
     size = loaded.student.spec.input_size
     folder = RunFolder.of_checkpoint(checkpoint)
@@ -130,14 +136,15 @@ def run_export(
         program = export_program(loaded.student, source.rig.view_count, batch)
         graph = onnx_model(program, told | {"precision": "fp32"})
         files = {out: graph}
-        contenders = [*torch_contenders(loaded.student, checkpoint.stat().st_size), *graph_contenders(graph, "fp32")]
+        contenders = [*torch_contenders(loaded.student, checkpoint.stat().st_size), *graph_contenders(graph)]
         bar.update()
         if int8:
             bar.set_postfix_str("int8")
             small = quantized(graph, batches(calibration, batch or 1), int8)
-            small = with_metadata(small, told | {"precision": "int8", "int8_target": int8})
+            kind = {"precision": "int8", "int8_target": int8, "int8_right_on": INT8_TARGETS[int8].right_on}
+            small = with_metadata(small, told | kind)
             files[out.with_suffix(".int8" + SUFFIX)] = small
-            contenders += graph_contenders(small, "int8")
+            contenders += int8_contenders(small, int8)
             bar.update()
         if pt2:
             files[out.with_suffix(".pt2")] = program_file(program, told | {"precision": "fp32"})
@@ -163,6 +170,7 @@ def run_export(
         "dense truth" if rigs[0].dense else "LiDAR",
         batch,
         torch.get_num_threads(),
+        flags_text(cpu_flags()),
         parity,
         quarantined,
         surroundings(),
@@ -171,13 +179,14 @@ def run_export(
 
 def parity_table(parity: Sequence[Parity], truth: str) -> str:
     """One row per way to run the student, for a terminal; differences are those to PyTorch in fp32."""
-    header = ("runtime", "precision", "ms per rig", "p95", "largest diff.", "mean diff.", f"AbsRel ({truth})", "MB")
+    metres = f"AbsRel ({truth})"
+    header = ("runtime", "precision", "right on", "ms per rig", "p95", "largest diff.", "mean diff.", metres, "MB")
     rows = tuple(
         (
             one.runtime,
             one.precision,
-            f"{one.ms_per_rig.p50_ms:.1f}",
-            f"{one.ms_per_rig.p95_ms:.1f}",
+            one.right_on,
+            *((f"{one.ms_per_rig.p50_ms:.1f}", f"{one.ms_per_rig.p95_ms:.1f}") if one.ms_per_rig else ("-", "-")),
             f"{one.max_relative:.1e}",
             f"{one.mean_relative:.1e}",
             "-" if one.abs_rel is None else f"{one.abs_rel:.4f}",

@@ -2,12 +2,63 @@
 
 import tempfile
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
+from data_cache.errors import SettingError
+from stages.compute.cpu import cpu_flags, flags_text
 from stages.deploy.export import quiet_exporters
 from stages.deploy.runtimes import DeployedRigs, feeds
 
-INT8_TARGETS = ("cpu", "tensorrt")
+
+@dataclass(frozen=True)
+class Int8Target:
+    """What an int8 file is made for, and what makes it right there.
+
+    An x86 CPU without VNNI multiplies activations of 8 bits (as 0 to 255) by weights of 8 bits and sums two products in
+    16 bits, where a sum above 32,767 becomes 32,767. With weights of 7 bits (-64 to 64) no sum of two is above
+    2 * 255 * 64 = 32,640; with 8 bits it is up to 2 * 255 * 127 = 64,770.
+
+    Attributes:
+        right_on: where the file says what the student says, in words; it goes into the file.
+        weight_bits: 7 or 8.
+        signed: activations are signed with zero point 0, the only ones that TensorRT takes; else unsigned with a zero
+            point, which onnxruntime computes twice as fast on x86.
+        on_cpu: a CPU runs it, so that it is judged in integers here as well.
+        cpu_flags: a CPU that runs it needs one of these; empty if it needs none.
+    """
+
+    right_on: str
+    weight_bits: int
+    signed: bool
+    on_cpu: bool
+    cpu_flags: tuple[str, ...] = ()
+
+
+INT8_TARGETS = {
+    "cpu": Int8Target("any CPU", weight_bits=7, signed=False, on_cpu=True),
+    "cpu-vnni": Int8Target(
+        "CPUs with VNNI", weight_bits=8, signed=False, on_cpu=True, cpu_flags=("avx_vnni", "avx512_vnni")
+    ),
+    "tensorrt": Int8Target("TensorRT", weight_bits=8, signed=True, on_cpu=False),
+}
+
+
+def require_cpu_for(target: str) -> None:
+    """Check that `target` is a key of INT8_TARGETS, and that this CPU can judge a file for it.
+
+    Raises:
+        SettingError: if it is none, or if the CPU lacks what the file needs, or does not tell.
+    """
+    if target not in INT8_TARGETS:
+        raise SettingError(f"int8: expected one of {', '.join(INT8_TARGETS)}, got {target!r}")
+    needed, found = INT8_TARGETS[target].cpu_flags, cpu_flags()
+    if needed and not found & {*needed}:
+        raise SettingError(
+            f"int8 for {target}: expected a CPU with {' or '.join(needed)}, found one with: {flags_text(found)}."
+            " Without them sums of products with 8-bit weights overflow; use --int8 cpu, which is right on any CPU, or"
+            " export on a machine that has them"
+        )
 
 
 def quantized(model: bytes, calibration: Iterable[DeployedRigs], target: str) -> bytes:
@@ -20,8 +71,7 @@ def quantized(model: bytes, calibration: Iterable[DeployedRigs], target: str) ->
     Args:
         model: an ONNX file made by `stages.deploy.export.onnx_model`.
         calibration: batches of the model's size, whose minima and maxima give the ranges of activations.
-        target: cpu: unsigned activations with a zero point, which onnxruntime computes twice as fast on x86. tensorrt:
-            signed activations without a zero point, the only ones that it accepts.
+        target: a key of INT8_TARGETS.
 
     Returns:
         An ONNX file with QuantizeLinear and DequantizeLinear; biases stay float.
@@ -37,7 +87,7 @@ def quantized(model: bytes, calibration: Iterable[DeployedRigs], target: str) ->
             rigs = next(self._left, None)
             return None if rigs is None else feeds(rigs)
 
-    signed = target == "tensorrt"
+    kind = INT8_TARGETS[target]
     with quiet_exporters(), tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "int8.onnx"
         quantize_static(
@@ -47,8 +97,9 @@ def quantized(model: bytes, calibration: Iterable[DeployedRigs], target: str) ->
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["Conv"],
             per_channel=True,
-            activation_type=QuantType.QInt8 if signed else QuantType.QUInt8,
+            reduce_range=kind.weight_bits == 7,
+            activation_type=QuantType.QInt8 if kind.signed else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            extra_options={"ActivationSymmetric": signed, "WeightSymmetric": True, "QuantizeBias": False},
+            extra_options={"ActivationSymmetric": kind.signed, "WeightSymmetric": True, "QuantizeBias": False},
         )
         return path.read_bytes()

@@ -62,11 +62,19 @@ def torch_runner(student: Student, precision: str) -> Runner:
     return run
 
 
-def onnxruntime_runner(model: bytes) -> Runner:
-    """An ONNX file in onnxruntime's own CPU kernels."""
+def onnxruntime_runner(model: bytes, *, as_written: bool = False) -> Runner:
+    """An ONNX file in onnxruntime's own CPU kernels.
+
+    Args:
+        model: the file.
+        as_written: fuse nothing. The convolutions of an int8 file are then computed in float, between QuantizeLinear
+            and DequantizeLinear, and say the same on every CPU up to rounding; otherwise in integers.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    if as_written:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

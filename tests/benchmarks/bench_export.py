@@ -11,8 +11,8 @@ import torch
 from pipeline.recipe.config import load_recipe
 from pipeline.runs.export import parity_table
 from stages.deploy.export import export_program, onnx_model
-from stages.deploy.parity import MeasuredRig, compare, graph_contenders, torch_contenders
-from stages.deploy.quantize import INT8_TARGETS, quantized
+from stages.deploy.parity import MeasuredRig, compare, graph_contenders, int8_contenders, torch_contenders
+from stages.deploy.quantize import quantized
 from stages.deploy.runtimes import DeployedRigs, torch_runner
 from stages.student.model import Student
 from stages.student.spec import StudentSpec
@@ -31,9 +31,8 @@ def test_bench_export(encoder, capsys):
     rig = DeployedRigs(rng.integers(0, 256, (1, 6, 3, *SIZE), dtype=np.uint8), np.full((1, 6), 500, np.float32))
     graph = onnx_model(export_program(student, 6, batch=1), {})
     contenders = [*torch_contenders(student, 4 * sum(p.numel() for p in student.parameters()))]
-    contenders += graph_contenders(graph, "fp32")
-    for target in INT8_TARGETS:
-        contenders += graph_contenders(quantized(graph, [rig], target), f"int8 ({target})")
+    contenders += graph_contenders(graph)
+    contenders += int8_contenders(quantized(graph, [rig], "cpu"), "cpu")
     found = compare(
         torch_runner(student, "fp32"),
         contenders,

@@ -13,20 +13,37 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from click import Choice
 from support.fakes import NAMES, STUDENT_SIZE, FakeSource, random_record, tiny_identity
 from support.students import opened, trained
 from support.surround import surround
 
+from data_cache.errors import SettingError
 from data_cache.shards.identity import Resolved, SplitFrames
 from data_cache.shards.writer import CacheWriter
+from pipeline.cli.results import export as export_verb
 from pipeline.runs import data
 from pipeline.runs import export as command
+from stages.compute.cpu import cpu_flags, flags_text
 from stages.compute.openvino_cpu import openvino_precisions
-from stages.deploy import parity
+from stages.deploy import parity, quantize
 from stages.deploy.export import MEANINGS, ExportError, export_program, onnx_model, program_file
-from stages.deploy.parity import Contender, MeasuredRig, Parity, compare, require_parity
-from stages.deploy.quantize import quantized
-from stages.deploy.runtimes import DeployedRigs, batches, onnxruntime_runner, openvino_runner, torch_runner
+from stages.deploy.parity import (
+    EVERYWHERE,
+    Contender,
+    MeasuredRig,
+    Parity,
+    compare,
+    int8_contenders,
+    require_parity,
+)
+from stages.deploy.quantize import INT8_TARGETS, quantized
+from stages.deploy.runtimes import (
+    DeployedRigs,
+    onnxruntime_runner,
+    openvino_runner,
+    torch_runner,
+)
 from stages.evaluation.latency import Timing
 from stages.student.checkpoint import Lineage, save_student
 from stages.student.model import Student
@@ -179,29 +196,158 @@ def test_openvino_in_bf16_is_near(student, model, rigs):
     assert abs(relative.mean()) < 0.01, relative.mean()
 
 
-@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
-def test_int8_is_near_and_of_the_kind_that_the_target_takes(student, model, rigs, target):
-    data = quantized(model, list(batches([one(rigs, i) for i in range(3)], 1)), target)
-    expected_m = torch_runner(student, "fp32")(rigs)
-    there = expected_m > 0
-    for runner in (onnxruntime_runner(data), openvino_runner(data, "fp32")):
-        relative = np.abs(runner(rigs)[there] / expected_m[there] - 1)
-        assert 1e-4 < relative.mean() < 0.15, relative.mean()
-    proto = onnx.load_from_string(data)
-    constants = {entry.name: onnx.numpy_helper.to_array(entry) for entry in proto.graph.initializer}
-    activations = {constants[node.input[2]].dtype for node in proto.graph.node if node.op_type == "QuantizeLinear"}
-    assert activations == {np.dtype("int8" if target == "tensorrt" else "uint8")}
-    if target == "tensorrt":
-        pairs = [node for node in proto.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
-        assert all((constants[node.input[2]] == 0).all() for node in pairs)
-    per_channel = [
-        constants[node.input[1]].size for node in proto.graph.node if node.input[0].endswith("weight_quantized")
+@pytest.fixture(scope="module")
+def int8(model, rigs) -> dict[str, bytes]:
+    """A file for each target."""
+    return {target: quantized(model, [one(rigs, i) for i in range(3)], target) for target in INT8_TARGETS}
+
+
+def constants_of(proto: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {entry.name: onnx.numpy_helper.to_array(entry) for entry in proto.graph.initializer}
+
+
+def pair_sums(weight: np.ndarray) -> tuple[int, int]:
+    """Lowest and highest sum of two products that a convolution can meet: activations from 0 to 255, any two weights.
+
+    Which two are summed, a kernel chooses; here it is the worst choice within an output channel.
+    """
+    lowest, highest = 0, 0
+    for channel in weight.reshape(len(weight), -1).astype(int):
+        ordered = np.sort(channel)
+        lowest = min(lowest, 255 * ordered[:2].clip(max=0).sum())
+        highest = max(highest, 255 * ordered[-2:].clip(min=0).sum())
+    return lowest, highest
+
+
+def test_pair_sums_by_hand():
+    weight = np.array([[1, -3, 64, 60], [-64, 5, -60, -61]], np.int8)[:, :, None, None]
+    assert pair_sums(weight) == (255 * (-64 - 61), 255 * (64 + 60))
+    assert pair_sums(np.array([[127, 2]], np.int8)) == (0, 255 * 129)  # 32,895 does not fit into 16 bits
+
+
+@pytest.mark.parametrize(("target", "fits"), [("cpu", True), ("cpu-vnni", False), ("tensorrt", False)])
+def test_no_pair_of_products_of_the_default_file_leaves_16_bits(int8, target, fits):
+    """By the weights in the file alone, so that every machine says the same.
+
+    Kernels multiply the integers as they are; what zero points add to a sum is taken off in 32 bits.
+    """
+    proto = onnx.load_from_string(int8[target])
+    constants = constants_of(proto)
+    scaled = {node.output[0]: node for node in proto.graph.node if node.op_type == "DequantizeLinear"}
+    found = []
+    for node in (node for node in proto.graph.node if node.op_type == "Conv"):
+        activation, weight = (scaled[name] for name in node.input[:2])
+        assert constants[activation.input[2]].dtype == ("int8" if target == "tensorrt" else "uint8")
+        values, zero_point = constants[weight.input[0]], constants[weight.input[2]]
+        assert (values.dtype, zero_point.any()) == ("int8", False)
+        found.append(pair_sums(values))
+    assert len(found) == 23  # each convolution of the student
+    limits = np.iinfo(np.int16)
+    assert all(limits.min <= lowest and highest <= limits.max for lowest, highest in found) == fits, found
+
+
+def test_an_int8_file_is_of_the_kind_that_its_target_takes(int8):
+    for target, file in int8.items():
+        proto = onnx.load_from_string(file)
+        constants = constants_of(proto)
+        activations = {constants[node.input[2]].dtype for node in proto.graph.node if node.op_type == "QuantizeLinear"}
+        assert activations == {np.dtype("int8" if target == "tensorrt" else "uint8")}
+        if target == "tensorrt":
+            pairs = [node for node in proto.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+            assert all((constants[node.input[2]] == 0).all() for node in pairs)
+        per_channel = [
+            constants[node.input[1]].size for node in proto.graph.node if node.input[0].endswith("weight_quantized")
+        ]
+        assert max(per_channel) == 512  # a scale for each channel of the deepest convolutions
+        weights = {
+            node.output[0]
+            for node in proto.graph.node
+            if node.op_type == "DequantizeLinear" and node.input[0] in constants
+        }
+        assert {node.op_type for node in proto.graph.node if weights & {*node.input}} == {"Conv"}
+
+
+def one_convolution() -> bytes:
+    """Inputs of a student; out come sums of 3 x 3 pixels of three channels, times 0.5 and -0.25, times focal_px."""
+    weight = np.broadcast_to(np.float32([0.5, -0.25])[:, None, None, None], (2, 3, 3, 3)).copy()
+    constants = [onnx.numpy_helper.from_array(v, n) for n, v in (("weight", weight), ("axis", np.array([1])))]
+    nodes = [
+        onnx.helper.make_node("Squeeze", ["image", "axis"], ["view"]),
+        onnx.helper.make_node("Cast", ["view"], ["pixel"], to=onnx.TensorProto.FLOAT),
+        onnx.helper.make_node("Conv", ["pixel", "weight"], ["sum"], name="conv"),
+        onnx.helper.make_node("Mul", ["sum", "focal_px"], ["depth_m"]),
     ]
-    assert max(per_channel) == 512  # a scale for each channel of the deepest convolutions
-    weights = {
-        node.output[0] for node in proto.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in constants
-    }
-    assert {node.op_type for node in proto.graph.node if weights & {*node.input}} == {"Conv"}
+    value = onnx.helper.make_tensor_value_info
+    inputs = [
+        value("image", onnx.TensorProto.UINT8, [1, 1, 3, 8, 16]),
+        value("focal_px", onnx.TensorProto.FLOAT, [1, 1]),
+    ]
+    graph = onnx.helper.make_graph(
+        nodes, "one", inputs, [value("depth_m", onnx.TensorProto.FLOAT, [1, 2, 6, 14])], constants
+    )
+    opsets = [onnx.helper.make_opsetid("", 18)]
+    return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString()
+
+
+@pytest.mark.parametrize("target", INT8_TARGETS)
+def test_the_largest_sums_are_right_in_every_runtime_that_judges_the_file(target):
+    """255 in the left half of the image, 0 in the right: all 27 products of a sum are the largest that there are.
+
+    Sums are 27 x 255 x 0.5 = 3442.5 and 27 x 255 x -0.25 = -1721.25 there. Unsigned, an output step is their distance
+    by 255, 20.25, so that they are 170 and -85 steps; signed, it is 3442.5 / 127. All else is off by half a step at
+    most, and by the rounding of float32.
+    """
+    if INT8_TARGETS[target].cpu_flags and not cpu_flags() & {*INT8_TARGETS[target].cpu_flags}:
+        pytest.skip(f"this CPU has none of {INT8_TARGETS[target].cpu_flags}")
+    image = np.zeros((1, 1, 3, 8, 16), np.uint8)
+    image[..., :8] = 255
+    rig = DeployedRigs(image, np.ones((1, 1), np.float32))
+    white = np.minimum(3, np.maximum(0, 8 - np.arange(14)))  # columns of a sum that are white
+    expected = 9 * 255 * white * np.float32([0.5, -0.25])[:, None]
+    half_step = 3442.5 / 127 / 2 if target == "tensorrt" else 20.25 / 2
+    file = quantized(one_convolution(), [rig], target)
+    judged = [contender for contender in int8_contenders(file, target) if "bf16" not in contender.precision]
+    assert len(judged) == (1 if target == "tensorrt" else 3)
+    for contender in judged:
+        found = contender.run(rig)[0]
+        assert found.shape == (2, 6, 14)
+        assert np.abs(found - expected[:, None]).max() <= half_step * 1.001, contender.runtime
+        assert found[0, 0, 0] == pytest.approx(3442.5, rel=1e-6), contender.runtime
+
+
+def test_a_file_for_tensorrt_is_judged_in_float(int8, monkeypatch, tmp_path):
+    class Saved(onnxruntime.SessionOptions):
+        def __init__(self) -> None:
+            super().__init__()
+            self.optimized_model_filepath = str(tmp_path / "run.onnx")
+
+    monkeypatch.setattr(onnxruntime, "SessionOptions", Saved)
+
+    def operators() -> set[str]:
+        return {node.op_type for node in onnx.load(tmp_path / "run.onnx").graph.node}
+
+    onnxruntime_runner(int8["tensorrt"])
+    assert "QLinearConv" in operators()  # this is how it would be computed in integers
+    ((only),) = int8_contenders(int8["tensorrt"], "tensorrt")
+    assert (only.runtime, only.precision, only.timed) == ("onnxruntime", "int8 in float", False)
+    assert (
+        {"QuantizeLinear", "Conv", "DequantizeLinear"}
+        <= operators()
+        <= {*OPERATORS.split()}
+        | {
+            "QuantizeLinear",
+            "DequantizeLinear",
+        }
+    )
+
+
+def test_what_the_cpu_can_is_read_from_linux_and_unknown_elsewhere(tmp_path):
+    told = tmp_path / "cpuinfo"
+    told.write_text("processor: 0\nflags\t\t: fpu avx2 avx512_vnni\nflags\t\t: fpu amx_int8\n")
+    assert cpu_flags(told) == {"avx2", "avx512_vnni"}
+    assert flags_text(cpu_flags(told)) == "avx2 avx512_vnni"
+    told.write_text("processor: 0\nFeatures: asimddp\n")  # an ARM
+    assert flags_text(cpu_flags(told)) == flags_text(cpu_flags(tmp_path / "none")) == "unknown"
 
 
 def test_the_saved_program_of_torch_export_runs_alone(student, program, rigs):
@@ -239,22 +385,26 @@ def test_differences_and_errors_by_hand():
     rigs = [MeasuredRig(DeployedRigs(i, f), t, dense=False) for i, f, t in zip(images, focal_px, truth_m, strict=True)]
     same, other = compare(
         constant(10.0),
-        [Contender("a", "fp32", constant(10.0), 5), Contender("b", "int8", constant(15.0), 6)],
+        [
+            Contender("a", "fp32", constant(10.0), 5, timed=False),
+            Contender("b", "int8", constant(15.0), 6, "any CPU"),
+        ],
         rigs,
         batch=2,
         range_m=(0.1, 80.0),
         rounds=1,
     )
-    assert (same.runtime, same.precision, same.file_bytes) == ("a", "fp32", 5)
+    assert (same.runtime, same.precision, same.file_bytes, same.right_on) == ("a", "fp32", 5, "everywhere")
     assert (same.max_relative, same.mean_relative) == (0, 0)
     assert same.abs_rel == pytest.approx(1 / 6)
     assert (other.max_relative, other.mean_relative) == pytest.approx((0.5, 0.5 / 20))
     assert other.abs_rel == pytest.approx((1 / 4 + 1 / 6) / 2)
+    assert (same.ms_per_rig, other.right_on) == (None, "any CPU")
     assert 0 < other.ms_per_rig.p50_ms <= other.ms_per_rig.p95_ms
 
 
 def found(precision: str, largest: float, mean: float, runtime: str = "onnxruntime") -> Parity:
-    return Parity(runtime, precision, 1, Timing(1.0, 1.0), largest, mean, 0.1)
+    return Parity(runtime, precision, 1, EVERYWHERE, Timing(1.0, 1.0), largest, mean, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -265,6 +415,7 @@ def found(precision: str, largest: float, mean: float, runtime: str = "onnxrunti
             "fp32 graph in onnxruntime: expected depths within .* 1e-04 .* found 2.0e-04 at most",
         ),
         (found("int8", 0.1, 0.031), "int8 graph in onnxruntime: expected depths within .* 0.03 .* found 0.031"),
+        (found("int8 in float", 0.1, 0.031), "int8 in float graph in onnxruntime: .* found 0.031"),
         (found("int8", float("nan"), float("nan")), "int8 graph in onnxruntime: depth is not finite"),
     ],
 )
@@ -349,14 +500,50 @@ def test_int8_is_calibrated_on_the_cache_of_the_run(folder, monkeypatch):
     monkeypatch.setattr(parity, "INT8_LIMIT", 1.0)
     code, text = export(folder, "--int8", "cpu", "--set", 'data.test=["d[3:5]"]')
     assert code == 0, text
-    assert [line.split("|")[2].strip() for line in text.splitlines() if "| onnxruntime" in line] == ["fp32", "int8"]
+    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in text.splitlines() if "| onnxruntime" in line]
+    assert rows == [
+        ["onnxruntime", "fp32", "everywhere"],
+        ["onnxruntime", "int8 in float", "any CPU"],
+        ["onnxruntime", "int8", "any CPU"],
+    ]
+    assert f"of a CPU with: {flags_text(cpu_flags())}" in text
     assert f"{folder / 's.onnx'}, {folder / 's.int8.onnx'}; compared on 2 frames of fake d[3:5]" in text
     identity = tiny_identity(SplitFrames(("d/0", "d/1"), ()), image_size=STUDENT_SIZE, shard_frames=2)
     expected = [random_record(identity, i).image.transpose(0, 3, 1, 2) for i in range(2)]
     np.testing.assert_array_equal(np.concatenate([rig.image for rig in seen]), np.stack(expected))
     inside = onnxruntime.InferenceSession(folder / "s.int8.onnx").get_modelmeta().custom_metadata_map
     assert (inside["surround.precision"], inside["surround.int8_target"]) == ('"int8"', '"cpu"')
+    assert inside["surround.int8_right_on"] == '"any CPU"'
     assert inside["surround.cameras"] == json.dumps(NAMES)
+
+
+def test_a_file_for_tensorrt_is_neither_run_in_integers_nor_timed(folder, monkeypatch):
+    write_cache(folder / "run/cache", ("d/0", "d/1"))
+    monkeypatch.setattr(parity, "INT8_LIMIT", 1.0)
+    code, text = export(folder, "--int8", "tensorrt", "--set", 'data.test=["d[3:5]"]', "--json")
+    assert code == 0, text
+    told = json.loads(text[text.index("{") : text.rindex("}") + 1])
+    rows = [(row["runtime"], row["precision"], row["right_on"], row["ms_per_rig"]) for row in told["parity"]]
+    assert [row for row in rows if "int8" in row[1]] == [("onnxruntime", "int8 in float", "TensorRT", None)]
+
+
+@pytest.mark.parametrize(("flags", "named"), [({"avx2", "avx512f"}, "avx2 avx512f"), (set(), "unknown")])
+def test_a_cpu_that_lacks_what_a_file_needs_is_one_error(folder, monkeypatch, flags, named):
+    monkeypatch.setattr(quantize, "cpu_flags", lambda: frozenset(flags))
+    code, text = export(folder, "--int8", "cpu-vnni")
+    assert (code, f"expected a CPU with avx_vnni or avx512_vnni, found one with: {named}." in text) == (2, True), text
+    assert "use --int8 cpu" in text
+    assert not list(folder.glob("*.onnx*"))
+
+
+def test_an_unknown_target_of_int8_is_one_error(folder):
+    (choice,) = [option.type for option in export_verb.params if option.name == "int8"]
+    assert isinstance(choice, Choice)
+    assert [*choice.choices] == [*INT8_TARGETS]
+    code, text = export(folder, "--int8", "gpu")
+    assert (code, "'gpu' is not one of 'cpu', 'cpu-vnni', 'tensorrt'" in text) == (2, True), text
+    with pytest.raises(SettingError, match="int8: expected one of cpu, cpu-vnni, tensorrt, got 'gpu'"):
+        command.run_export(folder / "run/student/last.safetensors", folder / "s.onnx", int8="gpu")
 
 
 def test_a_cache_that_does_not_fit_is_not_calibrated_on(folder):
