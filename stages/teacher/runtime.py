@@ -17,7 +17,7 @@ def require_known_runtime(runtime: str) -> None:
 
 
 def resolve_runtime(runtime: str, device: torch.device, precision: str, family: str) -> str:
-    """`auto` is OpenVINO where it can compute this teacher: it was faster on every CPU that was tried. Else torch.
+    """`auto` is OpenVINO where it can compute this teacher: it was faster on both CPUs that were tried. Else torch.
 
     Args:
         runtime: as the recipe says.

@@ -13,7 +13,7 @@ from stages.compute.devices import resolve_precision
 
 pytestmark = pytest.mark.bench
 FRAMES = 2
-ROUNDS = 3
+ROUNDS = 2
 PRECISIONS = ("fp32", "bf16")
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.fakes import CPU, FakeSource
 from support.teacher_caches import write_teacher_cache as cache_run
-from support.trainings import RANGE_M, SPEC, STUDENT, stop_after, train
+from support.trainings import RANGE_M, SPEC, TINY, stop_after, train
 
 from data_cache.dataset import CachedFrames, collate
 from data_cache.shards.encodings import ENCODINGS
@@ -143,7 +143,7 @@ def test_other_settings_do_not_continue_a_run(cache, straight):
 
 def test_training_lowers_the_loss_and_moves_every_part_of_the_student(cache, tmp_path):
     torch.manual_seed(0)
-    before = Student(STUDENT, BinSpec(prob_stride=4)).state_dict()
+    before = Student(TINY, BinSpec(prob_stride=4)).state_dict()
     spec = replace(SPEC, steps=40, learning_rate=2e-3, checkpoint_every=100)
     train(cache, tmp_path, spec, LossSpec(kl=1.0, cross=0.3))
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -167,7 +167,7 @@ def encoded(tmp_path_factory, teacher_folder) -> dict[str, Path]:
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_a_student_trains_on_every_encoding(encoded, tmp_path, encoding):
     torch.manual_seed(0)
-    student = Student(STUDENT, BinSpec(prob_stride=4, encoding=encoding))
+    student = Student(TINY, BinSpec(prob_stride=4, encoding=encoding))
     ids, spec, weights = ("d/0", "d/1"), replace(SPEC, steps=2), LossSpec(cross=0.3)
     reader = CacheReader(encoded[encoding])
     train_student(TrainingJob(reader, student, ids, (), tmp_path, spec, weights, RANGE_M, CPU))
@@ -178,7 +178,7 @@ def test_a_student_trains_on_every_encoding(encoded, tmp_path, encoding):
 
 def test_every_encoding_says_the_same_and_a_missing_camera_says_nothing(encoded):
     torch.manual_seed(0)
-    student = Student(STUDENT, BinSpec(prob_stride=4)).eval()
+    student = Student(TINY, BinSpec(prob_stride=4)).eval()
     weights = LossSpec(cross=0.3)
 
     def terms(encoding: str, **changes) -> torch.Tensor:
@@ -242,7 +242,7 @@ def test_a_loss_that_is_not_finite_stops_naming_term_and_frames(cache, tmp_path,
 
 def test_lidar_that_is_all_out_of_range_is_an_error_and_not_a_metric_student(cache, tmp_path):
     torch.manual_seed(0)
-    student = Student(STUDENT, BinSpec(prob_stride=4))
+    student = Student(TINY, BinSpec(prob_stride=4))
     ids, spec, range_m = ("d/0", "d/3"), replace(SPEC, steps=1), (70.0, 80.0)
     with pytest.raises(TrainingError, match=r"no training frame has a LiDAR return between 70.0 and 80.0 m"):
         train_student(TrainingJob(CacheReader(cache), student, ids, (), tmp_path, spec, LossSpec(), range_m, CPU))

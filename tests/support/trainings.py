@@ -8,6 +8,7 @@ import torch
 from data_cache.dataset import CachedRigs, collate
 from data_cache.shards.reader import CacheReader
 from stages.losses.spec import LossSpec
+from stages.student.encoder import ENCODERS, EncoderShape
 from stages.student.model import Student
 from stages.student.spec import StudentSpec
 from stages.targets.binning import AffineBinning
@@ -29,6 +30,9 @@ STUDENT = StudentSpec(
     attention_width=16,
     pretrained=False,
 )
+# A fiftieth of the weights of the smallest real encoder, for runs that mostly wait for weights to be stepped and saved.
+ENCODERS.setdefault("resnet-tiny", EncoderShape((8, 16, 32, 64), (1, 1, 1, 1), weights=None))
+TINY = replace(STUDENT, encoder="resnet-tiny")
 SPEC = TrainStudentSpec(
     steps=6, batch_rigs=2, warmup_steps=2, checkpoint_every=2, select_every=2, precision="fp32", workers=0
 )
@@ -37,7 +41,7 @@ RANGE_M = (0.1, 80.0)
 
 def train(cache: Path, folder: Path, spec: TrainStudentSpec = SPEC, weights: LossSpec = LossSpec(), **options):  # noqa: B008
     torch.manual_seed(spec.seed)
-    student = Student(STUDENT, BinSpec(prob_stride=4))
+    student = Student(options.pop("student", TINY), BinSpec(prob_stride=4))
     ids, selection = ("d/0", "d/1", "d/2", "d/3", "d/4"), options.pop("selection", ())
     reader = CacheReader(cache)
     fresh = options.pop("fresh", False)

@@ -23,7 +23,7 @@ def plan(cache, folder, spec=SPEC, selection=()):
 
 def test_a_plan_tells_what_a_run_does_and_writes_nothing(cache, tmp_path):
     with pytest.raises(Preempted):
-        train(cache, tmp_path, should_stop=stop_after(2))
+        train(cache, tmp_path, student=STUDENT, should_stop=stop_after(2))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     found = plan(cache, tmp_path, selection=("d/2",))
     assert (found.frames, found.quarantined, found.selection_frames) == (4, 1, 1)
@@ -41,7 +41,7 @@ def test_a_plan_tells_what_a_run_does_and_writes_nothing(cache, tmp_path):
 
 def test_the_disk_that_it_asks_for_is_what_a_run_takes(cache, tmp_path):
     spec = replace(SPEC, keep_last=2)
-    train(cache, tmp_path, spec, selection=("d/2",))
+    train(cache, tmp_path, spec, student=STUDENT, selection=("d/2",))
     taken = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
     state = max((tmp_path / "states").iterdir()).stat().st_size
     assert plan(cache, tmp_path, spec, ("d/2",)).disk_bytes == pytest.approx(taken + state, rel=0.01)
