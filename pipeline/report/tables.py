@@ -83,7 +83,7 @@ def title(report: EvaluateReport) -> str:
 def _split_words(split: str) -> str:
     """The drives that the selectors of a split name; slices and limits are left to the exact text below the title."""
     names = dict.fromkeys(_SLICE.sub("", selector) for selector in _LIMITS.sub("", split).split(", "))
-    drives = [name for name in names if name not in _SPLITS and not name.startswith(LIST)]
+    drives = [name.removeprefix("drive-") for name in names if name not in _SPLITS and not name.startswith(LIST)]
     words = [_SPLITS[name] for name in names if name in _SPLITS]
     words += [f"the list {name.removeprefix(LIST)}" for name in names if name.startswith(LIST)]
     if len(drives) > _NAMED_DRIVES:
