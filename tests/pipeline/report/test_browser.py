@@ -76,10 +76,11 @@ def visit(browser):
 
 @pytest.fixture(scope="module")
 def html(tmp_path_factory) -> Path:
-    """A report of two frames."""
+    """A report of the worst and the median of three frames; in the median the student sees all half as far again."""
     folder = tmp_path_factory.mktemp("report") / "run" / "eval"
-    evaluation = Evaluation(REPORT, (slanted(), slanted("drive/08", view_valid=(True, True, False, True))))
-    return write_report(folder, evaluation, PROVENANCE)
+    farther_m = slanted().student_depth_m * np.float32(1.5)
+    median = slanted("drive/08", view_valid=(True, True, False, True), student_depth_m=farther_m, rank=2, ranked=3)
+    return write_report(folder, Evaluation(REPORT, (slanted(rank=1, ranked=3), median)), PROVENANCE)
 
 
 def all_drawn(page) -> int:
@@ -150,6 +151,8 @@ def test_hover_gives_the_metres_at_a_pixel(visit, html):
     assert metres(values["Student"]) == pytest.approx(2 + 2 + 30 / 5 + 61 / 10, rel=0.004)  # one decimal beyond 10 m
     assert metres(values["Teacher"]) == pytest.approx(2 * (2 + 2 + 30 / 5 + 61 / 10), rel=0.004)
     assert (values["LiDAR"], values["Error"]) == ("–", "–")  # noqa: RUF001
+    page.mouse.move(*point(page, "left", "[data-of=student][data-kind=depth]", 30, 61, frame=1))
+    assert metres(said(page)["Student"]) == pytest.approx(1.5 * (2 + 3 + 30 / 5 + 61 / 10), rel=0.004)
     page.mouse.move(*point(page, "left", "[data-kind=error]", 11, 22))  # two pixels from the return
     values = said(page)
     lidar, away = values["LiDAR"].split(", ")
@@ -221,9 +224,10 @@ def test_the_first_screen_is_one_frame_then_four_numbers(visit, html):
     assert title["y"] < pictures_box["y"] < boxes[0]["y"] == boxes[3]["y"]
     assert max(box["y"] + box["height"] for box in boxes) < 900
     assert lead.locator(".view").first.locator(".tag").all_inner_texts() == ["Camera", "Student", "Error"]
-    canvas = lead.locator("[data-camera='back'] canvas[data-of=student][data-kind=depth]").bounding_box()
+    assert lead.locator("h2").inner_text() == "drive/08 median of 3 frames, AbsRel 0.125"
+    canvas = lead.locator("[data-camera='left'] canvas[data-of=student][data-kind=depth]").bounding_box()
     page.mouse.move(canvas["x"] + 61.5 / 80 * canvas["width"], canvas["y"] + 30.5 / 48 * canvas["height"])
-    assert metres(said(page)["Student"]) == pytest.approx(2 + 2 + 30 / 5 + 61 / 10, rel=0.004)
+    assert metres(said(page)["Student"]) == pytest.approx(1.5 * (2 + 3 + 30 / 5 + 61 / 10), rel=0.004)
     assert [card.bounding_box() for card in cards.all()] == boxes  # the line of values moves nothing
 
 
