@@ -16,6 +16,7 @@ from pipeline.report.strips import frame_section, lead_strip, middle_frame, repo
 from pipeline.report.tables import (
     NO_LIDAR,
     NO_VALUE,
+    against_teacher,
     better,
     details,
     number,
@@ -23,9 +24,7 @@ from pipeline.report.tables import (
     provenance_table,
     quarantined_table,
     results,
-    speedup,
     summary,
-    teacher_text,
     time_text,
     title,
 )
@@ -172,11 +171,8 @@ def _gain(abs_rel: float, baseline: Supervised) -> Headline:
 def _latency(latency: Latency) -> Headline:
     images = count_text(latency.images_per_rig, "image")
     detail = f"per rig of {images} at {pixels_text(latency.input)}, {latency.precision} on {latency.device}"
-    factor = speedup(latency)
-    if factor is not None:
-        detail += f"; {number(factor, 1)} times as fast as the teacher at the same size"
-    elif latency.teacher_ms_per_rig is not None:
-        detail += f"; teacher {teacher_text(latency, latency.teacher_ms_per_rig)}"
+    if latency.teacher_ms_per_rig is not None:
+        detail += f"; {against_teacher(latency, latency.teacher_ms_per_rig)}"
     return Headline("Latency", time_text(latency.student_ms_per_rig), detail)
 
 

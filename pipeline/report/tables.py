@@ -224,28 +224,17 @@ def _latency(latency: Latency | None) -> Table:
         rows.append(
             _latency_row("teacher", latency.teacher_ms_per_rig, latency.teacher_p95_ms_per_rig, latency.teacher_input)
         )
-        note += f" {_pace(latency, latency.teacher_ms_per_rig)}"
+        student = f"{time_text(latency.student_ms_per_rig)} at {pixels_text(latency.input)}"
+        note += f" Student {student}; {against_teacher(latency, latency.teacher_ms_per_rig)}."
     return Table("Latency", note, header, tuple(rows))
 
 
-def speedup(latency: Latency) -> float | None:
-    """How many times as fast as the teacher the student is; None unless both have the same input size."""
-    return latency.speedup if latency.input == latency.teacher_input else None
-
-
-def teacher_text(latency: Latency, teacher_ms: float) -> str:
-    """The teacher's time, its input size and its runtime."""
+def against_teacher(latency: Latency, teacher_ms: float) -> str:
+    """How many times as fast as the teacher the student is; of unlike input sizes, the teacher's time and size."""
     runtime = f" in {latency.teacher_runtime}" if latency.teacher_runtime is not None else ""
-    return f"{time_text(teacher_ms)} at {pixels_text(latency.teacher_input)}{runtime}"
-
-
-def _pace(latency: Latency, teacher_ms: float) -> str:
-    factor = speedup(latency)
-    runtime = f" in {latency.teacher_runtime}" if latency.teacher_runtime is not None else ""
-    if factor is not None:
-        return f"The student is {number(factor, 1)} times as fast as the teacher{runtime} at the same input size."
-    student = f"{time_text(latency.student_ms_per_rig)} at {pixels_text(latency.input)}"
-    return f"The inputs differ: student {student}; teacher {teacher_text(latency, teacher_ms)}."
+    if latency.speedup is not None and latency.input == latency.teacher_input:
+        return f"{number(latency.speedup, 1)} times as fast as the teacher{runtime} at the same input size"
+    return f"teacher {time_text(teacher_ms)} at {pixels_text(latency.teacher_input)}{runtime}"
 
 
 def time_text(ms: float) -> str:

@@ -104,19 +104,19 @@ def test_a_speed_up_is_said_only_of_equal_inputs(tmp_path):
     assert "per rig of 4 images at 96 x 160, bfloat16 on cpu; teacher 100.0 ms at 392 x 644" in page.texts
     for text in (page.raw, (tmp_path / "report.md").read_text()):
         assert "times as fast" not in text
-        assert "The inputs differ: student 12.5 ms at 96 x 160; teacher 100.0 ms at 392 x 644." in text
+        assert "Student 12.5 ms at 96 x 160; teacher 100.0 ms at 392 x 644." in text
     page = page_of(tmp_path, replace(REPORT, latency=EQUAL))
     for text in (page.raw, (tmp_path / "report.md").read_text()):
-        assert "The student is 8.0 times as fast as the teacher at the same input size." in text
-    card = "per rig of 4 images at 96 x 160, bfloat16 on cpu; 8.0 times as fast as the teacher at the same size"
+        assert "Student 12.5 ms at 96 x 160; 8.0 times as fast as the teacher at the same input size." in text
+    card = "per rig of 4 images at 96 x 160, bfloat16 on cpu; 8.0 times as fast as the teacher at the same input size"
     assert card in page.texts
 
 
 def test_times_are_said_with_the_teachers_runtime_and_in_units_that_read_well():
     slow = replace(REPORT.latency, student_ms_per_rig=52.0, teacher_ms_per_rig=3900.0, teacher_runtime="openvino")
-    assert latency_note(slow).endswith("student 52.0 ms at 96 x 160; teacher 3.9 s at 392 x 644 in openvino.")
+    assert latency_note(slow).endswith("Student 52.0 ms at 96 x 160; teacher 3.9 s at 392 x 644 in openvino.")
     unknown = replace(slow, teacher_input=None, teacher_runtime=None)
-    assert latency_note(unknown).endswith("student 52.0 ms at 96 x 160; teacher 3.9 s at an unknown size.")
+    assert latency_note(unknown).endswith("Student 52.0 ms at 96 x 160; teacher 3.9 s at an unknown size.")
     in_runtime = replace(EQUAL, teacher_runtime="openvino")
     assert latency_note(in_runtime).endswith("as fast as the teacher in openvino at the same input size.")
 
