@@ -12,24 +12,28 @@ from pipeline.report.markdown import markdown_page, markdown_table
 from pipeline.report.page import Headline, Section, page, table_section
 from pipeline.report.pictures_file import ShownFrame, read_frames, shown_frame, write_frames
 from pipeline.report.results_file import NAME, ReportFile, read_report_file, write_report_file
-from pipeline.report.strips import frame_section, report_strip
+from pipeline.report.strips import frame_section, lead_strip, middle_frame, report_strip
 from pipeline.report.tables import (
     NO_LIDAR,
     NO_VALUE,
+    against_teacher,
     better,
     details,
     number,
+    pixels_text,
     provenance_table,
     quarantined_table,
     results,
-    subject,
     summary,
+    time_text,
+    title,
 )
 from pipeline.viewers.cloud_page import cloud_section, viewer_script
-from stages.evaluation.results import EvaluateReport, Evaluation
+from stages.evaluation.results import EvaluateReport, Evaluation, Latency
 from stages.inference.point_cloud import PointCloud
 
 HTML, CLOUD = "report.html", "cloud.html"
+HEADLINE_LIMIT = 4
 
 
 def report_table(report: EvaluateReport) -> str:
@@ -101,13 +105,15 @@ def markdown_report(report: EvaluateReport, provenance: Mapping[str, object]) ->
         quarantined_table(report.quarantined),
         provenance_table(provenance),
     ]
-    return markdown_page(f"Depth of {subject(report)}", summary(report), tables)
+    return markdown_page(title(report), summary(report), tables)
 
 
 def html_report(
     file: ReportFile, frames: Sequence[ShownFrame], baseline: Supervised | None, more: Sequence[Section] = ()
 ) -> str:
     """The report as one page that loads nothing: styles, scripts and pictures are inside.
+
+    It begins with the median frame, then the numbers to read first.
 
     Args:
         file: what was measured.
@@ -117,10 +123,11 @@ def html_report(
     """
     report = file.report
     tables = {"results": results(report), **{_anchor(table.title): table for table in details(report)}}
-    pictures = []
+    pictures, lead = [], None
     if frames:
         strips = [report_strip(frame) for frame in frames]
         pictures.append(frame_section("frames", "Frames, worst first", strips, report.range_m))
+        lead = lead_strip("frames", strips, middle_frame(frames), report.range_m, lambda layer: layer.of == "student")
     sections = [
         *(table_section(table, name) for name, table in tables.items()),
         *pictures,
@@ -128,53 +135,45 @@ def html_report(
         table_section(quarantined_table(report.quarantined), "quarantined"),
         table_section(provenance_table(file.provenance), "provenance"),
     ]
-    return page(f"Depth of {subject(report)}", summary(report), headlines(report, baseline), sections)
+    return page(title(report), summary(report), headlines(report, baseline), sections, lead)
 
 
 def headlines(report: EvaluateReport, baseline: Supervised | None) -> list[Headline]:
-    """The numbers to read first."""
-    latency, found = report.latency, []
+    """The numbers to read first, HEADLINE_LIMIT at most; what was not measured has none."""
+    found = []
     if report.student is not None:
         errors = report.student.metric.mean
         found += [
-            Headline("AbsRel", number(errors.abs_rel), "metric, lower is better"),
-            Headline("RMSE", f"{number(errors.rmse, 2)} m", "metric, lower is better"),
-            Headline("d1", number(errors.d1), "within 25 %, higher is better"),
-            _supervised(errors.abs_rel, baseline),
-            _teacher(report),
+            Headline("AbsRel", number(errors.abs_rel), "metric depth at LiDAR returns, lower is better"),
+            _gain(errors.abs_rel, baseline)
+            if baseline is not None
+            else Headline("d1", number(errors.d1), "within 25 % at LiDAR returns, higher is better"),
         ]
-    if report.disagreement is not None:
+    elif report.disagreement is not None:
         unlike = number(report.disagreement.mean.abs_rel)
         found.append(Headline("Disagreement", unlike, "AbsRel between student and teacher, after scale and shift"))
-    found.append(
-        Headline("Overlap", number(report.consistency.overlap_abs_rel), "relative difference of neighbouring cameras")
-    )
-    if latency is not None:
-        detail = f"per rig of {count_text(latency.images_per_rig, 'image')}, {latency.precision} on {latency.device}"
-        found.append(Headline("Latency", f"{latency.student_ms_per_rig:.1f} ms", detail))
-        if latency.speedup is not None:
-            seen = [f"{size[0]} x {size[1]}" if size else NO_VALUE for size in (latency.input, latency.teacher_input)]
-            detail = f"as fast as the teacher; input of the student {seen[0]}, of the teacher {seen[1]}"
-            found.append(Headline("Speed-up", f"{latency.speedup:.1f} times", detail))
-    return found
+    neighbours = number(report.consistency.overlap_abs_rel)
+    found.append(Headline("Neighbours", neighbours, "difference of depth between adjacent cameras, lower is better"))
+    if report.latency is not None:
+        found.append(_latency(report.latency))
+    if report.student is not None:
+        found.append(Headline("RMSE", f"{number(report.student.metric.mean.rmse, 2)} m", "lower is better"))
+    return [headline for headline in found if not headline.value.startswith(NO_VALUE)][:HEADLINE_LIMIT]
 
 
-def _supervised(abs_rel: float, baseline: Supervised | None) -> Headline:
-    if baseline is None:
-        how = "not measured; surround ablate trains it, surround report RUN OTHER compares with it"
-        return Headline("Supervised", NO_VALUE, how)
+def _gain(abs_rel: float, baseline: Supervised) -> Headline:
     spread = f" ±{baseline.deviation:.3f}" if baseline.deviation is not None else ""
     how = f"{count_text(baseline.steps, 'step')}, {count_text(baseline.seeds, 'seed')}"
-    detail = f"AbsRel when LiDAR alone teaches, {how}; this student is {better(abs_rel, baseline.abs_rel)}"
-    return Headline("Supervised", f"{number(baseline.abs_rel)}{spread}", detail)
+    detail = f"AbsRel when LiDAR alone teaches: {number(baseline.abs_rel)}{spread}, {how}"
+    return Headline("Against LiDAR alone", better(abs_rel, baseline.abs_rel), detail)
 
 
-def _teacher(report: EvaluateReport) -> Headline:
-    if report.teacher is None or report.student is None:
-        return Headline("Teacher", NO_VALUE, "not measured: set eval.teacher = true")
-    theirs, ours = report.teacher.affine_invariant.mean.abs_rel, report.student.affine_invariant.mean.abs_rel
-    detail = f"AbsRel after scale and shift to LiDAR; the student, aligned the same way: {number(ours)}"
-    return Headline("Teacher", number(theirs), detail)
+def _latency(latency: Latency) -> Headline:
+    images = count_text(latency.images_per_rig, "image")
+    detail = f"per rig of {images} at {pixels_text(latency.input)}, {latency.precision} on {latency.device}"
+    if latency.teacher_ms_per_rig is not None:
+        detail += f"; {against_teacher(latency, latency.teacher_ms_per_rig)}"
+    return Headline("Latency", time_text(latency.student_ms_per_rig), detail)
 
 
 def _anchor(title: str) -> str:

@@ -45,10 +45,13 @@ class Headline:
     detail: str
 
 
-def page(title: str, summary: str, headlines: Sequence[Headline], sections: Sequence[Section]) -> str:
-    """One HTML file of sections in order, with links to them at the top.
+def page(
+    title: str, summary: str, headlines: Sequence[Headline], sections: Sequence[Section], lead: Markup | None = None
+) -> str:
+    """One HTML file: title, lead, headlines, links to the sections, then the sections in order.
 
-    Its content security policy allows no request, and no script but those of the sections.
+    The lead is HTML that needs no styles and scripts but those of the sections. The content security policy allows no
+    request, and no script but those of the sections.
     """
     styles = dict.fromkeys([asset("page.css"), *(style for section in sections for style in section.styles)])
     scripts = dict.fromkeys(script for section in sections for script in section.scripts)
@@ -58,6 +61,7 @@ def page(title: str, summary: str, headlines: Sequence[Headline], sections: Sequ
             "page.html.j2",
             title=title,
             summary=summary,
+            lead=lead or "",
             headlines=headlines,
             sections=sections,
             styles=[Markup(style) for style in styles],

@@ -1,16 +1,19 @@
 """The strips of a report: camera, LiDAR, teacher, student and error, with metres at every pixel."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
+from jaxtyping import UInt8
+from markupsafe import Markup
 
 from data_cache.files import count_text
 from pipeline.report.drawing import Tick, scale_ticks, webp_uri
 from pipeline.report.page import Section, asset, render
 from pipeline.report.pictures_file import LOG_STEP, NEAREST_M, Grid, ShownFrame, ShownView
 from pipeline.report.tables import number
-from stages.inference.colours import NO_DEPTH_RGB, colour_depth, depth_scale, error_colours
+from stages.inference.colours import NO_DEPTH_RGB, DepthScale, colour_depth, depth_scale, error_colours
 
 COLOUR_COUNT = 256
 ERROR_LIMIT = 0.5
@@ -73,27 +76,9 @@ class FrameStrip:
 def frame_section(name: str, title: str, frames: Sequence[FrameStrip], range_m: tuple[float, float]) -> Section:
     """A section of frames in order, under colour bars in metres and in percent."""
     scale = depth_scale(range_m)
-    depths_m = np.geomspace(scale.near_m, scale.far_m, COLOUR_COUNT)[None]
-    depth_rgb, error_rgb = colour_depth(depths_m, scale)[0], error_colours(COLOUR_COUNT)
-    ticks = scale_ticks(scale, range_m)
-    limit = f"{ERROR_LIMIT:.0%}".replace("%", " %")
-    bars = [
-        {
-            "text": "Depth in metres, on one logarithmic scale for all pictures. Grey: no depth.",
-            "uri": webp_uri(depth_rgb[None], lossless=True),
-            "alt": f"Colour bar from yellow, {ticks[0].label} m, to dark blue, {ticks[-1].label} m",
-            "ticks": ticks,
-        },
-        {
-            "text": "Error: how much too near (-) or too far (+). Dark: right.",
-            "uri": webp_uri(error_rgb[None], lossless=True),
-            "alt": f"Colour bar from orange, {limit} too near, over dark, right, to light blue, {limit} too far",
-            "ticks": _error_ticks(),
-        },
-    ]
     colours = {
-        "depth": depth_rgb.tolist(),
-        "error": error_rgb.tolist(),
+        "depth": _depth_colours(scale).tolist(),
+        "error": error_colours(COLOUR_COUNT).tolist(),
         "none": NO_DEPTH_RGB,
         "near_m": scale.near_m,
         "far_m": scale.far_m,
@@ -101,8 +86,71 @@ def frame_section(name: str, title: str, frames: Sequence[FrameStrip], range_m: 
         "nearest_m": NEAREST_M,
         "log_step": LOG_STEP,
     }
-    body = render("frames.html.j2", name=name, bars=bars, colours=colours, frames=frames)
+    body = render("frames.html.j2", name=name, bars=_colour_bars(range_m), colours=colours, frames=frames)
     return Section(name, title, body, (asset("frames.css"),), (asset("frames.js"),))
+
+
+def lead_strip(
+    name: str,
+    frames: Sequence[FrameStrip],
+    index: int,
+    range_m: tuple[float, float],
+    shown: Callable[[Layer], bool],
+) -> Markup:
+    """A few pictures of one frame for the top of a page that has `frame_section(name, ..., frames, ...)`.
+
+    The section brings styles, script and depth, which are not repeated.
+
+    Args:
+        name, frames, range_m: of that section.
+        index: of the frame.
+        shown: whether a layer is.
+    """
+    frame = frames[index]
+    views = tuple(replace(view, layers=tuple(filter(shown, view.layers))) for view in frame.views)
+    kinds = {layer.kind for view in views for layer in view.layers}
+    bars = [bar for bar in _colour_bars(range_m) if bar["kind"] in kinds]
+    lead = replace(frame, views=views, note="")
+    return render("lead.html.j2", frame=lead, grids=f"{name}-{index + 1}-grids", bars=bars)
+
+
+def middle_frame(frames: Sequence[ShownFrame]) -> int:
+    """Index of the frame whose rank is nearest to the median; of the first frame if none is ranked."""
+    return min(range(len(frames)), key=lambda i: _from_median(frames[i]))
+
+
+def _from_median(frame: ShownFrame) -> float:
+    return abs(frame.rank - _median_rank(frame)) if frame.rank else math.inf
+
+
+def _median_rank(frame: ShownFrame) -> int:
+    return (frame.ranked + 1) // 2
+
+
+def _depth_colours(scale: DepthScale) -> UInt8[np.ndarray, "N 3"]:
+    return np.asarray(colour_depth(np.geomspace(scale.near_m, scale.far_m, COLOUR_COUNT)[None], scale)[0])
+
+
+def _colour_bars(range_m: tuple[float, float]) -> list[dict[str, object]]:
+    scale = depth_scale(range_m)
+    ticks = scale_ticks(scale, range_m)
+    limit = f"{ERROR_LIMIT:.0%}".replace("%", " %")
+    return [
+        {
+            "kind": "depth",
+            "text": "Depth in metres, on one logarithmic scale for all pictures. Grey: no depth.",
+            "uri": webp_uri(_depth_colours(scale)[None], lossless=True),
+            "alt": f"Colour bar from yellow, {ticks[0].label} m, to dark blue, {ticks[-1].label} m",
+            "ticks": ticks,
+        },
+        {
+            "kind": "error",
+            "text": "Error: how much too near (-) or too far (+). Dark: right.",
+            "uri": webp_uri(error_colours(COLOUR_COUNT)[None], lossless=True),
+            "alt": f"Colour bar from orange, {limit} too near, over dark, right, to light blue, {limit} too far",
+            "ticks": _error_ticks(),
+        },
+    ]
 
 
 def report_strip(frame: ShownFrame) -> FrameStrip:
@@ -184,8 +232,7 @@ def _place(frame: ShownFrame) -> str:
         known.append(f"disagreement with the teacher {number(frame.disagreement)}")
     if not frame.rank:
         return ", ".join(["not ranked", *known])
-    middle = (frame.ranked + 1) // 2
-    names = {middle: "median", frame.ranked: "best", 1: "worst"}
+    names = {_median_rank(frame): "median", frame.ranked: "best", 1: "worst"}
     of = f"of {count_text(frame.ranked, 'frame')}"
     place = f"{names[frame.rank]} {of}" if frame.rank in names else f"number {frame.rank} {of}, from the worst"
     return ", ".join([place, *known])

@@ -1,9 +1,11 @@
 """The numbers of a report as tables of texts, for any format."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 from data_cache.files import count_text
+from data_cache.sources.selectors import LIST
 from pipeline.report.markdown import Table
 from stages.evaluation.metrics import DepthErrors
 from stages.evaluation.protocols import PROTOCOLS
@@ -31,6 +33,25 @@ NO_LIDAR = "No frame has a LiDAR point in range: nothing is measured in metres."
 DENSE_TRUTH = "The data set knows the depth of every pixel."
 NO_VALUE = "-"
 
+_DATA_SETS = {
+    "synthetic": "the synthetic street",
+    "ddad": "DDAD",
+    "nuscenes": "nuScenes",
+    "pandaset": "PandaSet",
+    "rig_folder": "a rig folder",
+}
+_SPLITS = {
+    "train": "training drives",
+    "val": "validation drives",
+    "selection": "selection drives",
+    "test": "test drives",
+    "mini_train": "training drives of the mini release",
+    "mini_val": "validation drives of the mini release",
+}
+_LIMITS = re.compile(r" \(first [^()]*\)$")
+_SLICE = re.compile(r"\[[-\d:]*\]$")
+_NAMED_DRIVES = 3
+
 
 def number(value: float | None, digits: int = 3) -> str:
     """A number as tables show it; a dash for None and for numbers that are not finite."""
@@ -53,16 +74,33 @@ def better(value: float, base: float, *, higher: bool = False) -> str:
     return f"{abs(gain):.1f} % {'better' if gain > 0 else 'worse'}"
 
 
-def subject(report: EvaluateReport) -> str:
-    """What was measured."""
-    return f"{report.dataset}, split {report.split}"
+def title(report: EvaluateReport) -> str:
+    """What was measured, in words: 8 frames of the synthetic street, test drives."""
+    data_set = _DATA_SETS.get(report.dataset, report.dataset)
+    return f"{count_text(report.frames, 'frame')} of {data_set}, {_split_words(report.split)}"
+
+
+def _split_words(split: str) -> str:
+    """The drives that the selectors of a split name; slices and limits are left to the exact text below the title."""
+    names = dict.fromkeys(_SLICE.sub("", selector) for selector in _LIMITS.sub("", split).split(", "))
+    drives = [name.removeprefix("drive-") for name in names if name not in _SPLITS and not name.startswith(LIST)]
+    words = [_SPLITS[name] for name in names if name in _SPLITS]
+    words += [f"the list {name.removeprefix(LIST)}" for name in names if name.startswith(LIST)]
+    if len(drives) > _NAMED_DRIVES:
+        words.append(count_text(len(drives), "drive"))
+    elif drives:
+        words.append(f"{'drive' if len(drives) == 1 else 'drives'} {', '.join(drives)}")
+    return " and ".join(words)
 
 
 def summary(report: EvaluateReport) -> str:
-    """How it was measured, and on how many frames, images and pixels."""
+    """Which selectors were measured, how, and on how many frames, images and pixels."""
     near_m, far_m = report.range_m
     flip = ", with flip averaging" if report.flip else ""
-    how = f"Protocol {report.protocol}{flip}, {near_m:g} to {far_m:g} m: {count_text(report.frames, 'frame')}"
+    how = (
+        f"Data set {report.dataset}, split {report.split}. Protocol {report.protocol}{flip}, {near_m:g} to {far_m:g} m:"
+        f" {count_text(report.frames, 'frame')}"
+    )
     if report.student is None:
         return f"{how}. {NO_LIDAR}"
     pixels = count_text(report.valid_pixels, "valid pixel")
@@ -186,9 +224,27 @@ def _latency(latency: Latency | None) -> Table:
         rows.append(
             _latency_row("teacher", latency.teacher_ms_per_rig, latency.teacher_p95_ms_per_rig, latency.teacher_input)
         )
-        runtime = f" in {latency.teacher_runtime}" if latency.teacher_runtime is not None else ""
-        note += f" The student is {number(latency.speedup, 1)} times as fast as the teacher{runtime}."
+        student = f"{time_text(latency.student_ms_per_rig)} at {pixels_text(latency.input)}"
+        note += f" Student {student}; {against_teacher(latency, latency.teacher_ms_per_rig)}."
     return Table("Latency", note, header, tuple(rows))
+
+
+def against_teacher(latency: Latency, teacher_ms: float) -> str:
+    """How many times as fast as the teacher the student is; of unlike input sizes, the teacher's time and size."""
+    runtime = f" in {latency.teacher_runtime}" if latency.teacher_runtime is not None else ""
+    if latency.speedup is not None and latency.input == latency.teacher_input:
+        return f"{number(latency.speedup, 1)} times as fast as the teacher{runtime} at the same input size"
+    return f"teacher {time_text(teacher_ms)} at {pixels_text(latency.teacher_input)}{runtime}"
+
+
+def time_text(ms: float) -> str:
+    """A time as a person reads it: 52.0 ms, 3.9 s."""
+    return f"{ms:.1f} ms" if ms < 1000 else f"{ms / 1e3:.1f} s"
+
+
+def pixels_text(size: tuple[int, int] | None) -> str:
+    """Height and width in pixels."""
+    return f"{size[0]} x {size[1]}" if size is not None else "an unknown size"
 
 
 def _latency_row(name: str, p50_ms: float, p95_ms: float | None, size: tuple[int, int] | None) -> tuple[str, ...]:

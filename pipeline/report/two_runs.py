@@ -4,17 +4,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from data_cache.files import write_atomically
+from markupsafe import Markup
+
+from data_cache.files import count_text, write_atomically
 from pipeline.report.baseline import is_supervised
 from pipeline.report.compare import measured_how, read_comparable, results_of, run_names
 from pipeline.report.markdown import Table
 from pipeline.report.page import Headline, Section, page, table_section
 from pipeline.report.pictures_file import read_frames
 from pipeline.report.results_file import ReportFile
-from pipeline.report.strips import compared_strip, frame_section
-from pipeline.report.tables import DENSE_TRUTH, better, number, plain_text
+from pipeline.report.strips import compared_strip, frame_section, lead_strip, middle_frame
+from pipeline.report.tables import DENSE_TRUTH, NO_VALUE, better, number, pixels_text, plain_text, time_text, title
 from stages.evaluation.metrics import DepthErrors
-from stages.evaluation.results import EvaluateReport
+from stages.evaluation.results import EvaluateReport, Latency
 
 COMPARED = {"abs_rel": "AbsRel", "rmse": "RMSE m", "d1": "d1"}
 HIGHER_IS_BETTER = {"d1"}
@@ -48,11 +50,12 @@ def html_comparison(first: ReportFile, second: ReportFile) -> str:
     reports = (first.report, second.report)
     sections = [table_section(results_of([first, second], labels), "results")]
     sections += [table_section(table, name) for name, table in _differences(names, reports).items()]
-    sections += _frames(names, (first, second))
+    frames, lead = _frames(names, (first, second))
+    sections += frames
     sections.append(table_section(_provenance(names, (first, second)), "provenance"))
-    title = f"{labels[1]} against {labels[0]}"
-    summary = f"{measured_how(first.report)} Each difference is that of {title}."
-    return page(title, summary, _headlines(names, *reports), sections)
+    pair = f"{labels[1]} against {labels[0]}"
+    summary = f"{measured_how(first.report)} Each difference is that of {pair}."
+    return page(f"{pair}: {title(first.report)}", summary, _headlines(names, *reports), sections, lead)
 
 
 def _labels(first: ReportFile, second: ReportFile, names: Sequence[str]) -> list[str]:
@@ -64,26 +67,39 @@ def _labels(first: ReportFile, second: ReportFile, names: Sequence[str]) -> list
 
 
 def _headlines(names: tuple[str, str], first: EvaluateReport, second: EvaluateReport) -> list[Headline]:
-    """The numbers of the second run, and how they differ from those of the first."""
+    """The numbers of the second run to read first, and how they differ from those of the first."""
 
-    def headline(label: str, before: float, after: float, change: str, digits: int = 3) -> Headline:
-        return Headline(label, number(after, digits), f"{change}; {names[0]}: {number(before, digits)}")
+    def headline(label: str, before: float, after: float, change: str) -> Headline:
+        return Headline(label, number(after), f"{change}; {names[0]}: {number(before)}")
 
     found = []
     if first.student is not None and second.student is not None:
-        for name, label in COMPARED.items():
+        for name in ("abs_rel", "d1"):
             a, b = getattr(first.student.metric.mean, name), getattr(second.student.metric.mean, name)
-            found.append(headline(label, a, b, better(b, a, higher=name in HIGHER_IS_BETTER)))
-    if first.disagreement is not None and second.disagreement is not None:
+            found.append(headline(COMPARED[name], a, b, better(b, a, higher=name in HIGHER_IS_BETTER)))
+    elif first.disagreement is not None and second.disagreement is not None:
         a, b = first.disagreement.mean.abs_rel, second.disagreement.mean.abs_rel
         found.append(headline("Disagreement with the teacher", a, b, _more(b, a)))
     before, after = first.consistency.overlap_abs_rel, second.consistency.overlap_abs_rel
     if before is not None and after is not None:
-        found.append(headline("Overlap", before, after, better(after, before)))
+        found.append(headline("Neighbours", before, after, better(after, before)))
     if first.latency is not None and second.latency is not None:
-        a, b = first.latency.student_ms_per_rig, second.latency.student_ms_per_rig
-        found.append(headline("Latency, ms per rig", a, b, better(b, a), digits=1))
-    return found
+        found.append(_latency(names[0], first.latency, second.latency))
+    return [headline for headline in found if headline.value != NO_VALUE]
+
+
+def _latency(name: str, first: Latency, second: Latency) -> Headline:
+    """The time of the second run; how it differs from the first if both had the same to do."""
+    times = [time_text(latency.student_ms_per_rig) for latency in (first, second)]
+    work = [
+        f"{count_text(latency.images_per_rig, 'image')} at {pixels_text(latency.input)}, {latency.precision} on"
+        f" {latency.device}"
+        for latency in (first, second)
+    ]
+    if work[0] == work[1]:
+        change = better(second.student_ms_per_rig, first.student_ms_per_rig)
+        return Headline("Latency", times[1], f"{change}; {name}: {times[0]}; {work[0]}")
+    return Headline("Latency", times[1], f"{work[1]}; {name}: {times[0]}, {work[0]}")
 
 
 def _more(value: float, base: float) -> str:
@@ -153,11 +169,17 @@ def _difference(
     return Table(title, note, tuple(header), tuple(rows))
 
 
-def _frames(names: tuple[str, str], files: tuple[ReportFile, ReportFile]) -> list[Section]:
+def _frames(names: tuple[str, str], files: tuple[ReportFile, ReportFile]) -> tuple[list[Section], Markup | None]:
+    """The section of frames that both show, and the errors of the middle one; nothing if there is none."""
     first, second = (read_frames(file.path.parent) for file in files)
     theirs = {frame.frame_id: frame for frame in second}
-    both = [compared_strip(names, (frame, theirs[frame.frame_id])) for frame in first if frame.frame_id in theirs]
-    return [frame_section("frames", "Frames that both show", both, files[0].report.range_m)] if both else []
+    both = [frame for frame in first if frame.frame_id in theirs]
+    if not both:
+        return [], None
+    range_m = files[0].report.range_m
+    strips = [compared_strip(names, (frame, theirs[frame.frame_id])) for frame in both]
+    lead = lead_strip("frames", strips, middle_frame(both), range_m, lambda layer: layer.kind == "error")
+    return [frame_section("frames", "Frames that both show", strips, range_m)], lead
 
 
 def _provenance(names: tuple[str, str], files: tuple[ReportFile, ReportFile]) -> Table:

@@ -15,10 +15,19 @@ from pathlib import Path
 
 PACKAGE = "@sparticuz/chromium@147.0.0"
 SHA256 = "18fe5404ce845594cd7d592fc07f37a19514079ba4d9c27192ad8b908743f16b"
-FILES = ("chromium", "al2023.tar", "fonts.tar")
-"""Of the package: the browser, libraries that bare machines lack, a font."""
+FILES = ("chromium", "al2023.tar", "fonts.tar", "swiftshader.tar")
+"""Of the package: the browser, libraries that bare machines lack, a font, WebGL on the processor."""
+OPTIONS = (
+    "--no-sandbox",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--use-gl=angle",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+)
+"""What it is started with: no request of its own, WebGL without a GPU."""
 NAMES = ("chromium", "chromium-browser", "chromium-headless-shell", "google-chrome", "chrome")
-FOLDER = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "surround-distill" / "chromium-147.0.0"
+FOLDER = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "surround-distill" / "chromium-147.0.0-webgl"
 REMEDY = "`make browser` fetches one; or install Debian's chromium, or name one in SURROUND_CHROMIUM"
 
 

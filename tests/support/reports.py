@@ -70,22 +70,32 @@ def pictures(frame_id="drive/07", **changes):
 
 
 class Page(HTMLParser):
-    """What a test asks of a page: its tags, its texts, its pictures by alternative text."""
+    """What a test asks of a page: its tags, its texts, its pictures; those above the sections stand apart.
+
+    Attributes:
+        images, lead_images: attributes of the `<img>` tags of the sections, and of the head of the page.
+        canvases, lead_canvases: labels of the `<canvas>` tags, in the same way.
+    """
 
     def __init__(self, path):
         super().__init__()
         self.raw = path.read_text()
-        self.tags, self.images, self.texts, self.headings = [], [], [], []
+        self.tags, self.texts, self.headings = [], [], []
+        self.lead_images, self.lead_canvases = self.images, self.canvases = [], []
         self.feed(self.raw)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
+        if tag == "main":
+            self.images, self.canvases = [], []
         if tag == "img":
             self.images.append(dict(attrs))
+        if tag == "canvas":
+            self.canvases.append(dict(attrs).get("aria-label", ""))
 
     def handle_data(self, data):
         self.texts.append(data.strip())
-        if self.tags and self.tags[-1][0] == "h2" and data.strip():
+        if self.tags and self.tags[-1][0] == "h2" and "main" in dict(self.tags) and data.strip():
             self.headings.append(data.strip())
 
     def rgb(self, alt):

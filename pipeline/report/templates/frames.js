@@ -4,7 +4,7 @@
   const SEARCH_PX = 3; // how far from the cursor a LiDAR return may lie
   const BACKDROP = {points: 0.7, error: 0.5}; // how much the image is darkened below points
   const colours = JSON.parse(document.getElementById("frame-colours").textContent);
-  const readout = document.querySelector(".readout");
+  const readoutOf = (element) => element.closest(".strips").querySelector(".readout");
 
   async function decoded(grid) {
     const packed = Uint8Array.from(atob(grid.data), (character) => character.charCodeAt(0));
@@ -146,6 +146,7 @@
 
   function setUp(view, grids) {
     const image = view.querySelector("img"), canvases = [...view.querySelectorAll("canvas")];
+    const readout = readoutOf(view);
     // The cursor steps over the pixels of the largest depth map.
     const steps = Object.values(grids).reduce((a, b) => (b.width > a.width ? b : a));
     let cursor = null;
@@ -198,7 +199,7 @@
   }
 
   async function open(frame) {
-    const packed = JSON.parse(frame.querySelector(".grids").textContent);
+    const packed = JSON.parse(document.getElementById(frame.dataset.grids).textContent);
     for (const view of frame.querySelectorAll(".view[data-view]")) {
       const names = Object.entries(packed[view.dataset.view]);
       const grids = Object.fromEntries(await Promise.all(names.map(async ([name, grid]) => [name, await decoded(grid)])));
@@ -211,6 +212,7 @@
       if (!isIntersecting) continue;
       observer.unobserve(target);
       open(target).catch((error) => {
+        const readout = readoutOf(target);
         readout.textContent = `Depth cannot be drawn: ${error.message}`;
         readout.hidden = false;
       });
