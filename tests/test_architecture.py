@@ -164,6 +164,11 @@ def test_a_wing_says_what_it_holds_and_exports_nothing():
             assert ast.get_docstring(ast.parse((ROOT / path).read_text())), f"{path}: expected a docstring"
 
 
+def test_no_module_hides_behind_a_wing_of_its_name():
+    """Of `losses.py` beside `losses/`, Python would import the folder, and nobody the module."""
+    assert [path for path in MODULES if (ROOT / path).with_suffix("").is_dir()] == []
+
+
 def test_names_do_not_repeat_their_folder():
     verbs = {"pipeline/ablation/ablate.py"}  # a verb, its module and its recipe section have one name
     for path in MODULES:
