@@ -7,7 +7,7 @@ from typing import Literal
 from data_cache.files import count_text, size_text
 from pipeline.weights.catalog import KNOWN
 from stages.checkup.alignment import Alignment
-from stages.checkup.files import MissingFiles, ReadSample
+from stages.checkup.readable import MissingFiles, ReadSample
 from stages.checkup.ring import RingCheck
 
 Level = Literal["ok", "warning", "problem"]

@@ -8,7 +8,7 @@ from data_cache.frames.rig import Frame
 from data_cache.sources.synthetic.source import SyntheticSource
 from pipeline.doctor import findings
 from stages.checkup.alignment import AS_GIVEN, CHANGES, Change, JumpCounts, alignment, check_alignment, count_jumps
-from stages.checkup.files import read_sample
+from stages.checkup.readable import read_sample
 from stages.teacher.base import TeacherOutput
 
 SIZE = (192, 320)

@@ -18,7 +18,7 @@ from support.students import LINEAGE, MEMORY_RECIPE, student
 from support.surround import surround
 
 from data_cache.frames.geometry import sparse_depth
-from pipeline.runs import data
+from pipeline.runs import splits
 from stages.compute.resize import depth_at
 from stages.evaluate import evaluate
 from stages.evaluation.predictions import (
@@ -209,7 +209,7 @@ def test_a_hole_where_nothing_is_measured_costs_nothing(folder):
 
 @pytest.fixture
 def recipe(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr(data, "open_source", lambda *_, **__: FakeSource(4, name="home"))
+    monkeypatch.setattr(splits, "open_source", lambda *_, **__: FakeSource(4, name="home"))
     (tmp_path / "home.toml").write_text(MEMORY_RECIPE.format(source="home").replace("[96, 160]", "[32, 64]"))
     return tmp_path / "home.toml"
 

@@ -15,7 +15,7 @@ from data_cache.errors import SourceError
 from data_cache.files import WriteError
 from data_cache.sources.base import Source
 from data_cache.sources.registry import open_source
-from data_cache.sources.rig_folder.export import export_rig
+from data_cache.sources.rig_folder.writing import export_rig
 from data_cache.sources.rig_folder.source import RigFolderSource
 from data_cache.sources.selectors import select
 

@@ -8,7 +8,7 @@ from data_cache.sources.base import StoredSource
 from data_cache.sources.registry import open_source
 from data_cache.sources.selectors import select
 from pipeline.doctor import findings
-from stages.checkup.files import MissingFiles, has_sweep, missing_files, read_sample
+from stages.checkup.readable import MissingFiles, has_sweep, missing_files, read_sample
 
 
 class OnDisk(FakeSource):
