@@ -19,8 +19,8 @@ from pipeline.errors import RecipeError
 from pipeline.recipe.ablate import BASELINE, slug
 from pipeline.recipe.config import READING, DataSpec, Recipe, parse_recipe, recipe_toml
 from pipeline.recipe.run_folder import RunFolder, cache_location
-from pipeline.runs.splits import open_data, select_frames
 from pipeline.runs.evaluate import own_checkpoint
+from pipeline.runs.splits import open_data, select_frames
 from pipeline.runs.stage_one import decided_identity
 from pipeline.runs.train_student import train_recipe
 from stages.compute.devices import place, resolve_device, resolve_precision

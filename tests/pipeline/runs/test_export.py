@@ -19,8 +19,8 @@ from support.surround import surround
 
 from data_cache.shards.identity import Resolved, SplitFrames
 from data_cache.shards.writer import CacheWriter
-from pipeline.runs import splits
 from pipeline.runs import export as command
+from pipeline.runs import splits
 from stages.compute.openvino_cpu import openvino_precisions
 from stages.deploy import parity
 from stages.deploy.export import MEANINGS, ExportError, export_program, onnx_model, program_file
