@@ -34,7 +34,7 @@ from stages.student.checkpoint import load_student
 from stages.training.preflight import require_tokens
 
 KEPT_FRAMES = 32
-"""So many frames to measure on stay in memory between students; synthetic ones take seconds to render."""
+"""At most this many test or selection frames stay in memory between students; synthetic ones take seconds to render."""
 
 
 _RESULT_FIELDS = {"row", "lidar_share", "seed", "metrics", "frames", "images", "provenance"}
@@ -66,7 +66,7 @@ class PlannedStudent:
 
     @property
     def result(self) -> Path:
-        """File of its measurement; another way of measuring has another file."""
+        """File of its measurement; each way of measuring has a file of its own."""
         spec = self.recipe.eval
         data = self.recipe.data
         more = [value for value in (data.masks, data.unusual_reading) if value]

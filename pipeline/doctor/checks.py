@@ -75,7 +75,7 @@ def check_data(recipe: Recipe, folder: RunFolder, teacher: LoadedTeacher | None)
             Finding(
                 "data",
                 "ok",
-                f"{source.name}: {len(learnt.train):,} frames to learn from, {len(learnt.selection):,} to choose on,"
+                f"{source.name}: {len(learnt.train):,} frames to train on, {len(learnt.selection):,} to select on,"
                 f" {len(tested):,} to test on",
             )
         )

@@ -254,7 +254,7 @@ def test_a_plan_of_stage_two_is_printed_and_nothing_is_written(run, recipe, tmp_
     (tmp_path / "cache").symlink_to(run / "cache")
     code, text = surround("train-student", recipe, "--run", tmp_path, "--dry-run", "--set", "train_student.steps=900")
     assert code == 0
-    assert "1 to learn from, 0 quarantined, 0 to choose on" in text
+    assert "1 to train on, 0 quarantined, 0 to select on" in text
     assert "900 of 900 left, 1 frame each: 900 samples, 900.0 epochs" in text
     assert re.search(r"\d+ h \d\d min \d\d s: \d+\.\d\d s per step, \d+\.\d\d s to read its frames before each", text)
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
