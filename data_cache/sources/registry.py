@@ -45,8 +45,8 @@ def open_source(
     if kind == "synthetic":
         if root is not None:
             raise SourceError(
-                f"synthetic: expected no data folder, found {root}: its frames are rendered, not read; leave out --data,"
-                " DATA and data.root"
+                f"synthetic: expected no data folder, found {root}: its frames are rendered, not read; leave out"
+                " --data, DATA and data.root"
             )
         from data_cache.sources.synthetic.source import SyntheticSource
 

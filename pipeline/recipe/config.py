@@ -46,8 +46,8 @@ class DataSpec:
         train, selection, test: selectors: a drive or split, or list:PATH, optionally sliced; see `select` in
             data_cache/sources/selectors.py.
         depth_range_m: LiDAR depths outside this range are not learnt from.
-        limit_scenes, limit_frames: use only this many drives, and frames, from the beginning of each of train, selection and test;
-            0 means all. A trial run of a few minutes needs no other selectors.
+        limit_scenes, limit_frames: use only this many drives, and frames, from the beginning of each of train,
+            selection and test; 0 means all. A trial run of a few minutes needs no other selectors.
         lidar: mechanical (360 degrees), forward or both. Only PandaSet has two LiDARs; the second sees farther, but
             only ahead.
         nearby_sweep_s: nuScenes keyframes without LiDAR take the nearest sweep of their scene that is at most this many

@@ -140,9 +140,7 @@ def test_missing_files_are_one_error_that_counts_them(folder):
     (folder / "left/d/2.png").unlink()
     with pytest.raises(PredictionError, match=r"2 of 8 predictions are missing in .*; the first is .*front/d/1.png"):
         open_predictions(folder, SOURCE, IDS, STUDENT_SIZE)
-    with pytest.raises(
-        PredictionError, match="expected a folder of predictions, found nothing at .*/none; it is RUN/eval"
-    ):
+    with pytest.raises(PredictionError, match="expected a folder of predictions, found nothing at .*; it is RUN/eval"):
         open_predictions(folder / "none", SOURCE, IDS, STUDENT_SIZE)
 
 
