@@ -183,7 +183,6 @@ def test_images_of_a_rig_that_stands_nowhere_have_depth_and_the_cloud_says_why_n
         (["--frame", "-1"], "frame -1: expected a number from 0 to 3"),
         (["--frame", "3"], "Error: image missing: x"),
         (["--on", "nope"], "no recipe 'nope'"),
-        (["--on", "demo=/nowhere"], "synthetic: expected no data folder, found /nowhere"),
         (["--set", "data.tset=1"], "did you mean 'test'"),
         (["--write", "jpg"], "'jpg' is not one of"),
     ],
