@@ -1,5 +1,5 @@
 # Short names for the `surround` command. Targets that need the environment make it first.
-.PHONY: help demo test test-portable browser lint check bench gpu torture teacher-cache train-student eval
+.PHONY: help demo teacher-cache train-student eval check lint test browser test-portable torture bench gpu
 .DEFAULT_GOAL := help
 # `make teacher-cache train-student eval` runs in this order, also with -j.
 .NOTPARALLEL:
@@ -16,7 +16,7 @@ STAGE_ARGS = $(RECIPE) $(if $(DATA),--data "$(DATA)") $(if $(RUN),--run "$(RUN)"
 # Exit code 3: done, but some frames were quarantined. The command has listed them.
 QUARANTINE_OK = || { code=$$?; [ $$code -eq 3 ] || exit $$code; }
 
-help:           ## list targets
+help:           ## list targets in the order of use
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 	@echo "  stages take RECIPE=<name or path> [DATA=<data set folder>] [RUN=<run folder>] [ARGS=...]"
 
@@ -42,11 +42,19 @@ train-student: $(READY)  ## stage 2: train the student from the cache and sparse
 eval: $(READY)  ## stage 3: measure the student and write the report
 	$(BIN)/surround eval $(STAGE_ARGS) $(QUARANTINE_OK)
 
+check: lint test  ## lint, types, tests
+
+lint: $(READY_DEV)  ## lint and types
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
 # Three processes on two cores: many tests wait for processes that they have started. The tests of a file stay
 # together, so that its caches are made once.
 test: $(READY_DEV)  ## all tests
 	-@$(BIN)/python tests/support/chromium.py
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+browser: $(READY_DEV) ## fetch a Chromium for the tests of the report, if this machine has none
+	@$(BIN)/python tests/support/chromium.py
 
 # What other CPUs and settings would do, as far as this one can be made to: ATEN_CPU_CAPABILITY limits PyTorch's own
 # kernels, ONEDNN_MAX_CPU_ISA those of oneDNN. onnxruntime heeds neither.
@@ -58,13 +66,8 @@ test-portable: $(READY_DEV)  ## all tests with the instructions of older CPUs, a
 	    $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS) || failed=1; \
 	done; exit $${failed:-0}
 
-browser: $(READY_DEV) ## fetch a Chromium for the tests of the report, if this machine has none
-	@$(BIN)/python tests/support/chromium.py
-
-lint: $(READY_DEV)  ## lint and types
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-
-check: lint test  ## lint, types, tests
+torture: $(READY_DEV) ## kill stages, workers and schedulers at random moments, flip bytes, feed parsers broken files; long
+	$(BIN)/python -m pytest -m torture -o addopts=--import-mode=importlib -n 2 -rP $(ARGS)
 
 bench: $(READY_DEV) ## print speed, memory and size; assert nothing
 	$(BIN)/python -m pytest -m bench -o addopts=--import-mode=importlib tests/benchmarks $(ARGS)
@@ -78,6 +81,3 @@ gpu: $(READY_DEV)
 endif
 gpu:            ## run on a CUDA GPU what wants one, in eight minutes; DEVICE=cpu tries every line
 	$(GPU_PYTHON) tests/benchmarks/gpu.py --device $(DEVICE) --run "$(or $(RUN),runs/gpu)" $(ARGS)
-
-torture: $(READY_DEV) ## kill stages, workers and schedulers at random moments, flip bytes, feed parsers broken files; long
-	$(BIN)/python -m pytest -m torture -o addopts=--import-mode=importlib -n 2 -rP $(ARGS)

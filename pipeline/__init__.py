@@ -1,1 +1,4 @@
-"""The command line around the stages: recipes, weights, runs and reports."""
+"""The command line around the stages: recipes, weights, runs and reports.
+
+Depth is computed and measured elsewhere (`stages`). Read `cli/main.py` first; `api.py` is the Python API.
+"""

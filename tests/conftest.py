@@ -3,15 +3,20 @@
 import importlib.util
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the test processes share the cores
 
+import fsspec
 import pytest
+from hypothesis import settings
 from support.fakes import save_tiny_teacher
 from support.object_storage import Bucket, S3Server, s3_serving
+
+settings.register_profile("any machine", deadline=None)  # how long an example takes says nothing about the code
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")
@@ -51,3 +56,11 @@ def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     name = f"bucket-{uuid.uuid4().hex[:12]}"
     s3_server.client.create_bucket(Bucket=name)
     return Bucket(name, s3_server)
+
+
+@pytest.fixture
+def forget_connections() -> Iterator[Callable[[], None]]:
+    """Have object storage opened anew in another environment, as in a new process."""
+    forget = fsspec.get_filesystem_class("s3").clear_instance_cache
+    yield forget
+    forget()

@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -38,11 +39,33 @@ FLOORS = {
     ],
     "pipeline": ["errors viewers api", "weights", "recipe", "report", "runs", "ablation doctor", "cli"],
 }
-"""Of each package: its wings and front modules, lowest floor first. One may import what stands on a lower floor."""
+"""Of each package: its wings and front modules, lowest floor first. One may import what stands on a lower floor.
+
+`pipeline.api` stands low although users see it first: it imports nothing of the pipeline, and `pipeline.runs` uses it.
+"""
+ONE_IDEA = {
+    *(
+        "teacher_cache",
+        "fit_bins",
+        "train_student",
+        "evaluate",
+        "predict",
+        "export",
+        "ablate",
+    ),  # a verb, and what it does
+    *("cache", "cluster"),  # a verb or a section of a recipe, and what runs for it
+    "spec",  # a section of a recipe, in the wing that uses it
+    "errors",  # of a package or wing
+    "base",  # what each data set, or each teacher, has to offer
+    "source",  # a data set as frames
+    "identity",  # of a cache: what it holds, and what a recipe asks for
+}
+"""Names that several modules share, because each is one idea on several floors."""
 MODULES_PER_FOLDER = 12
 LINES_PER_MODULE = 400
 
 PACKAGES = FLOORS[""]
+TESTS = sorted(path.relative_to(ROOT) for path in (ROOT / "tests").rglob("*.py"))
 MODULES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 
@@ -53,9 +76,14 @@ def module_name(path: Path) -> str:
 NAMES = {module_name(path): path for path in MODULES}
 
 
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse((ROOT / path).read_text())
+
+
 def imported(path: Path) -> Iterator[str]:
     """Modules that a module imports, at the top, inside functions, and for types alone."""
-    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -103,6 +131,18 @@ def public_definitions(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple
                 yield from public_definitions(node.body, f"{node.name}.")
 
 
+def defined(body: list[ast.stmt]) -> Iterator[str]:
+    """Names that the statements of a module define, not those that it imports."""
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from (part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name))
+        elif isinstance(node, ast.If | ast.Try):
+            yield from defined([*node.body, *node.orelse])
+
+
 def test_there_are_modules_to_look_at():
     assert {path.parts[0] for path in MODULES} == set(PACKAGES)
     assert Path("stages/student/model.py") in MODULES
@@ -131,15 +171,10 @@ def test_imports_go_down_the_floors(package):
     assert not upwards, f"{package or 'packages'}: imports on the same floor or upwards: {upwards}"
 
 
-@pytest.mark.parametrize("package", sorted({name.rpartition(".")[0] for name in NAMES}))
-def test_no_two_wings_import_each_other(package):
-    arrows: dict[str, set[str]] = {}
-    for name, others in ARROWS.items():
-        if ours := part_of(name, package):
-            arrows.setdefault(ours, set()).update(
-                theirs for other in others if (theirs := part_of(other, package)) and theirs != ours
-            )
-    assert not circle(arrows), f"{package or 'packages'}: a circle of wings"
+def test_a_folder_that_holds_wings_has_floors():
+    """So that no two wings import each other: floors leave no way back up."""
+    wings = {name for name, path in NAMES.items() if path.name == "__init__.py"}
+    assert {name.rpartition(".")[0] for name in wings} <= FLOORS.keys()
 
 
 def test_no_circle_of_files():
@@ -159,9 +194,49 @@ def test_folders_and_modules_stay_small():
 def test_a_wing_says_what_it_holds_and_exports_nothing():
     for path in MODULES:
         if path.name == "__init__.py":
-            body = ast.parse((ROOT / path).read_text()).body
+            body = tree(path).body
             assert len(body) == 1, f"{path}: expected a docstring and nothing else"
-            assert ast.get_docstring(ast.parse((ROOT / path).read_text())), f"{path}: expected a docstring"
+            assert ast.get_docstring(tree(path)), f"{path}: expected a docstring"
+
+
+def test_no_module_hides_behind_a_wing_of_its_name():
+    """Of `losses.py` beside `losses/`, Python would import the folder, and nobody the module."""
+    assert [path for path in MODULES if (ROOT / path).with_suffix("").is_dir()] == []
+
+
+def test_a_wing_names_the_file_to_read_first():
+    for path in MODULES:
+        if path.name == "__init__.py":
+            text = ast.get_docstring(tree(path)) or ""
+            first = re.search(r"Read `([a-z_/]+\.py)`", text)
+            assert first, f"{path}: expected 'Read `FILE.py` first'"
+            assert (ROOT / path.parent / first[1]).is_file(), f"{path}: there is no {first[1]}"
+
+
+def test_a_name_is_imported_from_the_module_that_defines_it():
+    names = {name: set(defined(tree(path).body)) for name, path in NAMES.items()}
+    assert not [name for name in names if "__all__" in names[name]]
+    for path in [*MODULES, *TESTS]:
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.ImportFrom) and node.module in NAMES:
+                passed_on = [
+                    alias.name
+                    for alias in node.names
+                    if f"{node.module}.{alias.name}" not in NAMES and alias.name not in names[node.module]
+                ]
+                assert not passed_on, f"{path}: {node.module} does not define {passed_on}"
+
+
+def test_no_module_is_imported_by_a_text():
+    """Nobody would see an import upwards in it."""
+    for path in MODULES:
+        called = {getattr(node, "attr", getattr(node, "id", "")) for node in ast.walk(tree(path))}
+        assert not called & {"import_module", "__import__"}, path
+
+
+def test_modules_of_one_name_are_one_idea():
+    stems = [path.stem for path in MODULES if path.name != "__init__.py"]
+    assert {stem for stem in stems if stems.count(stem) > 1} == ONE_IDEA
 
 
 def test_names_do_not_repeat_their_folder():
@@ -180,13 +255,26 @@ def test_tests_stand_where_their_subject_stands():
             assert folder in folders, f"{path.relative_to(ROOT)}: there is no folder {folder}"
 
 
+def test_tests_of_a_package_need_none_above_it():
+    for path in TESTS:
+        if path.parts[1] in PACKAGES:
+            above = PACKAGES[PACKAGES.index(path.parts[1]) + 1 :]
+            assert not [name for name in imported(path) if name.split(".")[0] in above], f"{path} imports of {above}"
+            if "pipeline" in above:
+                ran = [
+                    alias.name
+                    for node in ast.walk(tree(path))
+                    if isinstance(node, ast.ImportFrom) and node.module in ("support.surround", "support.commands")
+                    for alias in node.names
+                ]
+                assert not ran, f"{path} runs the command ({ran}); such a test belongs to tests/pipeline"
+
+
 def test_no_test_file_imports_another():
     """What several of them share is in tests/support."""
-    for path in (ROOT / "tests").rglob("*.py"):
-        shared = [
-            name for name in imported(path.relative_to(ROOT)) if re.search(r"(^|\.)(test_|bench_|conftest)", name)
-        ]
-        assert not shared, f"{path.relative_to(ROOT)} imports {shared}; put what it shares into tests/support"
+    for path in TESTS:
+        shared = [name for name in imported(path) if re.search(r"(^|\.)(test_|bench_|conftest)", name)]
+        assert not shared, f"{path} imports {shared}; put what it shares into tests/support"
 
 
 def test_the_cache_can_be_read_without_torch():
@@ -210,7 +298,7 @@ def test_libraries_that_take_long_to_import_wait_until_something_needs_them():
     waiting = {"dask", "dask_jobqueue", "diffusers", "distributed", "matplotlib", "rerun", "transformers", "trimesh"}
     waiting |= {"onnx", "onnxruntime", "onnxscript", "openvino"}
     for path in MODULES:
-        top = ast.parse((ROOT / path).read_text()).body
+        top = tree(path).body
         named = {alias.name for node in top if isinstance(node, ast.Import) for alias in node.names}
         named |= {node.module for node in top if isinstance(node, ast.ImportFrom) and node.module}
         early = {name for name in named if name.split(".")[0] in waiting or name == "torch.utils.tensorboard"}
@@ -223,7 +311,7 @@ def test_nothing_imports_torchvision():
 
 @pytest.mark.parametrize("path", MODULES, ids=str)
 def test_modules_and_what_they_offer_are_described(path):
-    module = ast.parse((ROOT / path).read_text())
+    module = tree(path)
     assert ast.get_docstring(module), f"{path} has no docstring"
     undescribed = [name for name, node in public_definitions(module.body) if not ast.get_docstring(node)]
     assert not undescribed, f"{path}: no docstring on {undescribed}"

@@ -1,4 +1,5 @@
 """The Zarr cache: its identity, arrays and receipts, its writer and its reader.
 
-FORMAT.md describes the format. Read `identity.py` first, then `schema.py`.
+FORMAT.md describes the format. Where files lie is defined elsewhere (`storage`).
+Read `identity.py` first, then `schema.py`.
 """

@@ -1,4 +1,4 @@
 """Data sets as frames. A new data set is a module here and a line in `registry.py`.
 
-Read `base.py` first: it says what every data set offers.
+What a frame is, is defined elsewhere (`frames`). Read `base.py` first: it says what every data set offers.
 """

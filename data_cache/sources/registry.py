@@ -21,7 +21,7 @@ def open_source(
 
     Args:
         kind: one of SOURCES.
-        root: data set folder; None for sources that live in memory.
+        root: data set folder; None for the synthetic drives, which are rendered.
         version: which release, if `root` holds several (nuScenes); may be empty if it holds one.
         masks: folder of self-occlusion masks (DDAD); None to look in and beside the data set.
         lidar: one of LIDARS; the sensors whose points are taken (PandaSet, which has two).
@@ -43,6 +43,11 @@ def open_source(
             raise SourceError(f"{kind}: data.{name} is for {only} alone; leave it out")
     # Each source is imported only when asked for: only the synthetic one needs a ray caster.
     if kind == "synthetic":
+        if root is not None:
+            raise SourceError(
+                f"synthetic: expected no data folder, found {root}: its frames are rendered, not read; leave out"
+                " --data, DATA and data.root"
+            )
         from data_cache.sources.synthetic.source import SyntheticSource
 
         return SyntheticSource()

@@ -29,7 +29,7 @@ from pipeline.errors import RecipeError
 from pipeline.recipe.config import Recipe
 from pipeline.recipe.provenance import surroundings
 from pipeline.recipe.run_folder import RunFolder, cache_location
-from pipeline.runs.data import frames_to_test, open_data, refuse_leak
+from pipeline.runs.splits import frames_to_test, open_data, refuse_leak
 from pipeline.runs.stage_one import decided_identity
 from stages.compute.preemption import Preempted, preemption
 from stages.compute.progress import progress_bar

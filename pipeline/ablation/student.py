@@ -19,8 +19,8 @@ from pipeline.errors import RecipeError
 from pipeline.recipe.ablate import BASELINE, slug
 from pipeline.recipe.config import READING, DataSpec, Recipe, parse_recipe, recipe_toml
 from pipeline.recipe.run_folder import RunFolder, cache_location
-from pipeline.runs.data import open_data, select_frames
 from pipeline.runs.evaluate import own_checkpoint
+from pipeline.runs.splits import open_data, select_frames
 from pipeline.runs.stage_one import decided_identity
 from pipeline.runs.train_student import train_recipe
 from stages.compute.devices import place, resolve_device, resolve_precision
@@ -34,7 +34,7 @@ from stages.student.checkpoint import load_student
 from stages.training.preflight import require_tokens
 
 KEPT_FRAMES = 32
-"""So many frames to measure on stay in memory between students; synthetic ones take seconds to render."""
+"""At most this many test or selection frames stay in memory between students; synthetic ones take seconds to render."""
 
 
 _RESULT_FIELDS = {"row", "lidar_share", "seed", "metrics", "frames", "images", "provenance"}
@@ -66,7 +66,7 @@ class PlannedStudent:
 
     @property
     def result(self) -> Path:
-        """File of its measurement; another way of measuring has another file."""
+        """File of its measurement; each way of measuring has a file of its own."""
         spec = self.recipe.eval
         data = self.recipe.data
         more = [value for value in (data.masks, data.unusual_reading) if value]

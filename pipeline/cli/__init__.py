@@ -1,4 +1,4 @@
 """The command `surround`. Each verb parses its options, calls one function and prints its report.
 
-Read `main.py` first.
+Nothing is computed here. Read `main.py` first.
 """

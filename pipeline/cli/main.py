@@ -6,8 +6,8 @@ import click
 
 from data_cache.errors import SurroundWarning
 from pipeline.cli.cache import cache, rig, weights
-from pipeline.cli.results import ablate, compare, export, predict, report, zero_shot
 from pipeline.cli.stages import doctor, evaluate, fit_bins, teacher_cache, train_student
+from pipeline.cli.students import ablate, compare, export, predict, report, zero_shot
 from stages.compute.waiting import wait_passively
 
 

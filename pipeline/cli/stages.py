@@ -174,6 +174,12 @@ def train_student(
     left_out = (
         f"; {count_text(report.quarantined_count, 'quarantined frame')} left out" if report.quarantined_count else ""
     )
+    if not report.steps_done:
+        click.echo(
+            f"train-student: already finished, {count_text(report.steps_skipped, 'step')}{best}{left_out};"
+            f" checkpoint in {folder.student}"
+        )
+        return
     waiting = f", {report.waiting_share:.1%} of the steps waiting for data" if report.waiting_share is not None else ""
     click.echo(
         f"train-student: {count_text(report.steps_done, 'step')} in {report.seconds:.0f} s"
@@ -190,8 +196,8 @@ def _plan_text(plan: "TrainingPlan") -> str:
     reader = f"at the same time in {count_text(plan.workers, 'loader worker')}" if plan.workers else "before each step"
     passes = f" in {plan.accumulate} passes" if plan.accumulate > 1 else ""
     return (
-        f"frames       {plan.frames:,} to learn from, {plan.quarantined:,} quarantined,"
-        f" {plan.selection_frames:,} to choose on\n"
+        f"frames       {plan.frames:,} to train on, {plan.quarantined:,} quarantined,"
+        f" {plan.selection_frames:,} to select on\n"
         f"steps        {left:,} of {plan.steps:,} left, {count_text(plan.batch_rigs, 'frame')} each{shared}{passes}:"
         f" {samples:,} samples, {samples / plan.frames:.1f} epochs\n"
         f"student      {plan.parameters / 1e6:.2f} M parameters, {plan.precision} on {plan.device}\n"

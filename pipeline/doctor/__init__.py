@@ -1,4 +1,4 @@
-"""`surround doctor`: finds what would stop a recipe before hours are spent on it.
+"""`surround doctor`: finds what would stop a recipe before a long run.
 
 Read `checks.py` first. The measurements are in `stages/checkup`.
 """

@@ -21,11 +21,11 @@ from pipeline.recipe.config import Recipe
 from pipeline.recipe.run_folder import RunFolder, cache_location
 from pipeline.report.drawing import draw_points, panorama_order
 from pipeline.runs import cluster
-from pipeline.runs.data import frames_to_learn, frames_to_test, open_data, refuse_leak
+from pipeline.runs.splits import frames_to_learn, frames_to_test, open_data, refuse_leak
 from pipeline.runs.stage_one import find_teacher_weights, open_teacher, with_begun_runtime
 from pipeline.weights.fetch import find_weights
 from stages.checkup.alignment import LEAST_INPUT_PX, check_alignment
-from stages.checkup.files import ReadSample, has_sweep, missing_files, read_sample
+from stages.checkup.readable import ReadSample, has_sweep, missing_files, read_sample
 from stages.checkup.ring import check_ring
 from stages.compute.resize import resize_rgb
 from stages.inference.colours import depth_scale
@@ -75,7 +75,7 @@ def check_data(recipe: Recipe, folder: RunFolder, teacher: LoadedTeacher | None)
             Finding(
                 "data",
                 "ok",
-                f"{source.name}: {len(learnt.train):,} frames to learn from, {len(learnt.selection):,} to choose on,"
+                f"{source.name}: {len(learnt.train):,} frames to train on, {len(learnt.selection):,} to select on,"
                 f" {len(tested):,} to test on",
             )
         )

@@ -7,7 +7,7 @@ from typing import Literal
 from data_cache.files import count_text, size_text
 from pipeline.weights.catalog import KNOWN
 from stages.checkup.alignment import Alignment
-from stages.checkup.files import MissingFiles, ReadSample
+from stages.checkup.readable import MissingFiles, ReadSample
 from stages.checkup.ring import RingCheck
 
 Level = Literal["ok", "warning", "problem"]
@@ -98,7 +98,9 @@ def lidar_finding(camera_names: Sequence[str], sample: ReadSample) -> Finding:
     found = f"pixels with a return: {counts}{bare}"
     if few:
         return Finding("lidar", "warning", found, f"hardly any in {', '.join(few)}: check the pose of camera and LiDAR")
-    return Finding("lidar", "warning" if without else "ok", found, "those frames teach no metres" if without else "")
+    return Finding(
+        "lidar", "warning" if without else "ok", found, "those frames give no metric supervision" if without else ""
+    )
 
 
 def no_sweep_finding(source_name: str, frames: int, needed: bool) -> Finding:
@@ -162,7 +164,9 @@ def ring_findings(ring: RingCheck, camera_names: Sequence[str]) -> tuple[Finding
     said = [f"overlap at 10 m: {', '.join(common)}"] if common else []
     if apart:
         said.append(f"no overlap at 10 m: {', '.join(apart)}")
-    remedy = "if they do overlap, poses or intrinsics are wrong; if not, relations and photometric loss idle there"
+    remedy = (
+        "if they do overlap, poses or intrinsics are wrong; if not, relations and photometric loss have no effect there"
+    )
     # In good rigs, too, one or two pairs may have a gap between them (PandaSet: behind the car).
     level: Level = "warning" if len(apart) > len(common) else "ok"
     return order, Finding("neighbours", level, "; ".join(said), remedy if apart else "")

@@ -46,11 +46,11 @@ class DataSpec:
         train, selection, test: selectors: a drive or split, or list:PATH, optionally sliced; see `select` in
             data_cache/sources/selectors.py.
         depth_range_m: LiDAR depths outside this range are not learnt from.
-        limit_scenes, limit_frames: use only the first so many drives, and frames, of each of train, selection and test;
-            0 means all. A trial run of a few minutes needs no other selectors.
+        limit_scenes, limit_frames: use only this many drives, and frames, from the beginning of each of train,
+            selection and test; 0 means all. A trial run of a few minutes needs no other selectors.
         lidar: mechanical (360 degrees), forward or both. Only PandaSet has two LiDARs; the second sees farther, but
             only ahead.
-        nearby_sweep_s: nuScenes keyframes without LiDAR take the nearest sweep of their scene that is at most so many
+        nearby_sweep_s: nuScenes keyframes without LiDAR take the nearest sweep of their scene that is at most this many
             seconds away. 0, the default, takes none: in the meantime objects have moved.
     """
 
@@ -70,7 +70,7 @@ class DataSpec:
     def __post_init__(self) -> None:
         near, far = self.depth_range_m
         if not 0 < near < far < math.inf:
-            raise ValueError(f"depth_range_m: need 0 < near < far, got [{near}, {far}]")
+            raise ValueError(f"depth_range_m: expected 0 < near < far, got [{near}, {far}]")
         if not self.train or not self.test:
             raise ValueError("train and test: expected at least one selector each")
         if min(self.limit_scenes, self.limit_frames) < 0:

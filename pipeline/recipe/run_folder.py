@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.errors import RecipeError
+
 if TYPE_CHECKING:
     from pipeline.recipe.config import Recipe
 
@@ -98,10 +100,16 @@ def find_cache(target: str, run: Path | None = None) -> str:
         return str(folder.cache.absolute())
     if folder.root.is_dir() and not folder.recipe.is_file():
         return str(folder.root.absolute())
-    from pipeline.recipe.config import load_recipe
+    from pipeline.recipe.config import built_in_recipes, load_recipe
 
     if folder.root.is_dir():
         return cache_location(load_recipe(str(folder.recipe)), folder)
+    known = built_in_recipes()
+    if target not in known and not folder.root.exists():
+        raise RecipeError(
+            f"expected a run folder, a cache folder, an address or a recipe, found nothing at {target}; the built-in"
+            f" recipes are {', '.join(known)}"
+        )
     recipe = load_recipe(target)
     return cache_location(recipe, RunFolder(run or Path("runs") / recipe.name))
 

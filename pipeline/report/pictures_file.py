@@ -19,7 +19,7 @@ from stages.evaluation.results import FramePictures
 NAME = "pictures.json"
 FORMAT = "surround-pictures/1"
 GRID_WIDTH_PX = 320
-"""Wider depth maps are sampled at so many columns; a frame of six 352 x 640 views takes 0.6 MB with its images."""
+"""Wider depth maps are sampled at this many columns; a frame of six 352 x 640 views takes 0.6 MB with its images."""
 
 NEAREST_M = 0.05
 LOG_STEP = 0.002

@@ -42,7 +42,7 @@ class ReportFile:
 
 
 def write_report_file(folder: Path, report: EvaluateReport, provenance: Mapping[str, object]) -> Path:
-    """Write report.json in one step; a number that is not finite becomes null, for JSON knows no NaN."""
+    """Write report.json in one step; a number that is not finite becomes null: JSON has no NaN."""
     path = folder / NAME
     write_atomically(path, json_text({**asdict(report), "provenance": provenance}))
     return path

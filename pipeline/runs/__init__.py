@@ -1,4 +1,5 @@
 """One module per verb that runs something: it takes a recipe and a run folder, and writes files.
 
-Read `teacher_cache.py` first.
+Three are parts of verbs: `splits.py` (the data set and its frames), `stage_one.py` and `cluster.py` (workers). What is
+computed is defined elsewhere (`stages`). Read `teacher_cache.py` first.
 """

@@ -17,7 +17,7 @@ from pipeline.recipe.config import Recipe, recipe_toml
 from pipeline.recipe.provenance import surroundings
 from pipeline.recipe.run_folder import RunFolder
 from pipeline.report.one_run import write_report
-from pipeline.runs.data import frames_to_test, learnt_from, open_data, refuse_leak
+from pipeline.runs.splits import frames_to_test, learnt_from, open_data, refuse_leak
 from pipeline.runs.stage_one import open_teacher
 from stages.compute.devices import place, resolve_device, resolve_precision
 from stages.compute.preemption import preemption

@@ -20,7 +20,7 @@ from pipeline.recipe.config import Recipe, load_recipe
 from pipeline.recipe.provenance import surroundings
 from pipeline.recipe.run_folder import RunFolder, find_cache
 from pipeline.report.markdown import Table, markdown_table
-from pipeline.runs.data import learnt_from, open_data, refuse_leak, select_frames
+from pipeline.runs.splits import learnt_from, open_data, refuse_leak, select_frames
 from pipeline.weights.catalog import KNOWN
 from stages.compute.cpu import cpu_flags, flags_text
 from stages.compute.progress import progress_bar

@@ -18,7 +18,7 @@ from pipeline.api import SurroundStudent, load_student
 from pipeline.errors import RecipeError
 from pipeline.recipe.config import load_recipe
 from pipeline.recipe.run_folder import RunFolder
-from pipeline.runs.data import open_data, select_frames
+from pipeline.runs.splits import open_data, select_frames
 from pipeline.viewers.cloud_page import cloud_page
 from pipeline.viewers.recording import Recording, require_rerun
 from stages.compute.preemption import Preempted, preemption

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from data_cache.sources.rig_folder.export import RigExport, export_rig
+from data_cache.sources.rig_folder.writing import RigExport, export_rig
 from pipeline.recipe.config import Recipe
-from pipeline.runs.data import open_data, select_frames
+from pipeline.runs.splits import open_data, select_frames
 from stages.compute.progress import progress_bar
 
 

@@ -18,7 +18,7 @@ from data_cache.storage.locations import open_store
 from pipeline.errors import RecipeError
 from pipeline.recipe.config import Recipe
 from pipeline.recipe.run_folder import RunFolder, cache_location
-from pipeline.runs.data import frames_to_learn, open_data, refuse_leak, select_frames
+from pipeline.runs.splits import frames_to_learn, open_data, refuse_leak, select_frames
 from pipeline.weights.catalog import KNOWN, UNKNOWN_LICENCE
 from pipeline.weights.fetch import WeightFolder, fetch_weights, find_weights
 from pipeline.weights.hub import MODELS, PREFIX, cached_hub_weights, hub_weights, weights_sha256

@@ -12,8 +12,8 @@ from pipeline.errors import RecipeError
 from pipeline.recipe.config import SUFFIX, Recipe, load_recipe, recipe_toml
 from pipeline.recipe.run_folder import RunFolder
 from pipeline.report.zero_shot_table import write_zero_shot
-from pipeline.runs.data import frames_to_test, open_data
 from pipeline.runs.evaluate import student_provenance
+from pipeline.runs.splits import frames_to_test, open_data
 from stages.compute.devices import place, resolve_device, resolve_precision
 from stages.compute.preemption import preemption
 from stages.evaluate import evaluate

@@ -1,1 +1,4 @@
-"""Point clouds for viewers: a page for a browser, a recording for Rerun."""
+"""Point clouds for viewers: a page for a browser, a recording for Rerun.
+
+The clouds are made elsewhere (`stages/inference`). Read `cloud_page.py` first.
+"""

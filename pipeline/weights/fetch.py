@@ -14,16 +14,6 @@ from data_cache.files import file_sha256
 from pipeline.weights.catalog import KNOWN, WeightSpec
 from pipeline.weights.packages import CLIENTS, RouteError, read_members, require_sha256
 
-__all__ = [
-    "KNOWN",
-    "WeightFolder",
-    "WeightSpec",
-    "WeightsError",
-    "fetch_weights",
-    "find_weights",
-    "known_weights_table",
-]
-
 FOLDER_VARIABLE = "SURROUND_WEIGHTS"
 MODEL_FILE = "model.safetensors"
 HUB_TIMEOUT_S = 3.0

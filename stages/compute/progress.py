@@ -26,7 +26,7 @@ def progress_bar(
     """
     terminal = sys.stderr.isatty()
     counted = f"{{n_fmt}} of {{total_fmt}} {unit if unit_scale else f'{unit}s'} ({{percentage:.0f}} %)"
-    line = f"{{desc}}: {counted}, {{elapsed}} gone, {{remaining}} left, {{rate_fmt}}{{postfix}}"
+    line = f"{{desc}}: {counted}, {{elapsed}} elapsed, {{remaining}} left, {{rate_fmt}}{{postfix}}"
     return tqdm(
         total=total,
         initial=done,

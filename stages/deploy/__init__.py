@@ -1,4 +1,4 @@
 """Deployment of a student as a file: ONNX, int8, other runtimes, and how well they agree.
 
-Read `export.py` first.
+The student itself is elsewhere (`student`). Read `export.py` first.
 """

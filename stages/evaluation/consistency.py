@@ -1,4 +1,4 @@
-"""Consistency of adjacent cameras: do they give the same depth to a surface that both see?"""
+"""Consistency of neighbouring cameras: do they give the same depth to a surface that both see?"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -46,7 +46,10 @@ def open_predictions(root: Path, source: Source, frame_ids: Sequence[str], size:
         PredictionError: naming the folder, the number of missing files and the first of them.
     """
     if not root.is_dir():
-        raise PredictionError(f"expected a folder of predictions, found none at {root}")
+        raise PredictionError(
+            f"expected a folder of predictions, found {'a file' if root.exists() else 'nothing'} at {root}; it is"
+            " RUN/eval/predictions of a run with eval.save_predictions, or holds CAMERA/FRAME ID.png or .npy"
+        )
     wanted = missing = 0
     first = ""
     for frame_id in frame_ids:

@@ -32,7 +32,7 @@ class TeacherScores:
 
 @dataclass(frozen=True)
 class Consistency:
-    """Agreement of adjacent cameras: the mean over pairs, and each pair."""
+    """Agreement of neighbouring cameras: the mean over pairs, and each pair."""
 
     overlap_abs_rel: float | None
     pairs: dict[str, float]
@@ -65,7 +65,7 @@ class EvaluateReport:
         images, valid_pixels: numbers compared with LiDAR; 0 if no frame has LiDAR.
         student: scores against LiDAR; None if no frame has LiDAR.
         teacher: scores against LiDAR; None without LiDAR or teacher.
-        consistency: agreement of adjacent cameras.
+        consistency: agreement of neighbouring cameras.
         latency: None if not measured.
         quarantined: frames that could not be read, reason by frame id.
         dense_truth: the student's metric depth against dense truth at its input size, by region (`regions.py`);

@@ -1,1 +1,4 @@
-"""The fast network: encoder, cross-view attention, metric bins, checkpoints. Read `model.py` first."""
+"""The fast network: encoder, cross-view attention, metric bins, checkpoints.
+
+It is trained elsewhere (`losses`, `training`). Read `model.py` first.
+"""

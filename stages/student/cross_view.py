@@ -1,4 +1,4 @@
-"""Light attention between adjacent views of the ring."""
+"""Light attention between neighbouring views of the ring."""
 
 import torch
 from jaxtyping import Bool, Float

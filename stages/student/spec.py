@@ -34,7 +34,7 @@ class StudentSpec:
         if any(side < 32 or side % 32 for side in self.input_size):
             raise ValueError(f"input_size: expected positive multiples of 32, got {list(self.input_size)}")
         if not 0 < self.near_m < self.far_m < float("inf"):
-            raise ValueError(f"need 0 < near_m < far_m, got near_m={self.near_m}, far_m={self.far_m}")
+            raise ValueError(f"expected 0 < near_m < far_m, got near_m={self.near_m}, far_m={self.far_m}")
         if not 0 < self.focal_px < float("inf"):
             raise ValueError(f"focal_px: expected a positive number of pixels, got {self.focal_px}")
         if self.decoder_channels < 8 or self.attention_width < 0 or self.attention_width % 16:

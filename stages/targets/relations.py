@@ -1,4 +1,4 @@
-"""View-relation matrices: cosines between tokens of adjacent views, defined once for teacher and student."""
+"""View-relation matrices: cosines between tokens of neighbouring views, defined once for teacher and student."""
 
 import torch
 from jaxtyping import Bool, Float

@@ -56,4 +56,4 @@ class BinSpec:
             raise ValueError(f"fit_frames: expected at least 1, got {self.fit_frames}")
         near_m, far_m = self.metric_range_m
         if not 0 < near_m < far_m < math.inf:
-            raise ValueError(f"metric_range_m: need 0 < near < far, got [{near_m}, {far_m}]")
+            raise ValueError(f"metric_range_m: expected 0 < near < far, got [{near_m}, {far_m}]")

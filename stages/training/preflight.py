@@ -29,7 +29,7 @@ class TrainingJob:
     Attributes:
         reader: the cache.
         student: the student before its first step.
-        train_ids, selection_ids: frames to learn from, and frames to choose the best student on (may be empty).
+        train_ids, selection_ids: frames to train on, and frames to select the best student on (may be empty).
         folder: folder for states, checkpoints and logs.
         spec, losses: sections of the recipe.
         depth_range_m: LiDAR depths outside are ignored.
@@ -104,8 +104,8 @@ def _training_frames(job: TrainingJob) -> CachedFrames:
     if job.losses.supervised and not _any_lidar(frames, job.depth_range_m):
         raise TrainingError(
             f"{reader.store.location}: no training frame has a LiDAR return between {job.depth_range_m[0]} and"
-            f" {job.depth_range_m[1]} m, so nothing teaches metres; check the LiDAR files and data.depth_range_m,"
-            " or set losses.supervised = 0.0"
+            f" {job.depth_range_m[1]} m, so nothing gives metric supervision; check the LiDAR files and"
+            " data.depth_range_m, or set losses.supervised = 0.0"
         )
     return frames
 

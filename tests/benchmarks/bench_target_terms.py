@@ -8,7 +8,7 @@ from torch.nn.functional import avg_pool2d, pad
 
 from data_cache.frames.views import load_images, rig_views
 from pipeline.recipe.config import load_recipe
-from pipeline.runs.data import open_data
+from pipeline.runs.splits import open_data
 from pipeline.runs.stage_one import open_teacher
 from stages.compute.resize import resize_views
 from stages.evaluation.regions import truth_at

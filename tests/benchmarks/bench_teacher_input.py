@@ -13,7 +13,7 @@ from data_cache.frames.images import larger
 from data_cache.frames.rig import Frame
 from data_cache.frames.views import load_images
 from pipeline.recipe.config import load_recipe
-from pipeline.runs.data import open_data
+from pipeline.runs.splits import open_data
 from pipeline.runs.stage_one import open_teacher
 from stages.compute.resize import resize_rgb
 from stages.evaluation.metrics import abs_rel, affine_depth_m, fit_affine_disparity

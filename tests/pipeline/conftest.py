@@ -6,7 +6,7 @@ import pytest
 from support.students import LINEAGE, MEMORY_RECIPE, NEAR, student
 from support.surround import RECIPE, surround
 
-from pipeline.runs import data
+from pipeline.runs import splits
 from stages.student.checkpoint import save_student
 
 
@@ -34,7 +34,7 @@ def run(recipe) -> Path:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch) -> Path:
     """A run with a student and the recipe of its own data, which lie in memory; test frame 3 is damaged."""
-    monkeypatch.setattr(data, "open_source", lambda kind, root, version="", **options: NEAR)
+    monkeypatch.setattr(splits, "open_source", lambda kind, root, version="", **options: NEAR)
     save_student(tmp_path / "run/student/last.safetensors", student(), LINEAGE)
     text = MEMORY_RECIPE.format(source="near").replace('["d[1:]"]', '["d"]').replace('["d[:1]"]', '["d[3:]"]')
     (tmp_path / "run/recipe.toml").write_text(text)

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+CLOSED_PORT = "http://127.0.0.1:9"
+"""An endpoint where nobody answers."""
+
 
 @dataclass(frozen=True)
 class S3Server:

@@ -35,7 +35,7 @@ batch_rigs = 1
 [eval]
 precision = "fp32"
 """
-"""A recipe of a source in memory, to be put into `pipeline.runs.data.open_source`."""
+"""A recipe of a source in memory, to be put into `pipeline.runs.splits.open_source`."""
 
 
 def student() -> Student:

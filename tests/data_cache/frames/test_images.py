@@ -6,7 +6,6 @@ from PIL import Image
 
 from data_cache.errors import FrameError
 from data_cache.frames.images import larger, load_rgb
-from stages.compute.resize import resize_rgb
 
 
 def encoded(array, kind):
@@ -65,16 +64,6 @@ def test_a_jpeg_is_decoded_no_larger_than_needed_and_never_smaller_than_asked(tm
     path = tmp_path / "a.jpg"
     Image.linear_gradient("L").resize((160, 80)).convert("RGB").save(path, quality=95)
     assert load_rgb(path, (80, 160), at_least).shape == (*expected, 3)
-
-
-def test_a_reduced_jpeg_shows_the_same_as_the_stretched_whole_one(tmp_path):
-    path = tmp_path / "a.jpg"
-    rng = np.random.default_rng(0)
-    Image.fromarray(rng.integers(0, 256, (10, 20, 3), np.uint8)).resize((320, 160)).save(path, quality=95)
-    whole, reduced = resize_rgb(load_rgb(path), (60, 120)), resize_rgb(load_rgb(path, None, (60, 120)), (60, 120))
-    difference = np.abs(whole.astype(int) - reduced)
-    assert difference.mean() < 1.5
-    assert difference.mean() < 0.1 * np.abs(whole.astype(int) - np.roll(whole, 2, axis=1)).mean()
 
 
 def test_the_size_that_a_calibration_needs_is_checked_before_reducing(tmp_path):

@@ -7,14 +7,15 @@ from support.fakes import NATIVE_SIZE, FakeSource
 from data_cache.errors import FrameError
 from data_cache.frames.rig import Frame, Sweep
 from data_cache.frames.views import RigViews, load_images, rig_views
-from stages.compute.resize import resize_views
 
 SIZE = (24, 20)  # half the native height, a quarter of the width
 
 
 def views_of(frame: Frame, points_m: list[list[float]] | None = None, size: tuple[int, int] = SIZE) -> RigViews:
     sweep = None if points_m is None else Sweep(np.array(points_m), np.eye(4))
-    return rig_views(frame, resize_views(load_images(frame), size), sweep, size)
+    rows, columns = NATIVE_SIZE[0] // size[0], NATIVE_SIZE[1] // size[1]
+    images = tuple(None if image is None else image[::rows, ::columns] for image in load_images(frame))
+    return rig_views(frame, images, sweep, size)
 
 
 def test_all_views_have_one_size_and_their_own_pixels():

@@ -45,7 +45,7 @@ def test_a_second_run_of_each_stage_does_nothing_again(run, recipe):
     before = {p: p.read_bytes() for p in (run / "cache").rglob("*") if p.is_file()}
     assert "0 shards written" in surround("teacher-cache", recipe, "--run", run)[1]
     assert {p: p.read_bytes() for p in (run / "cache").rglob("*") if p.is_file()} == before
-    assert "0 steps" in surround("train-student", recipe, "--run", run)[1]
+    assert "train-student: already finished, 3 steps" in surround("train-student", recipe, "--run", run)[1]
 
 
 def test_status_and_verify_take_a_run_or_a_cache_folder(run):
@@ -154,7 +154,9 @@ def test_stages_out_of_order_say_what_to_run_first(recipe, tmp_path):
         (["teacher-cache", "demo", "--set", "student.encodr=x"], "did you mean 'encoder'"),
         (["teacher-cache", "pandaset"], "pass --data DIR"),
         (["teacher-cache", "pandaset", "--data", "/nowhere"], "found nothing at /nowhere"),
+        (["teacher-cache", "demo", "--data", "/nowhere"], "synthetic: expected no data folder, found /nowhere"),
         (["teacher-cache", "demo", "--part", "x"], "expected I/N"),
+        (["cache", "status", "/nowhere"], "a cache folder, an address or a recipe, found nothing at /nowhere"),
         (["teacher-cache"], "Missing argument"),
         (["teacher-cache", "demo", "--set", 'data.train=["drive-99"]'], "no drive or split 'drive-99'"),
         (["teacher-cache", "demo", "--set", 'data.test=["train[:1]"]'], "both learnt from and tested on"),
@@ -254,7 +256,7 @@ def test_a_plan_of_stage_two_is_printed_and_nothing_is_written(run, recipe, tmp_
     (tmp_path / "cache").symlink_to(run / "cache")
     code, text = surround("train-student", recipe, "--run", tmp_path, "--dry-run", "--set", "train_student.steps=900")
     assert code == 0
-    assert "1 to learn from, 0 quarantined, 0 to choose on" in text
+    assert "1 to train on, 0 quarantined, 0 to select on" in text
     assert "900 of 900 left, 1 frame each: 900 samples, 900.0 epochs" in text
     assert re.search(r"\d+ h \d\d min \d\d s: \d+\.\d\d s per step, \d+\.\d\d s to read its frames before each", text)
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]

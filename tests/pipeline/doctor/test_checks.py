@@ -101,7 +101,7 @@ def test_weights_that_are_not_here_are_a_warning_with_the_route(recipe, tmp_path
 
 def test_what_a_protocol_will_not_measure_is_found_here_not_after_training(recipe, tmp_path, monkeypatch):
     inner = replace(PROTOCOLS["vfdepth"], inner_only=("synthetic",))
-    monkeypatch.setattr("pipeline.runs.data.PROTOCOLS", {**PROTOCOLS, "vfdepth": inner})
+    monkeypatch.setattr("pipeline.runs.splits.PROTOCOLS", {**PROTOCOLS, "vfdepth": inner})
     short = load_recipe(str(recipe), ["eval.protocol=vfdepth"])
     found = {f.check: f for f in run_doctor(short, RunFolder(tmp_path))}
     assert (found["data"].level, "measures none of its 1 frames" in found["data"].found) == ("problem", True)

@@ -59,7 +59,7 @@ def test_nano_may_be_pretrained_since_it_starts_from_resnet_18():
         ("student.input_size=[96, 161]", "positive multiples of 32, got .96, 161."),
         ("student.input_size=[96]", "expected 2 values"),
         ("student.input_size=96", "expected a list, got 96"),
-        ("student.near_m=500", "need 0 < near_m < far_m"),
+        ("student.near_m=500", "expected 0 < near_m < far_m"),
         ("student.focal_px=-1", "focal_px: expected a positive number of pixels"),
         ("student.encoder=resnet-34", "no pretrained weights are known for resnet-34; set pretrained = false"),
         (
@@ -72,7 +72,7 @@ def test_nano_may_be_pretrained_since_it_starts_from_resnet_18():
         ("bins.prob_stride=3", "prob_stride: expected 2 or 4, got 3"),
         ("bins.sigma=-1", "sigma: expected a positive number"),
         ("losses.kl=-0.1", "kl: expected a weight >= 0, got -0.1"),
-        ("data.depth_range_m=[5, 1]", "depth_range_m: need 0 < near < far"),
+        ("data.depth_range_m=[5, 1]", "depth_range_m: expected 0 < near < far"),
         ("data.limit_frames=-1", "limit_scenes, limit_frames: expected 0 or more, got 0, -1"),
         ("data.lidar=backward", "lidar: expected one of mechanical, forward, both, got 'backward'"),
         ("data.nearby_sweep_s=-1", "nearby_sweep_s: expected 0 or more seconds, got -1"),

@@ -7,7 +7,7 @@ from support.fakes import tiny_identity
 
 from data_cache.shards.identity import SplitFrames
 from pipeline.recipe.config import load_recipe
-from pipeline.runs.data import frames_to_learn, frames_to_test, open_data
+from pipeline.runs.splits import frames_to_learn, frames_to_test, open_data
 from pipeline.runs.stage_one import decided_identity
 
 FRAMES = SplitFrames(("a", "b"), ())

@@ -11,7 +11,7 @@ from data_cache.shards.reader import CacheReader
 from pipeline.recipe.config import Recipe, load_recipe
 from pipeline.report.compare import compare
 from pipeline.report.one_run import write_report
-from pipeline.runs.data import open_data, select_frames
+from pipeline.runs.splits import open_data, select_frames
 from pipeline.runs.stage_one import open_stage_one
 from stages.evaluate import evaluate
 from stages.evaluation.spec import EvaluateSpec

@@ -15,7 +15,7 @@ from data_cache.errors import SourceError
 from data_cache.frames.geometry import sparse_depth
 from data_cache.frames.rig import Frame
 from data_cache.frames.views import load_images, rig_views
-from pipeline.runs import data
+from pipeline.runs import splits
 from stages.compute.resize import resize_views
 from stages.evaluate import evaluate
 from stages.evaluation.metrics import depth_errors
@@ -59,7 +59,7 @@ def folder(tmp_path: Path, monkeypatch) -> Path:
             raise SourceError(f"expected a data folder, found nothing at {root}")
         return SOURCES[kind]
 
-    monkeypatch.setattr(data, "open_source", open_source)
+    monkeypatch.setattr(splits, "open_source", open_source)
     save_student(tmp_path / "run/student/last.safetensors", student(), LINEAGE)
     for name, source in (("home", "home"), ("near", "near"), ("far", "ddad")):
         (tmp_path / f"{name}.toml").write_text(MEMORY_RECIPE.format(source=source))

@@ -2,8 +2,7 @@ import numpy as np
 from support.fakes import fake_view
 
 from data_cache.frames.rig import Camera, Frame, View
-from pipeline.doctor import findings
-from stages.checkup.ring import RingCheck, check_ring, shared_view
+from stages.checkup.ring import check_ring, shared_view
 
 
 def camera(yaw_right_deg, height_px=20):
@@ -28,14 +27,3 @@ def test_a_ring_is_read_clockwise_from_its_first_camera():
     wrong = check_ring(Frame("f", (views[0], views[2], views[1])))
     assert (wrong.clockwise, wrong.in_order) == (("front", "right", "left"), False)
     assert check_ring(Frame("f", (views[0], None, views[2]))).shared == {("left", "front"): 0.0}
-
-
-def test_rings_that_are_wrong_are_problems_and_gaps_are_warnings():
-    names = ("front", "left", "right")
-    apart = {("front", "left"): 0.0, ("left", "right"): 0.0, ("right", "front"): 0.2}
-    order, gap = findings.ring_findings(RingCheck(("front", "right", "left"), False, apart), names)
-    assert (order.level, gap.level) == ("problem", "warning")
-    assert "clockwise front, right, left" in order.found
-    assert "no overlap at 10 m: front-left, left-right" in gap.found
-    order, shared = findings.ring_findings(RingCheck(names, True, apart | {("left", "right"): 0.25}), names)
-    assert (order.level, shared.level, "left-right 25%" in shared.found) == ("ok", "ok", True)

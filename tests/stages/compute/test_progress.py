@@ -21,8 +21,8 @@ def told(capfd, **options):
 def test_a_log_gets_whole_lines_and_no_carriage_returns(capfd):
     lines = told(capfd).split("\n")
     assert lines[-1] == ""
-    assert re.fullmatch(r"train-student: 2 of 8 steps \(25 %\), 00:00 gone, \? left, .*", lines[0])
-    assert re.fullmatch(r"train-student: 8 of 8 steps \(100 %\), 00:00 gone, 00:00 left, .*step/s", lines[-2])
+    assert re.fullmatch(r"train-student: 2 of 8 steps \(25 %\), 00:00 elapsed, \? left, .*", lines[0])
+    assert re.fullmatch(r"train-student: 8 of 8 steps \(100 %\), 00:00 elapsed, 00:00 left, .*step/s", lines[-2])
     assert len(lines) == 3  # its beginning and its end: twenty seconds lie between lines
     assert not any("\r" in line for line in lines)
 

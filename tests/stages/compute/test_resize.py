@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from data_cache.frames.images import load_rgb
 from stages.compute.resize import resize_rgb, resize_views
 
 sides = st.integers(1, 30)
@@ -46,3 +47,13 @@ def test_a_missing_view_stays_missing():
     views = resize_views((np.zeros((4, 6, 3), np.uint8), None), (2, 3))
     assert views[0].shape == (2, 3, 3)
     assert views[1] is None
+
+
+def test_a_reduced_jpeg_shows_the_same_as_the_stretched_whole_one(tmp_path):
+    path = tmp_path / "a.jpg"
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (10, 20, 3), np.uint8)).resize((320, 160)).save(path, quality=95)
+    whole, reduced = resize_rgb(load_rgb(path), (60, 120)), resize_rgb(load_rgb(path, None, (60, 120)), (60, 120))
+    difference = np.abs(whole.astype(int) - reduced)
+    assert difference.mean() < 1.5
+    assert difference.mean() < 0.1 * np.abs(whole.astype(int) - np.roll(whole, 2, axis=1)).mean()

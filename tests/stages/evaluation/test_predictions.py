@@ -1,5 +1,4 @@
 import io
-import json
 import struct
 import tracemalloc
 import warnings
@@ -14,11 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 from support.fakes import CPU, NAMES, NATIVE_SIZE, STUDENT_SIZE, FakeSource
-from support.students import LINEAGE, MEMORY_RECIPE, student
-from support.surround import surround
+from support.students import student
 
 from data_cache.frames.geometry import sparse_depth
-from pipeline.runs import data
 from stages.compute.resize import depth_at
 from stages.evaluate import evaluate
 from stages.evaluation.predictions import (
@@ -32,7 +29,6 @@ from stages.evaluation.predictions import (
 from stages.evaluation.protocols import PROTOCOLS
 from stages.evaluation.spec import EvaluateSpec
 from stages.inference import predict
-from stages.student.checkpoint import save_student
 
 SOURCE = FakeSource(3, missing={"d/1": (1,)})
 IDS = SOURCE.drives["d"]
@@ -144,7 +140,7 @@ def test_missing_files_are_one_error_that_counts_them(folder):
     (folder / "left/d/2.png").unlink()
     with pytest.raises(PredictionError, match=r"2 of 8 predictions are missing in .*; the first is .*front/d/1.png"):
         open_predictions(folder, SOURCE, IDS, STUDENT_SIZE)
-    with pytest.raises(PredictionError, match="expected a folder of predictions, found none"):
+    with pytest.raises(PredictionError, match="expected a folder of predictions, found nothing at .*; it is RUN/eval"):
         open_predictions(folder / "none", SOURCE, IDS, STUDENT_SIZE)
 
 
@@ -205,47 +201,6 @@ def test_a_hole_where_nothing_is_measured_costs_nothing(folder):
     found = measure(open_predictions(folder, SOURCE, IDS, STUDENT_SIZE), spec())
     assert found.report.student == expected.report.student
     assert (found.pictures[0].student_depth_m[0] == 0).sum() == 1
-
-
-@pytest.fixture
-def recipe(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr(data, "open_source", lambda *_, **__: FakeSource(4, name="home"))
-    (tmp_path / "home.toml").write_text(MEMORY_RECIPE.format(source="home").replace("[96, 160]", "[32, 64]"))
-    return tmp_path / "home.toml"
-
-
-def test_the_command_saves_and_measures_a_folder_without_student_and_teacher(recipe, model, tmp_path):
-    save_student(tmp_path / "run/student/last.safetensors", model, LINEAGE)
-    settings = ("near_m=0.5", "far_m=80.0", "focal_px=32.0", "decoder_channels=8", "pretrained=false")
-    options = [word for setting in settings for word in ("--set", f"student.{setting}")]
-    options += ["--set", "bins.count=64", "--set", "eval.latency=false", "--set", "eval.pictures=1"]
-    saving = ("--set", "eval.teacher=false", "--set", "eval.save_predictions=npy")
-    code, text = surround("eval", recipe, "--run", tmp_path / "run", *options, *saving)
-    assert code == 0, text
-    predictions = tmp_path / "run/eval/predictions"
-    assert len(list(predictions.rglob("*.npy"))) == 9
-    code, text = surround("eval", recipe, "--run", tmp_path / "theirs", "--predictions", predictions)
-    assert code == 0, text
-    ours, theirs = (json.loads((tmp_path / run / "eval/report.json").read_text()) for run in ("run", "theirs"))
-    assert theirs["student"] == ours["student"]
-    assert (theirs["teacher"], theirs["latency"], theirs["provenance"]["predictions"]) == (None, None, str(predictions))
-    code, text = surround("compare", tmp_path / "run", tmp_path / "theirs")
-    assert (code, "| theirs |" in text) == (0, True), text
-    code, text = surround("eval", recipe, "--run", tmp_path / "zero", "--predictions", predictions, "--protocol", "zero-shot")  # fmt: skip # noqa: E501
-    assert (code, "report:" in text) == (0, True), text
-
-
-def test_bad_folders_are_one_clear_error_and_exit_2(recipe, tmp_path):
-    run = ("--run", tmp_path / "run")
-    code, text = surround("eval", recipe, *run, "--predictions", tmp_path, "--checkpoint", "x")
-    assert (code, "cannot be combined with --checkpoint" in text) == (2, True), text
-    code, text = surround("eval", recipe, *run, "--predictions", tmp_path / "none")
-    assert (code, "expected a folder of predictions" in text) == (2, True), text
-    code, text = surround("eval", recipe, *run, "--predictions", tmp_path)
-    assert (code, "9 of 9 predictions are missing" in text) == (2, True), text
-    code, text = surround("eval", recipe, *run, "--set", "eval.save_predictions=jpg")
-    assert (code, "save_predictions: expected png16, npy or nothing, got 'jpg'" in text) == (2, True), text
-    assert not (tmp_path / "run").exists()
 
 
 def npy_header(shape) -> bytes:

@@ -103,7 +103,7 @@ def test_definitions_differ_where_bins_differ():
     [
         ({"strategy": "best"}, "strategy: expected one of affine, fitted, metric, got 'best'"),
         ({"fit_frames": 0}, "fit_frames: expected at least 1"),
-        ({"metric_range_m": (5.0, 5.0)}, "metric_range_m: need 0 < near < far"),
+        ({"metric_range_m": (5.0, 5.0)}, "metric_range_m: expected 0 < near < far"),
     ],
 )
 def test_impossible_settings_are_named(setting, message):

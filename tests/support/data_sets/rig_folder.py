@@ -1,6 +1,10 @@
 """A rig folder of three frames of two cameras."""
 
 import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 MOUNT = [[0, 0, 1, 1.5], [-1, 0, 0, 0], [0, -1, 0, 1], [0, 0, 0, 1]]  # looks along the vehicle's x, 1.5 m ahead of it
 RIG = {
@@ -42,3 +46,16 @@ def write(root, rig=RIG, lines=None, splits=None):
     if splits is not None:
         (root / "splits.json").write_text(json.dumps(splits))
     return root
+
+
+def van(beside: Path) -> Path:
+    """The folder `van` with all its files; beside it a file that is nobody's business."""
+    root = beside / "van"
+    (root / "images").mkdir(parents=True)
+    (root / "lidar").mkdir()
+    for number in (1, 2, 3):
+        Image.new("RGB", (8, 6), (number, 0, 0)).save(root / f"images/{number}.png")
+        Image.new("RGB", (8, 4), (0, number, 0)).save(root / f"images/b{number}.png")
+        np.save(root / f"lidar/{number}.npy", [[12.0, 0.5, -1.0], [np.nan, 0, 0]])
+    Image.new("RGB", (8, 6)).save(beside / "secret.png")
+    return write(root)

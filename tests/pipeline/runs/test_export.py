@@ -21,9 +21,9 @@ from support.surround import surround
 from data_cache.errors import SettingError
 from data_cache.shards.identity import Resolved, SplitFrames
 from data_cache.shards.writer import CacheWriter
-from pipeline.cli.results import export as export_verb
-from pipeline.runs import data
+from pipeline.cli.students import export as export_verb
 from pipeline.runs import export as command
+from pipeline.runs import splits
 from stages.compute.cpu import cpu_flags, flags_text
 from stages.compute.openvino_cpu import openvino_precisions
 from stages.deploy import parity, quantize
@@ -437,7 +437,7 @@ SOURCE = FakeSource(6, missing={"d/4": (1,)}, broken={"d/5": "image missing: x"}
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch, student, program, model) -> Path:
     """A run with the student and its recipe, whose source lies in memory and whose trace is made once for all tests."""
-    monkeypatch.setattr(data, "open_source", lambda *_, **__: SOURCE)
+    monkeypatch.setattr(splits, "open_source", lambda *_, **__: SOURCE)
     monkeypatch.setattr(command, "export_program", lambda *_: program)
     monkeypatch.setattr(command, "onnx_model", lambda _, told: command.with_metadata(model, told))
     save_student(tmp_path / "run/student/last.safetensors", student, LINEAGE)

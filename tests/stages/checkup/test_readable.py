@@ -1,4 +1,3 @@
-import shutil
 from pathlib import Path
 
 import pytest
@@ -7,8 +6,7 @@ from support.fakes import FakeSource
 from data_cache.sources.base import StoredSource
 from data_cache.sources.registry import open_source
 from data_cache.sources.selectors import select
-from pipeline.doctor import findings
-from stages.checkup.files import MissingFiles, has_sweep, missing_files, read_sample
+from stages.checkup.readable import MissingFiles, has_sweep, missing_files, read_sample
 
 
 class OnDisk(FakeSource):
@@ -41,10 +39,6 @@ def test_missing_files_are_counted_by_sensor_and_empty_drives_are_named(tmp_path
     assert missing.by_sensor == {"cam": (3, 4), "lidar": (2, 4)}
     assert (missing.complete, missing.empty_drives) == (1, ("b",))
     assert missing.example in {tmp_path / "cam/a_1"}
-    finding = findings.files_finding(missing)
-    assert (finding.level, "cam 3 of 4" in finding.found, "unpack" in finding.remedy) == ("warning", True, True)
-    shutil.rmtree(tmp_path / "cam")
-    assert findings.files_finding(missing_files(source, ids)).level == "problem"
 
 
 @pytest.mark.parametrize(
@@ -62,17 +56,5 @@ def test_a_sample_says_what_cannot_be_read_and_how_many_returns_each_view_has():
     source = FakeSource(broken={"d/1": "image cannot be decoded"}, no_lidar=("d/2",))
     sample = read_sample(source, ["d/0", "d/1", "d/2"], (42, 70))
     assert dict(sample.refused) == {"d/1": "image cannot be decoded"}
-    frame = findings.sample_finding(sample)
-    assert (frame.level, frame.found.startswith("2 of 3")) == ("warning", True)
-    lidar = findings.lidar_finding(source.rig.camera_names, sample)
-    assert (lidar.level, "1 of 2 frames have none" in lidar.found) == ("warning", True)
     assert sample.points(0) == int((sample.frames[0].lidar_depth[0] > 0).sum()) > 0
-    none = findings.lidar_finding(source.rig.camera_names, read_sample(source, ["d/2"], (42, 70)))
-    assert (none.level, "no return" in none.found, "millimetres" in none.remedy) == ("problem", True, True)
     assert [has_sweep(source, ids) for ids in (["d/2"], ["d/2", "d/0"], [])] == [False, True, False]
-    assert findings.no_sweep_finding("ddad", 2, True).level == "problem"
-    without = findings.no_sweep_finding("nuscenes", 1, False)
-    assert (without.level, without.found) == ("warning", "none of 1 training frame has a sweep")
-    assert "data.nearby_sweep_s" in without.remedy
-    all_broken = read_sample(source, ["d/1"], (42, 70))
-    assert findings.sample_finding(all_broken).level == "problem"

@@ -9,14 +9,13 @@ from support.data_sets.ddad import SIZE, write_masks
 from support.data_sets.ddad import write_example as ddad
 from support.data_sets.nuscenes import write_example as nuscenes
 from support.fakes import FakeSource
-from support.surround import surround
 
 from data_cache.errors import SourceError
 from data_cache.files import WriteError
 from data_cache.sources.base import Source
 from data_cache.sources.registry import open_source
-from data_cache.sources.rig_folder.export import export_rig
 from data_cache.sources.rig_folder.source import RigFolderSource
+from data_cache.sources.rig_folder.writing import export_rig
 from data_cache.sources.selectors import select
 
 
@@ -116,31 +115,6 @@ def test_a_finished_folder_is_not_written_into_and_an_unfinished_one_is(tmp_path
         export_rig(source, ["d/1"], tmp_path / "file")
 
 
-def test_the_command_exports_what_the_recipe_selects(tmp_path):
-    chosen = [
-        "--set",
-        'data.train=["drive-00"]',
-        "--set",
-        'data.test=["drive-50[2:3]"]',
-        "--set",
-        "data.limit_frames=1",
-    ]
-    code, text = surround("rig", "export", "demo", *chosen, "--out", tmp_path / "rig")
-    said = f"rig export: 2 frames in {tmp_path / 'rig'}, 0 images copied, 12 written as PNG\n"
-    assert (code, said in text) == (0, True), text
-    assert dict(RigFolderSource(tmp_path / "rig").drives) == {"drive-00": ("drive-00/0",), "drive-50": ("drive-50/2",)}
-    code, text = surround("rig", "export", "demo", "--out", tmp_path / "rig")
-    assert (code, "found rig.json in it" in text) == (2, True)
-
-
-def test_the_command_lists_frames_that_were_left_out_with_exit_3(tmp_path, folder):
-    (folder / "lidar/2.npy").write_bytes(b"")
-    Image.new("RGB", (8, 6)).save(folder / "images/1.png")
-    arguments = ["--data", folder, "--set", 'data.train=["morning[:1]"]', "--set", 'data.test=["morning[1:]"]']
-    code, text = surround("rig", "export", "rig", *arguments, "--out", tmp_path / "out")
-    assert (code, "2 frames in" in text, "m/2: " in text) == (3, True, True), text
-
-
 def test_a_listed_image_that_leads_elsewhere_or_is_none_is_left_out_and_nothing_of_it_written(tmp_path, folder):
     (folder / "images/1.png").unlink()
     (folder / "images/1.png").symlink_to(folder.parent / "secret.png")
@@ -151,9 +125,6 @@ def test_a_listed_image_that_leads_elsewhere_or_is_none_is_left_out_and_nothing_
     assert "leads to" in done.left_out["m/1"]
     secret = (folder.parent / "secret.png").read_bytes()
     assert all(path.read_bytes() != secret for path in (tmp_path / "out").rglob("*.png"))
-    arguments = ["--data", folder, "--set", 'data.train=["morning"]', "--set", 'data.test=["morning"]']
-    code, text = surround("rig", "export", "rig", *arguments, "--out", tmp_path / "again")
-    assert (code, "1 frame in" in text, "m/1: " in text) == (3, True, True), text
 
 
 def test_an_image_that_cannot_be_decoded_or_has_another_size_is_left_out(tmp_path, folder):

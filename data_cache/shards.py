@@ -1,4 +1,0 @@
-"""The Zarr cache: its identity, arrays and receipts, its writer and its reader.
-
-FORMAT.md describes the format. Read `identity.py` first, then `schema.py`.
-"""

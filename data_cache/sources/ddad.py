@@ -1,1 +1,0 @@
-"""DDAD, and any other data set in the DGP layout. Read `source.py` first."""

@@ -1,4 +1,0 @@
-"""Untrusted files: JSON, pickles, NumPy arrays and point clouds, each read within limits.
-
-Nothing here knows a data set. Read `metadata.py` first.
-"""

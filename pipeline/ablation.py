@@ -1,4 +1,0 @@
-"""`surround ablate`: trains, measures and compares many students of one recipe.
-
-Read `table.py` for what is compared, `student.py` for one student, `ablate.py` for all of them.
-"""

@@ -1,1 +1,0 @@
-"""Point clouds for viewers: a page for a browser, a recording for Rerun."""

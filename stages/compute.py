@@ -1,4 +1,0 @@
-"""Where and how computation runs: devices, processes, progress, resizing. Nothing here depends on the student.
-
-Read `devices.py` first.
-"""

@@ -1,1 +1,0 @@
-"""Inference: depth of a rig, and point clouds and colours made from it. Read `predict.py` first."""
