@@ -1,24 +1,21 @@
 """Stage three: evaluate the student under a protocol of the field, and keep the maps that the report draws."""
 
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
 from data_cache.errors import FrameError
-from data_cache.frames.rig import Frame, Sweep
-from data_cache.frames.views import RigViews, load_images, rig_views
+from data_cache.frames.views import RigViews
 from data_cache.sources.base import Source
-from stages.compute.devices import synchronize
 from stages.compute.preemption import Preempted
 from stages.compute.progress import progress_bar
-from stages.compute.resize import depth_at, resize_rgb, resize_views, resized
+from stages.compute.resize import resized
 from stages.evaluation import metrics
 from stages.evaluation.consistency import Overlap, pooled_overlap, ring_overlaps
 from stages.evaluation.latency import rig_latency
@@ -27,63 +24,20 @@ from stages.evaluation.predictions import (
     PredictionError,
     PredictionFolder,
     prediction_file,
-    read_rig,
     save_prediction,
 )
-from stages.evaluation.protocol_scores import ImagePixels, ProtocolScores, image_pixels, teacher_fitted_to
-from stages.evaluation.protocols import PROTOCOLS, Protocol
+from stages.evaluation.protocol_scores import ImagePixels, ProtocolScores
+from stages.evaluation.protocols import PROTOCOLS
 from stages.evaluation.ranking import FrameErrors, place, ranking, shown_frames
 from stages.evaluation.regions import Regions, regions, truth_at
 from stages.evaluation.results import Consistency, EvaluateReport, Evaluation, EvaluationError, FramePictures
 from stages.evaluation.scores import ScoreTable
+from stages.evaluation.seen_frame import SeenFrame, Setting, see_frame
 from stages.evaluation.spec import EvaluateSpec
-from stages.inference.predict import predict_rig
 from stages.student.model import Student
-from stages.targets.space import to_disparity
 from stages.teacher.base import Teacher
 
 Pixels = Float[np.ndarray, " N"]
-
-
-@dataclass(frozen=True, eq=False)
-class _Setting:
-    """The models, data and settings of an evaluation."""
-
-    source: Source
-    student: Student | PredictionFolder
-    teacher: Teacher | None
-    protocol: Protocol
-    range_m: tuple[float, float]
-    network_size: tuple[int, int]
-    flip: bool
-    device: torch.device
-    precision: str
-    decode_size: tuple[int, int] | None
-
-
-@dataclass(frozen=True, eq=False)
-class _Seen:
-    """A frame with the predictions of student and teacher and the pixels to compare.
-
-    Attributes:
-        frame, sweep, rig: the frame, its LiDAR sweep and its views at the student's input size.
-        predicted_m: predicted depth of each view at its own size; None where a camera is missing.
-        student_m: the same at the student's input size; 0 = none.
-        disparity: the teacher's disparity, by view.
-        teacher_ms: what the teacher took for all views at once; None where it was not asked or a camera is missing.
-        on_student_m: the teacher's depth fitted to the student's, by view.
-        measured: pixels with LiDAR, by view.
-    """
-
-    frame: Frame
-    sweep: Sweep | None
-    rig: RigViews
-    predicted_m: tuple[Float[np.ndarray, "_ _"] | None, ...]
-    student_m: Float[np.ndarray, "V H W"]
-    disparity: dict[int, Float[np.ndarray, "_ _"]]
-    teacher_ms: float | None
-    on_student_m: dict[int, Float[np.ndarray, "H W"]]
-    measured: dict[int, ImagePixels]
 
 
 def evaluate(
@@ -112,7 +66,7 @@ def evaluate(
         Preempted: if `should_stop` returns True between two frames.
     """
     protocol = PROTOCOLS[spec.protocol]
-    setting = _Setting(
+    setting = Setting(
         source,
         student,
         teacher,
@@ -139,7 +93,7 @@ def evaluate(
             if should_stop():
                 raise Preempted("stopped during eval; nothing was written")
             try:
-                seen = _look(setting, frame_id)
+                seen = see_frame(setting, frame_id)
             except FrameError as error:
                 quarantined[frame_id] = str(error)
                 bar.update()
@@ -200,44 +154,10 @@ def evaluate(
     for frame_id in shown_frames(errors, spec.pictures, middle):
         if frame_id not in drawn:  # the median, for one, may not have been the median when it was measured
             with suppress(FrameError):
-                drawn[frame_id] = _pictures(_look(setting, frame_id), setting)
+                drawn[frame_id] = _pictures(see_frame(setting, frame_id), setting)
         if frame_id in drawn:
             pictures.append(replace(drawn[frame_id], rank=place(ranked, frame_id), ranked=len(ranked)))
     return Evaluation(report, tuple(pictures))
-
-
-def _look(setting: _Setting, frame_id: str) -> _Seen:
-    """Read a frame and predict its depth with student and teacher; raises FrameError."""
-    frame = setting.source.frame(frame_id)
-    images = load_images(frame, setting.decode_size)
-    sweep = frame.load_sweep() if frame.load_sweep is not None else None
-    size, range_m = setting.network_size, setting.range_m
-    rig = rig_views(frame, resize_views(images, size), sweep, size)
-    predicted_m = _predictions(setting, frame, rig)
-    disparity, teacher_ms = (
-        _teacher_disparity(setting.teacher, images, setting.device) if setting.teacher else ({}, None)
-    )
-    measured: dict[int, ImagePixels] = {}
-    for i, view in enumerate(frame.views):
-        depth_m = predicted_m[i]
-        if view is None or sweep is None or depth_m is None:
-            continue
-        pixels = image_pixels(view, sweep, depth_m, disparity.get(i), setting.protocol, range_m, size)
-        if pixels is not None:
-            measured[i] = pixels
-    student_m = np.stack([depth_at(d, size) if d is not None else np.zeros(size, np.float32) for d in predicted_m])
-    on_student_m = {i: teacher_fitted_to(student_m[i], values, range_m) for i, values in disparity.items()}
-    return _Seen(frame, sweep, rig, predicted_m, student_m, disparity, teacher_ms, on_student_m, measured)
-
-
-def _predictions(setting: _Setting, frame: Frame, rig: RigViews) -> tuple[Float[np.ndarray, "_ _"] | None, ...]:
-    """Depth of every view in metres, None where a camera is missing."""
-    if isinstance(setting.student, PredictionFolder):
-        return read_rig(setting.student, frame)
-    depth_m = predict_rig(setting.student, rig, setting.device, setting.precision, flip=setting.flip)
-    if not np.isfinite(depth_m).all():
-        raise EvaluationError(f"the student's depth of frame {frame.id} is not finite; train it again")
-    return tuple(depth_m[i] if there else None for i, there in enumerate(rig.view_valid))
 
 
 def _require_depth(frame_id: str, pixels: ImagePixels) -> None:
@@ -249,13 +169,13 @@ def _require_depth(frame_id: str, pixels: ImagePixels) -> None:
         )
 
 
-def _save(folder: Path, seen: _Seen, suffix: str) -> None:
+def _save(folder: Path, seen: SeenFrame, suffix: str) -> None:
     for view, depth_m in zip(seen.frame.views, seen.predicted_m, strict=True):
         if view is not None and depth_m is not None:
             save_prediction(prediction_file(folder, view.camera.name, seen.frame.id, suffix), depth_m)
 
 
-def _compared(seen: _Seen, range_m: tuple[float, float]) -> Iterator[tuple[str, Pixels, Pixels]]:
+def _compared(seen: SeenFrame, range_m: tuple[float, float]) -> Iterator[tuple[str, Pixels, Pixels]]:
     """For each camera its name, the fitted teacher's depth and the student's depth, at every pixel with depth."""
     for i, fitted_m in seen.on_student_m.items():
         view, there = seen.frame.views[i], seen.student_m[i] > 0
@@ -263,7 +183,7 @@ def _compared(seen: _Seen, range_m: tuple[float, float]) -> Iterator[tuple[str, 
             yield view.camera.name, fitted_m[there], seen.student_m[i][there].clip(*range_m)
 
 
-def _frame_errors(seen: _Seen, range_m: tuple[float, float]) -> FrameErrors:
+def _frame_errors(seen: SeenFrame, range_m: tuple[float, float]) -> FrameErrors:
     errors = [
         metrics.abs_rel(predicted_m=pixels.predicted_m.clip(*range_m), truth_m=pixels.truth_m)
         for pixels in seen.measured.values()
@@ -274,7 +194,7 @@ def _frame_errors(seen: _Seen, range_m: tuple[float, float]) -> FrameErrors:
     return FrameErrors(float(np.mean(errors)) if errors else None, float(np.mean(unlike)) if unlike else None)
 
 
-def _pictures(seen: _Seen, setting: _Setting) -> FramePictures:
+def _pictures(seen: SeenFrame, setting: Setting) -> FramePictures:
     on_lidar = [i for i, pixels in seen.measured.items() if pixels.disparity is not None]
     teacher_m = None
     if setting.teacher is not None:
@@ -307,7 +227,7 @@ def _on_lidar(
 
 def _add_dense(
     tables: Mapping[str, ScoreTable],
-    seen: _Seen,
+    seen: SeenFrame,
     range_m: tuple[float, float],
 ) -> None:
     """Measure a frame against dense truth, region by region, if its source has dense truth."""
@@ -321,20 +241,3 @@ def _add_dense(
         for name, mask in vars(regions(truth_m, seen.rig, i, seen.sweep, range_m)).items():
             if mask.any():
                 tables[name].add(view.camera.name, [student_m[mask].clip(*range_m)], [truth_m[mask]])
-
-
-def _teacher_disparity(
-    teacher: Teacher, images: Sequence[UInt8[np.ndarray, "H W 3"] | None], device: torch.device
-) -> tuple[dict[int, Float[np.ndarray, "h w"]], float | None]:
-    """The teacher's disparity by view, and its milliseconds for the rig; None for the time of an incomplete rig."""
-    there = {i: rgb for i, rgb in enumerate(images) if rgb is not None}
-    if not there:
-        return {}, None
-    stacked = torch.from_numpy(np.stack([resize_rgb(rgb, teacher.input_size) for rgb in there.values()]))
-    synchronize(device)
-    begin = time.perf_counter()
-    prediction = teacher(stacked).prediction
-    synchronize(device)
-    milliseconds = 1e3 * (time.perf_counter() - begin)
-    disparity = to_disparity(prediction, teacher.space).cpu().numpy()
-    return dict(zip(there, disparity, strict=True)), milliseconds if len(there) == len(images) else None
