@@ -22,7 +22,7 @@ help:           ## list targets in the order of use
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP_INSTALL) -e .
+	$(PIP_INSTALL) -e '.[openvino]'
 	@touch $(READY)
 
 $(READY_DEV): $(READY)
