@@ -8,20 +8,25 @@ from pathlib import Path
 import numcodecs
 import numpy as np
 import pytest
+import torch
 import zarr
 from benchmarks.measuring import median_s, step_cost
+from support.fakes import save_tiny_teacher
 from support.real_drives import pandaset
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
-from data_cache.dataset import CachedFrames, batches
+from data_cache.dataset import CachedFrames, batches, collate
 from data_cache.shards.reader import CacheReader
 from data_cache.shards.records import record_arrays
 from data_cache.shards.schema import array_table
-from pipeline.recipe.config import Recipe
+from pipeline.recipe.config import Recipe, load_recipe
 from pipeline.runs.stage_one import open_stage_one
-from stages.compute.devices import resolve_device, resolve_precision
+from stages.compute.devices import dtype_of, resolve_device, resolve_precision
 from stages.student.model import Student
 from stages.train_student import train_student
-from stages.training.preflight import TrainingJob
+from stages.training.preflight import TrainingJob, open_job
+from stages.training.step import on_device
 
 pytestmark = pytest.mark.bench
 FRAMES, ROUNDS, STEPS = 6, 3, 12
@@ -31,6 +36,15 @@ SHUFFLES = {
     "shuffle": numcodecs.Blosc.SHUFFLE,
     "bitshuffle": numcodecs.Blosc.BITSHUFFLE,
 }
+PARTS = {
+    "convolutions": ("convolution",),
+    "batch norms": ("batch_norm",),
+    "matrix products": ("mm", "bmm", "addmm", "linear"),
+    "softmax and its logarithm": ("softmax",),
+    "gathering, scattering, copying": ("index", "copy_", "cat", "scatter", "grid_sampler", "gather", "fill_", "clone"),
+    "resizing, padding, pooling": ("upsample", "pad2d", "pool2d"),
+}
+"""Kernels of a step by words of their names; what has none of these words is elementwise, a sum, or the optimiser."""
 SIZES = {"small (resnet-18)": "resnet-18", "nano (resnet-10)": "resnet-10"}
 
 
@@ -134,3 +148,43 @@ def test_bench_training_step(recipe, reader, tmp_path, capsys, size):
             f" {cost.online:.2f} times as long"
             f"\n  {STEPS} steps with {spec.workers} loader worker: {report.waiting_share:.2%} of the time waiting"
         )
+
+
+def test_bench_training_account(tmp_path, capsys):
+    """Where the processor time of a step of the demo goes, and its floor: FLOPs over the rate of a large product."""
+    recipe = load_recipe("demo")
+    recipe = replace(
+        recipe,
+        data=replace(recipe.data, train=(f"train[:{6 * recipe.train_student.batch_rigs}:6]",)),
+        teacher_cache=replace(recipe.teacher_cache, weights=str(save_tiny_teacher(tmp_path / "tiny")), device="cpu"),
+    )
+    stage = open_stage_one(recipe)
+    writer = stage.writer(str(tmp_path / "cache"))
+    stage.write(writer, writer.pending(), retry_quarantined=False)
+    reader, spec, device = CacheReader(writer.store.location), recipe.train_student, torch.device("cpu")
+    student = Student(replace(recipe.student, pretrained=False), recipe.bins)
+    ids, range_m = reader.frames.train, recipe.data.depth_range_m
+    training = open_job(TrainingJob(reader, student, ids, (), tmp_path, spec, recipe.losses, range_m, device)).training
+    student.train()
+    frames = CachedFrames(reader, ids, neighbours=recipe.losses.photometric > 0)
+    rigs = on_device(device, collate([frames[i] for i in range(spec.batch_rigs)]))
+    seconds = median_s(lambda: training.step([rigs], 0), 5)
+    with FlopCounterMode(display=False) as flops:
+        training.step([rigs], 0)
+    side, precision = PRODUCT_SIDES["cpu"], resolve_precision("auto", device)
+    a, b = (torch.randn(side, side, dtype=dtype_of(precision)) for _ in range(2))
+    floor = flops.get_total_flops() * median_s(lambda: a @ b, 5) / (2 * side**3)
+    with profile(activities=[ProfilerActivity.CPU]) as measured:
+        training.step([rigs], 0)
+    spent = dict.fromkeys((*PARTS, "elementwise, sums, optimiser"), 0.0)
+    for event in measured.key_averages():
+        named = (part for part, words in PARTS.items() if any(word in event.key for word in words))
+        spent[next(named, "elementwise, sums, optimiser")] += event.self_cpu_time_total
+    total = sum(spent.values())
+    with capsys.disabled():
+        print(
+            f"\na step of the demo, {spec.batch_rigs} rigs of six {recipe.student.input_size}, {precision}:"
+            f" {1e3 * seconds:.0f} ms, floor {1e3 * floor:.0f} ms ({flops.get_total_flops() / 1e9:.0f} GFLOP)"
+        )
+        for part, value in spent.items():
+            print(f"  {part:<32} {value / total:6.1%}")
