@@ -57,11 +57,11 @@ browser: $(READY_DEV) ## fetch a Chromium for the tests of the report, if this m
 	@$(BIN)/python tests/support/chromium.py
 
 # What other CPUs and settings would do, as far as this one can be made to: ATEN_CPU_CAPABILITY limits PyTorch's own
-# kernels, ONEDNN_MAX_CPU_ISA those of oneDNN. onnxruntime heeds neither.
+# kernels, ONEDNN_MAX_CPU_ISA those of oneDNN. Another Python: make test-portable VENV=.venv312 PYTHON=python3.12.
 PORTABLE := "avx2 AVX2 1" "avx2 AVX2 4" "default SSE41 2"
 test-portable: $(READY_DEV)  ## all tests with the instructions of older CPUs, and 1, 2 and 4 threads
 	@for setting in $(PORTABLE); do set -- $$setting; \
-	  echo "PyTorch's kernels: $$1, oneDNN's: $$2, threads: $$3"; \
+	  echo "PyTorch's kernels: $$1, oneDNN's and OpenVINO's: $$2, threads: $$3; onnxruntime heeds neither"; \
 	  ATEN_CPU_CAPABILITY=$$1 ONEDNN_MAX_CPU_ISA=$$2 OMP_NUM_THREADS=$$3 \
 	    $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS) || failed=1; \
 	done; exit $${failed:-0}

@@ -49,11 +49,12 @@ def run_doctor(recipe: Recipe, folder: RunFolder, *, scheduler: str = "threads")
     """
     if scheduler not in cluster.SCHEDULERS:
         cluster.require_address(scheduler)
+    load = check_load()  # before this command adds to it
     teacher, found = check_teacher(with_begun_runtime(recipe, cache_location(recipe, folder)))
     found += check_data(recipe, folder, teacher)
     found += check_encoder(recipe)
     found += check_devices(recipe)
-    found += check_load()
+    found += load
     found += check_scheduler(recipe, scheduler)
     return tuple(found)
 

@@ -93,8 +93,8 @@ def check_devices(recipe: Recipe) -> list[Finding]:
 
 
 def check_load() -> list[Finding]:
-    """Check that no other jobs compete for the cores."""
-    return [findings.load_finding(os.getloadavg()[0], len(os.sched_getaffinity(0)))]
+    """Check that no other jobs compete for the cores of the machine, over which the load is counted."""
+    return [findings.load_finding(os.getloadavg()[0], os.cpu_count() or 1)]
 
 
 def _resolved(device: str, precision: str) -> str:

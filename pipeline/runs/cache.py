@@ -12,7 +12,7 @@ from data_cache.sources.selectors import spread
 from data_cache.storage.locations import open_store
 from pipeline.recipe.config import Recipe, load_recipe
 from pipeline.recipe.run_folder import RunFolder, cache_location
-from pipeline.runs.stage_one import decided_identity, open_run_stage_one, open_stage_one
+from pipeline.runs.stage_one import decided_identity, open_run_stage_one, open_stage_one, with_begun_runtime
 from stages.caching.size import PredictedSize, SampledFrame, predict_size, sample_frames
 from stages.caching.verify import Recomputed, content_faults, recompute
 from stages.compute.progress import progress_bar
@@ -109,7 +109,7 @@ def run_recompute(
     recipe = load_recipe(str(recorded) if recorded is not None else target, data=data)
     # Fitted bins come from the cache itself, which may have been copied without its run folder.
     knots = CacheReader(location, expected=decided_identity(recipe)).identity.bin_knots
-    stage = open_stage_one(recipe, knots)
+    stage = open_stage_one(with_begun_runtime(recipe, location), knots)
     reader = CacheReader(location, expected=asdict(stage.identity))
     seed = int.from_bytes(os.urandom(4))
     with progress_bar(frame_count, 0, "recompute", "frame") as bar:

@@ -15,10 +15,10 @@ from pipeline.api import SurroundStudent
 from pipeline.errors import RecipeError
 from pipeline.recipe.config import Recipe, recipe_toml
 from pipeline.recipe.provenance import surroundings
-from pipeline.recipe.run_folder import RunFolder
+from pipeline.recipe.run_folder import RunFolder, cache_location
 from pipeline.report.one_run import write_report
 from pipeline.runs.splits import frames_to_test, learnt_from, open_data, refuse_leak
-from pipeline.runs.stage_one import open_teacher
+from pipeline.runs.stage_one import open_teacher, with_begun_runtime
 from stages.compute.devices import place, resolve_device, resolve_precision
 from stages.compute.preemption import preemption
 from stages.evaluate import evaluate
@@ -65,7 +65,8 @@ def run_evaluate(
     precision = resolve_precision(recipe.eval.precision, device)
     student = folded(loaded.student)
     place(student, device)
-    teacher = open_teacher(recipe) if recipe.eval.teacher else None
+    in_its_runtime = with_begun_runtime(recipe, cache_location(recipe, folder))
+    teacher = open_teacher(in_its_runtime) if recipe.eval.teacher else None
     with preemption() as should_stop:
         evaluation = evaluate(
             source,

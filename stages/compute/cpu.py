@@ -1,19 +1,25 @@
 """What the CPU of this machine can do, where its operating system tells."""
 
+import os
 from pathlib import Path
 
+VNNI = ("avx_vnni", "avx512_vnni")
+ISA_VARIABLE = "ONEDNN_MAX_CPU_ISA"
+ISAS_WITHOUT_VNNI = ("SSE41", "AVX", "AVX2", "AVX512_CORE")
+"""Values of ISA_VARIABLE that keep oneDNN, and OpenVINO with it, from using VNNI where the CPU has it."""
 FLAGS_FOR_SPEED = ("avx2", "avx512f", "avx512_bf16", "avx_vnni", "avx512_vnni", "amx_int8")
 """Flags that decide how fast a student is, and which int8 files are right; Linux's names."""
 
 
 def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """Those of FLAGS_FOR_SPEED that the CPU has; empty where nobody tells: another system than Linux, or not an x86."""
+    """Those of FLAGS_FOR_SPEED that the CPU has and ISA_VARIABLE allows; empty on other systems than Linux and x86."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:
         return frozenset()
     flags = next((line.partition(":")[2] for line in lines if line.startswith("flags")), "")
-    return frozenset(flags.split()) & {*FLAGS_FOR_SPEED}
+    found = frozenset(flags.split()) & {*FLAGS_FOR_SPEED}
+    return found - {*VNNI} if os.environ.get(ISA_VARIABLE, "").upper() in ISAS_WITHOUT_VNNI else found
 
 
 def flags_text(flags: frozenset[str]) -> str:

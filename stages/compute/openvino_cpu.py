@@ -1,12 +1,23 @@
 """OpenVINO on the CPU (an optional extra): what it computes in here, always told and never left to its own choice."""
 
+from data_cache.errors import SettingError
+
 INFERENCE_PRECISION = {"fp32": "f32", "bf16": "bf16"}
 """Our names of number formats, and those of its setting INFERENCE_PRECISION_HINT."""
 
 
 def openvino_precisions() -> tuple[str, ...]:
-    """What OpenVINO computes in on this CPU; where bf16 is there, it takes that unless it is told otherwise."""
-    import openvino
+    """What OpenVINO computes in on this CPU; where bf16 is there, it takes that unless it is told otherwise.
 
-    capable = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    Raises:
+        SettingError: if it is not installed, or cannot be used.
+    """
+    try:
+        import openvino
+
+        capable = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    except ModuleNotFoundError as error:
+        raise SettingError(f"OpenVINO is not installed ({error}); pip install 'surround-distill[openvino]'") from error
+    except Exception as error:  # a library that does not load, a broken plugin: it has no base class for its errors
+        raise SettingError(f"OpenVINO cannot be used ({error!r}); install it again, or remove it") from error
     return ("fp32", "bf16") if capable else ("fp32",)

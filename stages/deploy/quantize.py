@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_cache.errors import SettingError
-from stages.compute.cpu import cpu_flags, flags_text
+from stages.compute.cpu import VNNI, cpu_flags, flags_text
 from stages.deploy.export import quiet_exporters
 from stages.deploy.runtimes import DeployedRigs, feeds
 
@@ -37,9 +37,7 @@ class Int8Target:
 
 INT8_TARGETS = {
     "cpu": Int8Target("any CPU", weight_bits=7, signed=False, on_cpu=True),
-    "cpu-vnni": Int8Target(
-        "CPUs with VNNI", weight_bits=8, signed=False, on_cpu=True, cpu_flags=("avx_vnni", "avx512_vnni")
-    ),
+    "cpu-vnni": Int8Target("CPUs with VNNI", weight_bits=8, signed=False, on_cpu=True, cpu_flags=VNNI),
     "tensorrt": Int8Target("TensorRT", weight_bits=8, signed=True, on_cpu=False),
 }
 

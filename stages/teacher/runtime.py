@@ -32,7 +32,10 @@ def resolve_runtime(runtime: str, device: torch.device, precision: str, family: 
         return "torch"
     obstacle = _obstacle(device, precision, family)
     if obstacle and runtime == "openvino":
-        raise SettingError(f'the teacher cannot run in OpenVINO: {obstacle}, or set teacher_cache.runtime = "torch"')
+        raise SettingError(
+            f'the teacher cannot run in OpenVINO: {obstacle}, or set teacher_cache.runtime = "torch"; a cache that was'
+            " begun in OpenVINO is continued in it alone: for torch take another --run"
+        )
     return "torch" if obstacle else "openvino"
 
 
@@ -46,8 +49,8 @@ def _obstacle(device: torch.device, precision: str, family: str) -> str:
         return f'it computes in {" or ".join(INFERENCE_PRECISION)}, not in {precision}; set precision = "auto"'
     try:
         here = openvino_precisions()
-    except ImportError as error:
-        return f"it is not installed ({error}); pip install 'surround-distill[openvino]'"
+    except SettingError as error:
+        return str(error)
     if precision not in here:
         return f'it has no {precision} on this CPU; set teacher_cache.precision = "fp32"'
     return ""

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +21,6 @@ from data_cache.shards.reader import CacheReader
 from pipeline.recipe.config import Recipe, load_recipe
 from pipeline.runs.stage_one import open_stage_one
 from pipeline.weights.fetch import fetch_weights
-from stages.compute.preemption import Preempted
 from stages.compute.waiting import PASSIVE
 from stages.student.model import Student
 from stages.training.preflight import TrainingJob, open_job
@@ -32,6 +30,7 @@ pytestmark = pytest.mark.bench
 SECONDS = 10
 FRAMES = 8
 POLICIES = {"threads that spin": {}, "threads that sleep": PASSIVE}
+"""As torch comes, and as `surround` sets it."""
 
 
 def demo(weights: Path) -> Recipe:
@@ -63,26 +62,14 @@ def training_steps(recipe: Recipe, scratch: Path, ready: "Meeting") -> float:
 
 
 def stage_one_frames(recipe: Recipe, scratch: Path, ready: "Meeting") -> float:
-    """Frames a second of stage one, rendering, teacher and writing."""
+    """Frames a second of stage one: rendering, teacher and writing of all frames but the first."""
     stage = open_stage_one(recipe)
     writer = stage.writer(str(scratch / "cache"))
     stage.write(writer, writer.pending()[:1], retry_quarantined=False)
     ready.wait()
-    count, begin = 0, time.monotonic()
-
-    def seen() -> None:
-        nonlocal count
-        count += 1
-
-    with suppress(Preempted):
-        stage.write(
-            writer,
-            writer.pending(),
-            retry_quarantined=False,
-            on_frame=seen,
-            should_stop=lambda: time.monotonic() > begin + SECONDS,
-        )
-    return count / (time.monotonic() - begin)
+    begin = time.monotonic()
+    written = stage.write(writer, writer.pending(), retry_quarantined=False).frames_written
+    return written / (time.monotonic() - begin)
 
 
 class Meeting:
@@ -109,8 +96,8 @@ class Meeting:
 WORK = {"training_steps": training_steps, "stage_one_frames": stage_one_frames}
 
 
-def side_by_side(work: str, count: int, environment: dict[str, str]) -> list[float]:
-    """Rates of so many processes that do the same at the same time."""
+def side_by_side(work: str, environments: list[dict[str, str]]) -> list[float]:
+    """Rates of processes that do the same at the same time, each in its environment."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         inherited = {key: value for key, value in os.environ.items() if key not in (*PASSIVE, "OMP_NUM_THREADS")}
@@ -121,26 +108,47 @@ def side_by_side(work: str, count: int, environment: dict[str, str]) -> list[flo
                 stdout=subprocess.PIPE,
                 text=True,
             )
-            for number in range(count)
+            for number, environment in enumerate(environments)
         ]
-        while sum(path.name.startswith("ready-") for path in folder.iterdir()) < count:
+        while sum(path.name.startswith("ready-") for path in folder.iterdir()) < len(jobs):
             assert all(job.poll() is None for job in jobs), "a job ended before it was ready"
             time.sleep(0.05)
         (folder / "go").touch()
         return [json.loads(job.communicate()[0].splitlines()[-1]) for job in jobs]
 
 
-@pytest.mark.parametrize("work", WORK)
-def test_bench_neighbours(work, capsys):
-    lines = [f"{work.replace('_', ' ')} a second of each of 1, 2, 3 jobs on {len(os.sched_getaffinity(0))} cores:"]
+def rates_text(found: list[float], alone: float) -> str:
+    return ", ".join(f"{rate:.3f} ({rate / alone:.2f})" for rate in found)
+
+
+def test_bench_neighbours_training(capsys):
+    """Alone, both ways in turns; then beside one and two jobs of the same kind, and beside one of the other kind."""
+    alone: dict[str, list[float]] = {policy: [] for policy in POLICIES}
+    for _ in range(2):
+        for policy, environment in POLICIES.items():
+            alone[policy] += side_by_side("training_steps", [environment])
+    cores = len(os.sched_getaffinity(0))
+    lines = [f"training steps of the demo a second, {cores} cores; in brackets of the rate alone of the same kind:"]
     for policy, environment in POLICIES.items():
-        rates = {count: side_by_side(work, count, environment) for count in (1, 2, 3)}
-        alone = rates[1][0]
-        shown = [", ".join(f"{rate:.3f}" for rate in found) for found in rates.values()]
-        shares = [f"{min(found) / alone:.2f}" for count, found in rates.items() if count > 1]
-        lines.append(f"  {policy:<18} {'; '.join(shown)}; the slowest of 2 and 3 at {' and '.join(shares)} of alone")
+        best = max(alone[policy])
+        lines.append(f"  {policy}, alone: {', '.join(f'{rate:.3f}' for rate in alone[policy])}")
+        for count in (2, 3):
+            found = side_by_side("training_steps", [environment] * count)
+            lines.append(f"  {policy}, {count} jobs: {rates_text(found, best)}")
+    mixed = side_by_side("training_steps", list(POLICIES.values()))
+    lines.append(f"  one that spins, one that sleeps: {', '.join(f'{rate:.3f}' for rate in mixed)}")
     with capsys.disabled():
         print("\n" + "\n".join(lines))
+
+
+def test_bench_neighbours_stage_one(capsys):
+    """Stage one as `surround` starts it, alone and beside one and two of its kind."""
+    found = [side_by_side("stage_one_frames", [PASSIVE] * count) for count in (1, 2, 3)]
+    alone = found[0][0]
+    with capsys.disabled():
+        print("\nstage one of the demo, frames a second; in brackets of the rate alone:")
+        for rates in found:
+            print(f"  {len(rates)} jobs: {rates_text(rates, alone)}")
 
 
 def _main() -> None:

@@ -56,7 +56,7 @@ def test_bench_students(capsys):
         )
         images = torch.randint(0, 256, (6, *size, 3), dtype=torch.uint8)
         contenders[f"teacher {size[0]}x{size[1]}"] = (
-            millions(teacher._model),
+            millions(teacher.model),
             lambda teacher=teacher, images=images: teacher(images),
         )
     for encoder in ENCODERS:

@@ -58,7 +58,7 @@ def test_bench_teacher_input(name, capsys):
     lines = []
     for precision, attention, size in asked:
         spec = recipe.teacher_cache
-        overrides = [*version, f"teacher_cache.precision={precision}"]
+        overrides = [*version, f"teacher_cache.precision={precision}", "teacher_cache.runtime=torch"]
         teacher = open_teacher(load_recipe(name, overrides, Path(data) / folder))
         teacher.model.backbone.set_attn_implementation(attention)
         maps, errors = [], []
