@@ -8,7 +8,7 @@ from data_cache.errors import SurroundWarning
 from pipeline.cli.cache import cache, rig, weights
 from pipeline.cli.stages import doctor, evaluate, fit_bins, teacher_cache, train_student
 from pipeline.cli.students import ablate, compare, export, predict, report, zero_shot
-from stages.compute.waiting import wait_passively
+from stages.compute.waiting import wait_briefly
 
 
 class _InOrder(click.Group):
@@ -28,7 +28,7 @@ def main() -> None:
     Exit codes: 0 done; 1 failed; 2 bad usage, recipe or data folder; 3 done, but some frames were quarantined; 75
     stopped by a signal after saving, run the same command again.
     """
-    wait_passively()
+    wait_briefly()
     usual = warnings.formatwarning
 
     def shown(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from data_cache.errors import SettingError, SurroundError
 from data_cache.stop_signals import deaf_children
 from stages.compute.preemption import Preempted
-from stages.compute.waiting import PASSIVE
+from stages.compute.waiting import DECIDED_BY
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -276,7 +276,7 @@ def _slurm(spec: ClusterSpec, workers: int, logs: Path | None) -> Iterator[Any]:
         from dask_jobqueue import SLURMCluster
     except ImportError as error:
         raise SettingError("--scheduler slurm needs pip install 'surround-distill[slurm]'") from error
-    environment = {name: os.environ[name] for name in PASSIVE if name in os.environ}
+    environment = {name: os.environ[name] for name in DECIDED_BY if name in os.environ}
     environment["OMP_NUM_THREADS"] = str(spec.cores)
     # One worker with one dask thread per job; the teacher's lanes use the job's cores.
     with SLURMCluster(

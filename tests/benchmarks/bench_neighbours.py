@@ -1,4 +1,4 @@
-"""What one or two other jobs on the same cores cost a training step and stage one; threads that spin or sleep.
+"""What one or two other jobs on the same cores cost a training step and stage one, by how long threads spin.
 
 Each job is a process of its own that does the same work; they begin together, and each tells its rate.
 """
@@ -21,7 +21,7 @@ from data_cache.shards.reader import CacheReader
 from pipeline.recipe.config import Recipe, load_recipe
 from pipeline.runs.stage_one import open_stage_one
 from pipeline.weights.fetch import fetch_weights
-from stages.compute.waiting import PASSIVE
+from stages.compute.waiting import BRIEFLY, DECIDED_BY
 from stages.student.model import Student
 from stages.training.preflight import TrainingJob, open_job
 from stages.training.step import on_device
@@ -29,7 +29,7 @@ from stages.training.step import on_device
 pytestmark = pytest.mark.bench
 SECONDS = 10
 FRAMES = 8
-POLICIES = {"threads that spin": {}, "threads that sleep": PASSIVE}
+POLICIES = {"threads that spin": {}, "threads that spin briefly": BRIEFLY}
 """As torch comes, and as `surround` sets it."""
 
 
@@ -100,7 +100,7 @@ def side_by_side(work: str, environments: list[dict[str, str]]) -> list[float]:
     """Rates of processes that do the same at the same time, each in its environment."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        inherited = {key: value for key, value in os.environ.items() if key not in (*PASSIVE, "OMP_NUM_THREADS")}
+        inherited = {key: value for key, value in os.environ.items() if key not in (*DECIDED_BY, "OMP_NUM_THREADS")}
         jobs = [
             subprocess.Popen(
                 [sys.executable, __file__, work, name, str(number)],
@@ -136,14 +136,14 @@ def test_bench_neighbours_training(capsys):
             found = side_by_side("training_steps", [environment] * count)
             lines.append(f"  {policy}, {count} jobs: {rates_text(found, best)}")
     mixed = side_by_side("training_steps", list(POLICIES.values()))
-    lines.append(f"  one that spins, one that sleeps: {', '.join(f'{rate:.3f}' for rate in mixed)}")
+    lines.append(f"  one that spins, one that spins briefly: {', '.join(f'{rate:.3f}' for rate in mixed)}")
     with capsys.disabled():
         print("\n" + "\n".join(lines))
 
 
 def test_bench_neighbours_stage_one(capsys):
     """Stage one as `surround` starts it, alone and beside one and two of its kind."""
-    found = [side_by_side("stage_one_frames", [PASSIVE] * count) for count in (1, 2, 3)]
+    found = [side_by_side("stage_one_frames", [BRIEFLY] * count) for count in (1, 2, 3)]
     alone = found[0][0]
     with capsys.disabled():
         print("\nstage one of the demo, frames a second; in brackets of the rate alone:")

@@ -11,6 +11,7 @@ from support.surround import surround
 from data_cache.shards.encodings import ENCODINGS
 from pipeline.cli.main import main
 from stages.compute.progress import QUIET
+from stages.compute.waiting import DECIDED_BY
 
 VERBS = [[], ["doctor"], ["fit-bins"], ["teacher-cache"], ["train-student"], ["eval"], ["compare"], ["report"], ["ablate"], ["zero-shot"], ["predict"], ["export"], ["cache"], ["cache", "size"], ["cache", "status"], ["cache", "verify"], ["rig"], ["rig", "export"], ["weights"]]  # fmt: skip # noqa: E501
 
@@ -279,3 +280,14 @@ def test_weights_lists_the_known_ones():
     assert (code, "depth-anything-v2-small" in text, "Apache-2.0" in text, "resnet-18" in text) == (0, True, True, True)
     code, text = surround("weights", "nope")
     assert (code, "nope" in text) == (1, True)
+
+
+def test_every_verb_decides_how_threads_wait_before_torch_is_loaded():
+    program = (
+        "import os, sys; from pipeline.cli.main import main\n"
+        "assert 'torch' not in sys.modules\n"
+        "main(['weights'], standalone_mode=False); print(os.environ['GOMP_SPINCOUNT'])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in DECIDED_BY}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.stdout.splitlines()[-1] == "1000", done.stderr
