@@ -50,6 +50,18 @@ def test_a_cache_from_before_there_were_runtimes_was_begun_in_torch(recipe, tmp_
     assert "fp32 in torch" in surround("cache", "status", tmp_path)[1]
 
 
+def test_verify_and_eval_ask_the_teacher_in_the_runtime_of_the_cache(recipe, tmp_path):
+    auto = ("--set", "teacher_cache.runtime=auto", "--set", "teacher_cache.device=cpu")
+    assert teacher_cache(recipe, tmp_path, "torch")[0] == 0
+    assert surround("teacher-cache", recipe, "--run", tmp_path, *auto)[0] == 0  # the recipe that the run remembers
+    code, text = surround("cache", "verify", tmp_path, "--recompute", "1")
+    assert (code, "differs in 0.00 %" in text or "differs in 0 %" in text) == (0, True), text
+    assert surround("train-student", recipe, "--run", tmp_path, *auto)[0] == 0
+    assert surround("eval", recipe, "--run", tmp_path, *auto)[0] == 0
+    report = json.loads((tmp_path / "eval/report.json").read_text())
+    assert report["latency"]["teacher_runtime"] == "torch"
+
+
 def test_equal_runtimes_give_equal_bytes(recipe, tmp_path):
     for name in ("one", "two"):
         assert teacher_cache(recipe, tmp_path / name, "openvino")[0] == 0

@@ -4,8 +4,10 @@ import importlib.util
 import json
 import math
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -76,18 +78,22 @@ def teacher(teacher_folder: Path) -> OpenVinoTeacher:
 )
 def test_the_rule(monkeypatch, asked, device, precision, family, installed, resolved):
     """A runtime, or what the one error says."""
-
-    def precisions() -> tuple[str, ...]:
-        if not installed:
-            raise ImportError("No module named 'openvino'")
-        return "fp32", "bf16"
-
-    monkeypatch.setattr(runtime, "openvino_precisions", precisions)
+    if installed:
+        monkeypatch.setattr(runtime, "openvino_precisions", lambda: ("fp32", "bf16"))
+    else:
+        monkeypatch.setitem(sys.modules, "openvino", None)  # what Python does for a module that is not there
     if resolved in ("torch", "openvino"):
         assert resolve_runtime(asked, device, precision, family) == resolved
     else:
         with pytest.raises(SettingError, match=resolved):
             resolve_runtime(asked, device, precision, family)
+
+
+def test_an_openvino_that_is_broken_is_told_and_auto_does_without(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", SimpleNamespace())  # no Core, as where its library does not load
+    assert resolve_runtime("auto", CPU, "fp32", "depth_anything") == "torch"
+    with pytest.raises(SettingError, match=r"OpenVINO cannot be used \(AttributeError.*install it again"):
+        resolve_runtime("openvino", CPU, "fp32", "depth_anything")
 
 
 def test_bf16_is_not_taken_where_openvino_would_compute_in_fp32(monkeypatch):
