@@ -44,12 +44,16 @@ def demo(weights: Path) -> Recipe:
     )
 
 
-def training_steps(recipe: Recipe, scratch: Path, ready: "Meeting") -> float:
-    """Optimiser steps a second, from a cache of a tiny teacher, whose bins cost a step what real ones cost."""
-    tiny = open_stage_one(replace(demo(save_tiny_teacher(scratch / "tiny")), data=recipe.data))
+def tiny_cache(scratch: Path) -> None:
+    """A cache of the demo's frames by a tiny teacher, whose bins cost a training step what real ones cost."""
+    tiny = open_stage_one(demo(save_tiny_teacher(scratch / "tiny")))
     writer = tiny.writer(str(scratch / "cache"))
     tiny.write(writer, writer.pending(), retry_quarantined=False)
-    reader = CacheReader(writer.store.location)
+
+
+def training_steps(recipe: Recipe, scratch: Path, ready: "Meeting") -> float:
+    """Optimiser steps a second, from the cache that was made for all jobs."""
+    reader = CacheReader(ready.folder / "cache")
     ids, spec, device = reader.frames.train, recipe.train_student, torch.device("cpu")
     student = Student(recipe.student, recipe.bins)
     job = TrainingJob(reader, student, ids, (), scratch, spec, recipe.losses, recipe.data.depth_range_m, device)
@@ -76,11 +80,11 @@ class Meeting:
     """A folder in which jobs say that they are ready and are told to begin."""
 
     def __init__(self, folder: Path, number: int):
-        self._folder, self._number = folder, number
+        self.folder, self._number = folder, number
 
     def wait(self) -> None:
-        (self._folder / f"ready-{self._number}").touch()
-        while not (self._folder / "go").exists():
+        (self.folder / f"ready-{self._number}").touch()
+        while not (self.folder / "go").exists():
             time.sleep(0.01)
 
     def rate(self, call) -> float:
@@ -100,6 +104,8 @@ def side_by_side(work: str, environments: list[dict[str, str]]) -> list[float]:
     """Rates of processes that do the same at the same time, each in its environment."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        if work == "training_steps":
+            tiny_cache(folder)
         inherited = {key: value for key, value in os.environ.items() if key not in (*DECIDED_BY, "OMP_NUM_THREADS")}
         jobs = [
             subprocess.Popen(
