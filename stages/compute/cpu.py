@@ -5,8 +5,8 @@ from pathlib import Path
 
 VNNI = ("avx_vnni", "avx512_vnni")
 ISA_VARIABLE = "ONEDNN_MAX_CPU_ISA"
-ISAS_WITHOUT_VNNI = ("SSE41", "AVX", "AVX2", "AVX512_CORE")
-"""Values of ISA_VARIABLE that keep oneDNN, and OpenVINO with it, from using VNNI where the CPU has it."""
+OLDER_ISAS = ("SSE41", "AVX", "AVX2", "AVX512_CORE")
+"""Values of ISA_VARIABLE that keep oneDNN, and OpenVINO with it, from using VNNI and bf16 where the CPU has them."""
 FLAGS_FOR_SPEED = ("avx2", "avx512f", "avx512_bf16", "avx_vnni", "avx512_vnni", "amx_int8")
 """Flags that decide how fast a student is, and which int8 files are right; Linux's names."""
 
@@ -19,7 +19,12 @@ def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
         return frozenset()
     flags = next((line.partition(":")[2] for line in lines if line.startswith("flags")), "")
     found = frozenset(flags.split()) & {*FLAGS_FOR_SPEED}
-    return found - {*VNNI} if os.environ.get(ISA_VARIABLE, "").upper() in ISAS_WITHOUT_VNNI else found
+    return found - {*VNNI, "avx512_bf16"} if held_to_older_isa() else found
+
+
+def held_to_older_isa() -> bool:
+    """Whether the environment keeps oneDNN and OpenVINO from VNNI and bf16."""
+    return os.environ.get(ISA_VARIABLE, "").upper() in OLDER_ISAS
 
 
 def flags_text(flags: frozenset[str]) -> str:

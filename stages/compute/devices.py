@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 import torch
 
 from data_cache.errors import SettingError
+from stages.compute.cpu import held_to_older_isa
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -50,7 +51,8 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     if device.type == "cuda":
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
-        fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        able = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        fast = able and not held_to_older_isa()
     return "bf16" if fast else "fp32"
 
 

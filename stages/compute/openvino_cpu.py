@@ -1,6 +1,7 @@
 """OpenVINO on the CPU (an optional extra): what it computes in here, always told and never left to its own choice."""
 
 from data_cache.errors import SettingError
+from stages.compute.cpu import held_to_older_isa
 
 INFERENCE_PRECISION = {"fp32": "f32", "bf16": "bf16"}
 """Our names of number formats, and those of its setting INFERENCE_PRECISION_HINT."""
@@ -15,7 +16,8 @@ def openvino_precisions() -> tuple[str, ...]:
     try:
         import openvino
 
-        capable = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        capable = "BF16" in able and not held_to_older_isa()
     except ModuleNotFoundError as error:
         raise SettingError(f"OpenVINO is not installed ({error}); pip install 'surround-distill[openvino]'") from error
     except Exception as error:  # a library that does not load, a broken plugin: it has no base class for its errors

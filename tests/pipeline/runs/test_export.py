@@ -24,7 +24,7 @@ from data_cache.shards.writer import CacheWriter
 from pipeline.cli.students import export as export_verb
 from pipeline.runs import export as command
 from pipeline.runs import splits
-from stages.compute.cpu import cpu_flags, flags_text
+from stages.compute.cpu import ISA_VARIABLE, cpu_flags, flags_text
 from stages.compute.openvino_cpu import openvino_precisions
 from stages.deploy import parity, quantize
 from stages.deploy.export import MEANINGS, ExportError, export_program, onnx_model, program_file
@@ -341,11 +341,14 @@ def test_a_file_for_tensorrt_is_judged_in_float(int8, monkeypatch, tmp_path):
     )
 
 
-def test_what_the_cpu_can_is_read_from_linux_and_unknown_elsewhere(tmp_path):
+def test_what_the_cpu_can_is_read_from_linux_and_unknown_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.delenv(ISA_VARIABLE, raising=False)
     told = tmp_path / "cpuinfo"
     told.write_text("processor: 0\nflags\t\t: fpu avx2 avx512_vnni\nflags\t\t: fpu amx_int8\n")
     assert cpu_flags(told) == {"avx2", "avx512_vnni"}
     assert flags_text(cpu_flags(told)) == "avx2 avx512_vnni"
+    monkeypatch.setenv(ISA_VARIABLE, "AVX2")
+    assert cpu_flags(told) == {"avx2"}
     told.write_text("processor: 0\nFeatures: asimddp\n")  # an ARM
     assert flags_text(cpu_flags(told)) == flags_text(cpu_flags(tmp_path / "none")) == "unknown"
 

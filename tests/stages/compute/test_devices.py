@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from data_cache.errors import SettingError
+from stages.compute.cpu import ISA_VARIABLE
 from stages.compute.devices import autocast, resolve_device, resolve_precision, synchronize
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -37,7 +38,10 @@ def test_auto_precision_on_a_gpu_is_bf16_from_ampere_on(monkeypatch, capability,
 def test_auto_precision_on_a_cpu_is_bf16_where_it_multiplies_bf16(monkeypatch, amx, avx512, expected):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: bool(amx))
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bool(avx512))
+    monkeypatch.delenv(ISA_VARIABLE, raising=False)
     assert resolve_precision("auto", CPU) == expected
+    monkeypatch.setenv(ISA_VARIABLE, "avx2")  # the kernels for bf16 are then not there
+    assert resolve_precision("auto", CPU) == "fp32"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
