@@ -31,7 +31,7 @@ $(READY_DEV): $(READY)
 	@touch $(READY_DEV)
 
 demo:  ## all three stages on the embedded synthetic drives, with a report
-	@echo "demo: about 6 minutes on two cores with fast bf16, 10 with AVX2 alone; the environment is 1.3 GB"
+	@echo "demo: about 6 minutes on two cores with fast bf16, longer without; the environment is 1.3 GB"
 	@$(MAKE) --no-print-directory teacher-cache train-student eval RECIPE=demo
 
 teacher-cache: $(READY)  ## stage 1: run the teacher once over every frame
