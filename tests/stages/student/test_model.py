@@ -192,7 +192,8 @@ def test_a_student_of_any_encoder_sees_and_has_its_channels(name):
     """Tokens of a 96 x 160 image are of the stride-16 map, the third: 160 channels in convnextv2-atto."""
     student = make_student(spec=replace(SPEC, encoder=name))
     out = see(student)
-    channels = {"convnextv2-atto": 160, "convnextv2-nano": 320}.get(name, 256)
+    narrow = {"efficientnet-lite0": 112, "efficientnet-lite1": 112, "efficientnet-lite2": 120, "mobilenet-v2": 96}
+    channels = (narrow | {"convnextv2-atto": 160, "convnextv2-nano": 320}).get(name, 256)
     assert out.tokens.shape == (1, 3, 60, channels)
     assert student.token_channels == channels
     assert ((out.depth_m > 1) & (out.depth_m < 80)).all()
@@ -214,7 +215,7 @@ def test_centres_of_an_exported_student_bear_rounding_to_16_bits():
     assert (summed(width.bfloat16()) / expected_m - 1).abs().max() > 0.03
 
 
-@pytest.mark.parametrize("encoder", ["resnet-10", "resnet-18", "convnextv2-atto"])
+@pytest.mark.parametrize("encoder", ["resnet-10", "efficientnet-lite0", "mobilenet-v2", "convnextv2-atto"])
 def test_a_folded_student_says_the_same_without_batch_norms(encoder):
     student = trained(make_student(BinSpec(count=16, prob_stride=2), replace(SPEC, encoder=encoder)))
     before = {name: value.clone() for name, value in student.state_dict().items()}
