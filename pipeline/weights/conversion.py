@@ -31,7 +31,9 @@ def to_safetensors(layout: str, members: Mapping[str, bytes]) -> bytes:
     """
     from safetensors.numpy import save
 
-    content: bytes = save(LAYOUTS[layout](members), metadata={"format": "pt"})
+    # Of an array in another order, such as a transposed view, safetensors would write the elements as they lie.
+    tensors = {name: np.asarray(value, order="C") for name, value in LAYOUTS[layout](members).items()}
+    content: bytes = save(tensors, metadata={"format": "pt"})
     return content
 
 
