@@ -41,6 +41,7 @@ from stages.evaluation.protocols import SURROUNDDEPTH
 from stages.student.checkpoint import LoadedStudent, load_student
 from stages.student.encoder import ENCODERS
 from stages.student.model import IMAGE_MEAN, IMAGE_STD
+from stages.student.spec import StudentSpec
 
 FORMAT = "surround-export/1"
 SUFFIX = ".onnx"
@@ -238,9 +239,6 @@ def _readable(
 def _metadata(loaded: LoadedStudent, checkpoint: Path, rig: Rig, batch: int | None) -> dict[str, object]:
     """What the file says of itself; docs/EXPORT.md lists the names."""
     spec, lineage = loaded.student.spec, loaded.lineage
-    started_from = ENCODERS[spec.encoder].weights if spec.pretrained else None
-    licences = [str(metadata.metadata("surround-distill")["License-Expression"])]
-    licences += [KNOWN[started_from].licence] if started_from in KNOWN else []
     return {
         "format": FORMAT,
         "input_size": spec.input_size,
@@ -256,10 +254,18 @@ def _metadata(loaded: LoadedStudent, checkpoint: Path, rig: Rig, batch: int | No
         "teacher": lineage.teacher,
         "teacher_licence": lineage.teacher_licence,
         "student": asdict(spec),
-        "student_licence": " AND ".join(licences),
+        "student_licence": student_licence(spec),
         "dataset": lineage.dataset,
         "cache_id": lineage.cache_id,
         "steps": lineage.steps,
         "checkpoint_sha256": file_sha256(checkpoint),
         "versions": {name: metadata.version(name) for name in ("surround-distill", "torch", "onnx", "onnxscript")},
     }
+
+
+def student_licence(spec: StudentSpec) -> str:
+    """SPDX expression of this program's licence and of that of the weights its encoder started from."""
+    started_from = ENCODERS[spec.encoder].weights if spec.pretrained else None
+    licences = [str(metadata.metadata("surround-distill")["License-Expression"])]
+    licences += [KNOWN[started_from].licence] if started_from in KNOWN else []
+    return " AND ".join(dict.fromkeys(licences))

@@ -66,7 +66,7 @@ def test_nano_may_be_pretrained_since_it_starts_from_resnet_18():
             "student.encoder=convnextv2-atto",
             "no pretrained weights are known for convnextv2-atto; set pretrained = false",
         ),
-        ("student.encoder=vgg", "encoder: expected one of resnet-10, resnet-18, resnet-34, convnextv2-atto"),
+        ("student.encoder=vgg", "encoder: expected one of resnet-10, resnet-18, resnet-34, efficientnet-lite0"),
         ("bins.count=1", "count: expected 2 to 256 bins, got 1"),
         ("bins.window=100", "window: expected 1 to count = 64, got 100"),
         ("bins.prob_stride=3", "prob_stride: expected 2 or 4, got 3"),

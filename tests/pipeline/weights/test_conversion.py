@@ -12,7 +12,7 @@ import torch
 from safetensors.numpy import load
 
 from pipeline.weights.conversion import core_ml_constants, to_safetensors
-from pipeline.weights.state_dicts import read_state_dict
+from pipeline.weights.state_dicts import read_saved_state_dict, read_state_dict
 
 
 class Hostile:
@@ -77,6 +77,79 @@ def test_a_tensor_of_another_model_is_refused() -> None:
     state = pickle.dumps(OrderedDict({"layer5.0.conv1.weight": torch.zeros(1)}))
     with pytest.raises(ValueError, match=r"unexpected tensor 'layer5\.0\.conv1'"):
         to_safetensors("torchvision", {"state.pkl": state})
+
+
+def saved(state: object) -> dict[str, bytes]:
+    """A package member that torch.save wrote."""
+    with io.BytesIO() as file:
+        torch.save(state, file)
+        return {"state.pth": file.getvalue()}
+
+
+@pytest.mark.parametrize(
+    ("layout", "theirs", "ours"),
+    [
+        ("efficientnet-lite", "_conv_stem.weight", "stem.0.weight"),
+        ("efficientnet-lite", "_bn0.running_var", "stem.1.running_var"),
+        ("efficientnet-lite", "_blocks.0._depthwise_conv.weight", "blocks.0.depthwise.0.weight"),
+        ("efficientnet-lite", "_blocks.12._expand_conv.weight", "blocks.12.expand.0.weight"),
+        ("efficientnet-lite", "_blocks.12._bn0.bias", "blocks.12.expand.1.bias"),
+        ("efficientnet-lite", "_blocks.3._bn1.weight", "blocks.3.depthwise.1.weight"),
+        ("efficientnet-lite", "_blocks.3._project_conv.weight", "blocks.3.project.0.weight"),
+        ("efficientnet-lite", "_blocks.15._bn2.running_mean", "blocks.15.project.1.running_mean"),
+        ("mobilenet-v2", "features.0.0.weight", "stem.0.weight"),
+        ("mobilenet-v2", "features.0.1.bias", "stem.1.bias"),
+        ("mobilenet-v2", "features.1.conv.0.0.weight", "blocks.0.depthwise.0.weight"),
+        ("mobilenet-v2", "features.1.conv.2.bias", "blocks.0.project.1.bias"),
+        ("mobilenet-v2", "features.2.conv.0.1.weight", "blocks.1.expand.1.weight"),
+        ("mobilenet-v2", "features.17.conv.1.0.weight", "blocks.16.depthwise.0.weight"),
+        ("mobilenet-v2", "features.17.conv.2.weight", "blocks.16.project.0.weight"),
+        ("mobilenet-v2", "features.9.conv.3.running_var", "blocks.8.project.1.running_var"),
+    ],
+)
+def test_an_encoder_of_ours_is_renamed_and_not_rounded(layout: str, theirs: str, ours: str) -> None:
+    """1e-30 is a variance of MobileNetV2; fp16 would make it 0."""
+    ((name, value),) = load(to_safetensors(layout, saved({theirs: torch.tensor([0.1, 1e-30])}))).items()
+    assert name == ours
+    np.testing.assert_array_equal(value, np.array([0.1, 1e-30], np.float32), strict=True)
+
+
+def test_a_transposed_tensor_keeps_its_elements_in_place() -> None:
+    """EfficientNet-lite's are views of TensorFlow's, whose axes have another order."""
+    kernel = torch.arange(6.0).view(3, 2).t()[:, :, None, None]
+    (found,) = load(to_safetensors("efficientnet-lite", saved({"_conv_stem.weight": kernel}))).values()
+    assert found[:, :, 0, 0].tolist() == [[0, 2, 4], [1, 3, 5]]
+
+
+@pytest.mark.parametrize(
+    ("layout", "classifier", "unknown"),
+    [
+        ("efficientnet-lite", ("_conv_head.weight", "_bn1.bias", "_fc.weight"), "_blocks.0._se_reduce.weight"),
+        ("mobilenet-v2", ("features.18.0.weight", "classifier.1.bias"), "features.1.conv.3.weight"),
+    ],
+)
+def test_the_classifier_is_left_out_and_anything_unknown_refused(
+    layout: str, classifier: tuple[str, ...], unknown: str
+) -> None:
+    assert load(to_safetensors(layout, saved(dict.fromkeys(classifier, torch.zeros(1))))) == {}
+    with pytest.raises(ValueError, match=f"unexpected tensor '{unknown.removesuffix('.weight')}'"):
+        to_safetensors(layout, saved({unknown: torch.zeros(1)}))
+
+
+def test_a_hostile_file_of_torch_is_refused_and_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for legacy in (False, True):
+        with io.BytesIO() as file:
+            torch.save({"_conv_stem.weight": Hostile()}, file, _use_new_zipfile_serialization=not legacy)
+            content = file.getvalue()
+        with pytest.raises(pickle.UnpicklingError, match="system"):
+            read_saved_state_dict(content)
+    assert not list(tmp_path.glob("owned"))
+
+
+def test_a_file_of_torch_with_something_else_is_refused() -> None:
+    with pytest.raises(pickle.UnpicklingError, match="expected a state dict, found list"):
+        read_saved_state_dict(saved([1])["state.pth"])
 
 
 class CoreMl:

