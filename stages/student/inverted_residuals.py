@@ -15,7 +15,8 @@ from math import sqrt
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import pad
+
+from stages.student.depthwise import DepthwiseConv2d, same_padded
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ class InvertedResiduals(nn.Module):
     def __init__(self, shape: InvertedResidualShape):
         """Build it with random weights."""
         super().__init__()
-        self.stem = _conv(3, _STEM_CHANNELS, shape, kernel=3, stride=2)
+        layer, padding = (SameConv2d, 0) if shape.same_padding else (nn.Conv2d, 1)
+        self.stem = _normalised(layer(3, _STEM_CHANNELS, 3, 2, padding, bias=False), shape)
         blocks, inputs = [], _STEM_CHANNELS
         stages = zip(shape.channels, shape.depths, shape.kernels, _STAGE_STRIDES, _EXPANSIONS, strict=True)
         for outputs, depth, kernel, stride, expansion in stages:
@@ -113,17 +115,11 @@ class InvertedResiduals(nn.Module):
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution of stride 2 that pads inputs of even size as TensorFlow's "same" does.
-
-    Kernel k needs k - 2 zeros per axis, and the odd one goes to the right and to the bottom: none and one for k = 3,
-    one and two for k = 5.
-    """
+    """A convolution of stride 2 that pads as `same_padded` does."""
 
     def forward(self, x: Float[Tensor, "N C h w"]) -> Float[Tensor, "N D h/2 w/2"]:
         """Pad and convolve; h and w are even."""
-        zeros = self.kernel_size[0] - 2
-        before, after = zeros // 2, zeros - zeros // 2
-        return super().forward(pad(x, (before, after, before, after)))
+        return super().forward(same_padded(x, self.kernel_size[0]))
 
 
 class _Block(nn.Module):
@@ -133,10 +129,10 @@ class _Block(nn.Module):
         self, inputs: int, outputs: int, shape: InvertedResidualShape, kernel: int, stride: int, expansion: int
     ):
         super().__init__()
-        hidden = inputs * expansion
-        self.expand = _conv(inputs, hidden, shape) if expansion > 1 else nn.Identity()
-        self.depthwise = _conv(hidden, hidden, shape, kernel=kernel, stride=stride, groups=hidden)
-        self.project = _conv(hidden, outputs, shape, activate=False)
+        hidden, same = inputs * expansion, shape.same_padding and stride == 2
+        self.expand = _normalised(nn.Conv2d(inputs, hidden, 1, bias=False), shape) if expansion > 1 else nn.Identity()
+        self.depthwise = _normalised(DepthwiseConv2d(hidden, kernel, stride, same=same), shape)
+        self.project = _normalised(nn.Conv2d(hidden, outputs, 1, bias=False), shape, activate=False)
         self.adds_input = stride == 1 and inputs == outputs
 
     def forward(self, x: Float[Tensor, "N C h w"]) -> Float[Tensor, "N D H W"]:
@@ -144,24 +140,10 @@ class _Block(nn.Module):
         return x + y if self.adds_input else y
 
 
-def _conv(
-    inputs: int,
-    outputs: int,
-    shape: InvertedResidualShape,
-    *,
-    kernel: int = 1,
-    stride: int = 1,
-    groups: int = 1,
-    activate: bool = True,
-) -> nn.Sequential:
+def _normalised(convolution: nn.Conv2d, shape: InvertedResidualShape, *, activate: bool = True) -> nn.Sequential:
     """Convolution, batch norm and, unless the block projects, ReLU6."""
-    same = shape.same_padding and stride == 2
-    layer, padding = (SameConv2d, 0) if same else (nn.Conv2d, kernel // 2)
-    return nn.Sequential(
-        layer(inputs, outputs, kernel, stride, padding, groups=groups, bias=False),
-        nn.BatchNorm2d(outputs, eps=shape.norm_eps),
-        *([nn.ReLU6()] if activate else []),
-    )
+    norm = nn.BatchNorm2d(convolution.out_channels, eps=shape.norm_eps)
+    return nn.Sequential(convolution, norm, *([nn.ReLU6()] if activate else []))
 
 
 def _initialise(convolution: nn.Conv2d) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, pixel_shuffle
 
 from stages.student.cross_view import RingAttention
+from stages.student.depthwise import DepthwiseConv2d
 from stages.student.encoder import ENCODERS, STRIDES, build_encoder
 from stages.student.head import MetricBinCenters, expected_depth_m
 from stages.student.spec import StudentSpec
@@ -127,7 +128,7 @@ def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 
 def _separable(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(inputs, inputs, 3, padding=1, groups=inputs, bias=False),
+        DepthwiseConv2d(inputs, 3),
         nn.Conv2d(inputs, outputs, 1, bias=False),
         nn.BatchNorm2d(outputs),
         nn.ReLU(),
