@@ -54,13 +54,14 @@ class Student(nn.Module):
         self.encoder = build_encoder(spec.encoder, encoder_weights)
         self.attention = RingAttention(encoder_channels[-1], spec.attention_width) if spec.attention_width else None
         self.lateral = nn.ModuleList([nn.Conv2d(channels, width, 1) for channels in encoder_channels])
-        block = _separable if spec.decoder == "separable" else _conv
+        block = _separable if spec.decoder in ("separable", "hybrid") else _conv
         self.fuse = nn.ModuleList([block(width, width) for _ in encoder_channels])
         self.detail: nn.Module | None = None
         if bins.prob_stride == 2:
             finest = ENCODERS[spec.encoder].finest_channels
-            self.detail = nn.Conv2d(finest, width, 1) if spec.decoder == "separable" and finest else _conv(3, width, stride=2)
-        self.detail_fuse = block(width, width) if bins.prob_stride == 2 else None
+            self.detail = nn.Conv2d(finest, width, 1) if spec.decoder != "dense" and finest else _conv(3, width, stride=2)
+        detail_block = _separable if spec.decoder in ("separable", "hybrid") else _conv
+        self.detail_fuse = detail_block(width, width) if bins.prob_stride == 2 else None
         s = bins.prob_stride
         self.mask = nn.Sequential(nn.Conv2d(width, 9 * s * s, 1)) if spec.upsampling == "convex" else None
         self.classify = nn.Conv2d(width, bins.count, 1)
