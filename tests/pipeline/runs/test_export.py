@@ -52,7 +52,7 @@ from stages.targets.spec import BinSpec
 
 LINEAGE = Lineage("tiny", "CC-BY-NC-4.0", "c0ffee" * 10, "fake", (0.1, 80.0), 1234)
 OPERATORS = """
-Add And Cast Clip Concat Conv Div Exp Expand Gather Gemm Greater LayerNormalization MatMul Max MaxPool Mul Not
+Add And Cast Clip Concat Conv Div Exp Expand Gather Gemm Greater LayerNormalization MatMul Max MaxPool Mul Not Pad
 ReduceMean ReduceMin ReduceSum Relu Reshape Resize Shape Slice Softmax Split Squeeze Sub Tanh Transpose Unsqueeze Where
 """
 """A graph of these: each is in the table of operators that TensorRT 10 supports, in the types that occur here."""
@@ -147,6 +147,30 @@ def test_the_graph_tells_what_goes_in_and_comes_out_and_nothing_of_the_sources(m
     assert {node.op_type for node in proto.graph.node} <= {*OPERATORS.split()}
     assert not any(node.metadata_props or node.doc_string for node in proto.graph.node)
     assert b".py" not in model
+
+
+def test_the_graph_of_inverted_residuals_says_what_pytorch_says(student, rigs):
+    """EfficientNet-lite has what no ResNet has: ReLU6, depthwise kernels, padding of one side."""
+    torch.manual_seed(0)
+    spec = replace(student.spec, encoder="efficientnet-lite0", attention_width=0)
+    lite = trained(Student(spec, student.bins).eval())
+    model = onnx_model(export_program(lite, view_count=3, batch=1), {"format": "test"})
+    assert {node.op_type for node in onnx.load_from_string(model).graph.node} <= {*OPERATORS.split()}
+    rig = one(rigs, 0)
+    expected_m = torch_runner(lite, "fp32")(rig)
+    assert expected_m.std() / expected_m.mean() > 0.01
+    for runner in (onnxruntime_runner(model), openvino_runner(model, "fp32")):
+        np.testing.assert_allclose(runner(rig), expected_m, rtol=1e-4)
+
+
+def test_the_licence_of_a_student_names_each_licence_once(student):
+    """Apache-2.0 is this program's, and EfficientNet-lite's too."""
+    for encoder, licence in (
+        ("efficientnet-lite0", "Apache-2.0"),
+        ("mobilenet-v2", "Apache-2.0 AND BSD-3-Clause"),
+        ("resnet-10", "Apache-2.0 AND BSD-3-Clause"),
+    ):
+        assert command.student_licence(replace(student.spec, encoder=encoder, pretrained=True)) == licence
 
 
 def test_turning_the_ring_turns_the_depth(model, rigs):

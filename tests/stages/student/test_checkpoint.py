@@ -40,11 +40,12 @@ def state(step: int, best: float = math.inf) -> TrainingState:
     )
 
 
-def test_a_student_comes_back_from_its_file_alone_in_evaluation_mode(tmp_path):
-    model = student()
+@pytest.mark.parametrize("encoder", ["resnet-18", "efficientnet-lite0", "mobilenet-v2"])
+def test_a_student_comes_back_from_its_file_alone_in_evaluation_mode(tmp_path, encoder):
+    model, spec = student(encoder=encoder), replace(SPEC, encoder=encoder)
     save_student(tmp_path / "a", model, LINEAGE)
-    loaded = load_student(tmp_path / "a", expected=SPEC)
-    assert (loaded.lineage, loaded.student.spec, loaded.student.bins.count) == (LINEAGE, SPEC, 16)
+    loaded = load_student(tmp_path / "a", expected=spec)
+    assert (loaded.lineage, loaded.student.spec, loaded.student.bins.count) == (LINEAGE, spec, 16)
     assert not loaded.student.training
     for name, value in model.state_dict().items():
         torch.testing.assert_close(loaded.student.state_dict()[name], value, rtol=0, atol=0)

@@ -1,4 +1,4 @@
-"""Encoders of inverted residual blocks: sizes and padding. `tests/pipeline/weights/test_reference.py` has the values."""
+"""Encoders of inverted residual blocks: sizes and padding; values are in `tests/pipeline/weights/test_reference.py`."""
 
 from math import sqrt
 
@@ -55,10 +55,17 @@ def test_same_padding_by_hand():
     assert same_convolution_of_a_ramp(5) == [[120, 96], [114, 90]]
 
 
-def test_only_efficientnet_pads_like_tensorflow():
-    """At the stem and at each of the four stages of stride 2."""
-    for name, count in (("efficientnet-lite0", 5), ("efficientnet-lite2", 5), ("mobilenet-v2", 0)):
-        assert sum(isinstance(module, SameConv2d) or getattr(module, "same", False) for module in make(name).modules()) == count
+@pytest.mark.parametrize(
+    ("name", "padded_like_tensorflow", "eps"),
+    [("efficientnet-lite0", 5, 1e-3), ("efficientnet-lite2", 5, 1e-3), ("mobilenet-v2", 0, 1e-5)],
+)
+def test_the_two_families_differ_in_padding_and_epsilon(name, padded_like_tensorflow, eps):
+    """The stem and four stages have stride 2. Both families have ReLU6."""
+    modules = list(make(name).modules())
+    padded = [module for module in modules if isinstance(module, SameConv2d) or getattr(module, "same", False)]
+    assert len(padded) == padded_like_tensorflow
+    assert {module.eps for module in modules if isinstance(module, nn.BatchNorm2d)} == {eps}
+    assert {type(block.depthwise[2]) for block in modules if hasattr(block, "depthwise")} == {nn.ReLU6}
 
 
 def test_a_block_adds_its_input_where_the_sizes_allow_it():
