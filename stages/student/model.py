@@ -60,7 +60,7 @@ class Student(nn.Module):
         if bins.prob_stride == 2:
             finest = ENCODERS[spec.encoder].finest_channels
             self.detail = nn.Conv2d(finest, width, 1) if spec.decoder != "dense" and finest else _conv(3, width, stride=2)
-        detail_block = _separable if spec.decoder in ("separable", "hybrid") else _conv
+        detail_block = _separable if spec.decoder == "separable" else _conv
         self.detail_fuse = detail_block(width, width) if bins.prob_stride == 2 else None
         s = bins.prob_stride
         self.mask = nn.Sequential(nn.Conv2d(width, 9 * s * s, 1)) if spec.upsampling == "convex" else None
