@@ -7,6 +7,7 @@ as there are threads: no thread waits for another one after each layer, and what
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -130,7 +131,7 @@ def openvino_runner(model: bytes, precision: str, *, one_camera: bool = False) -
         B, V, _, H, W = rigs.image.shape
         depth_m = np.empty((B, V, H, W), np.float32)
 
-        def keep(request: openvino.InferRequest, i: int) -> None:
+        def keep(request: Any, i: int) -> None:
             depth_m[:, i : i + 1] = request.get_output_tensor().data
 
         queue.set_callback(keep)
