@@ -200,6 +200,7 @@ def predict(
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a value of it; repeatable."
 )
 @click.option("--batch", default="1", metavar="N|dynamic", show_default=True, help="Rigs per batch.")
+@click.option("--one-camera", is_flag=True, help="A graph of one camera: on CPUs faster than one of the whole rig.")
 @click.option(
     "--int8",
     type=click.Choice(["cpu", "cpu-vnni", "tensorrt"]),
@@ -218,6 +219,7 @@ def export(
     on: str | None,
     overrides: tuple[str, ...],
     batch: str,
+    one_camera: bool,
     int8: str | None,
     cache: str | None,
     frames: int,
@@ -237,6 +239,7 @@ def export(
             on=on,
             overrides=overrides,
             batch=_batch(batch),
+            one_camera=one_camera,
             int8=int8,
             cache=cache,
             frames=frames,

@@ -24,7 +24,15 @@ from pipeline.runs.splits import learnt_from, open_data, refuse_leak, select_fra
 from pipeline.weights.catalog import KNOWN
 from stages.compute.cpu import cpu_flags, flags_text
 from stages.compute.progress import progress_bar
-from stages.deploy.export import ExportError, export_program, onnx_model, program_file, require_extra, with_metadata
+from stages.deploy.export import (
+    ExportError,
+    export_program,
+    onnx_model,
+    program_file,
+    require_extra,
+    require_views_alone,
+    with_metadata,
+)
 from stages.deploy.parity import (
     MeasuredRig,
     Parity,
@@ -36,7 +44,7 @@ from stages.deploy.parity import (
     torch_contenders,
 )
 from stages.deploy.quantize import INT8_TARGETS, quantized, require_cpu_for
-from stages.deploy.runtimes import DeployedRigs, batches, deployed_rig, torch_runner
+from stages.deploy.runtimes import DeployedRigs, batches, cameras, deployed_rig, torch_runner
 from stages.evaluation.protocols import SURROUNDDEPTH
 from stages.student.checkpoint import LoadedStudent, load_student
 from stages.student.encoder import ENCODERS
@@ -58,6 +66,7 @@ class ExportRun:
         dataset, split, frames: what was compared on.
         truth: what abs_rel is measured against.
         batch: rigs at a time, None where the graph takes any number.
+        views_per_call: cameras of each rig that the graph takes: all of them, or 1.
         threads: of every runtime.
         cpu: flags of the CPU that ran them, or `unknown`.
         parity: one entry per way to run it.
@@ -71,6 +80,7 @@ class ExportRun:
     frames: int
     truth: str
     batch: int | None
+    views_per_call: int
     threads: int
     cpu: str
     parity: tuple[Parity, ...]
@@ -85,6 +95,7 @@ def run_export(
     on: str | None = None,
     overrides: Sequence[str] = (),
     batch: int | None = 1,
+    one_camera: bool = False,
     int8: str | None = None,
     cache: str | None = None,
     frames: int = 8,
@@ -98,6 +109,7 @@ def run_export(
         on: RECIPE or RECIPE=DATA with the test frames and the cameras of the rig; None for the run's own recipe.
         overrides: of that recipe.
         batch: rigs at a time; None leaves it open.
+        one_camera: the graph takes one camera of each rig, not all of them.
         int8: a key of INT8_TARGETS for a second file, quantised; None for none.
         cache: run or cache folder, address or recipe on whose frames it is calibrated; None for the checkpoint's run.
         frames: test frames to compare on, spread over the split.
@@ -107,7 +119,8 @@ def run_export(
         CheckpointError: if there is no usable student.
         RecipeError, SourceError, CacheError: if recipe, data or cache cannot be used, or test frames were learnt from.
         SettingError: if the packages for it are not installed, or this CPU lacks what the int8 file needs.
-        ExportError: if no frame can be read, or what came out is not the student.
+        ExportError: if no frame can be read, if the graph takes one camera but the student looks at its neighbours, or
+            if what came out is not the student.
         WriteError: if a file cannot be written.
     """
     if out.suffix != SUFFIX:
@@ -116,6 +129,8 @@ def run_export(
     if int8:
         require_cpu_for(int8)
     loaded = load_student(checkpoint)
+    if one_camera:
+        require_views_alone(loaded.student)
     size = loaded.student.spec.input_size
     folder = RunFolder.of_checkpoint(checkpoint)
     recipe = _recipe(on, folder, overrides)
@@ -133,19 +148,23 @@ def run_export(
 
     with progress_bar(2 + bool(int8) + pt2, 0, "export", "part") as bar:
         bar.set_postfix_str("graph")
-        told = _metadata(loaded, checkpoint, source.rig, batch)
-        program = export_program(loaded.student, source.rig.view_count, batch)
+        views = 1 if one_camera else source.rig.view_count
+        told = _metadata(loaded, checkpoint, source.rig, batch, views)
+        program = export_program(loaded.student, views, batch)
         graph = onnx_model(program, told | {"precision": "fp32"})
         files = {out: graph}
-        contenders = [*torch_contenders(loaded.student, checkpoint.stat().st_size), *graph_contenders(graph)]
+        contenders = [*torch_contenders(loaded.student, checkpoint.stat().st_size)]
+        contenders += graph_contenders(graph, one_camera=one_camera)
         bar.update()
         if int8:
             bar.set_postfix_str("int8")
+            if one_camera:
+                calibration = [one for rig in calibration for one in cameras(rig) if one.focal_px.all()]
             small = quantized(graph, batches(calibration, batch or 1), int8)
             kind = {"precision": "int8", "int8_target": int8, "int8_right_on": INT8_TARGETS[int8].right_on}
             small = with_metadata(small, told | kind)
             files[out.with_suffix(".int8" + SUFFIX)] = small
-            contenders += int8_contenders(small, int8)
+            contenders += int8_contenders(small, int8, one_camera=one_camera)
             bar.update()
         if pt2:
             files[out.with_suffix(".pt2")] = program_file(program, told | {"precision": "fp32"})
@@ -170,6 +189,7 @@ def run_export(
         len(rigs),
         "dense truth" if rigs[0].dense else "LiDAR",
         batch,
+        views,
         torch.get_num_threads(),
         flags_text(cpu_flags()),
         parity,
@@ -236,7 +256,7 @@ def _readable(
             bar.update()
 
 
-def _metadata(loaded: LoadedStudent, checkpoint: Path, rig: Rig, batch: int | None) -> dict[str, object]:
+def _metadata(loaded: LoadedStudent, checkpoint: Path, rig: Rig, batch: int | None, views: int) -> dict[str, object]:
     """What the file says of itself; docs/EXPORT.md lists the names."""
     spec, lineage = loaded.student.spec, loaded.lineage
     return {
@@ -244,6 +264,7 @@ def _metadata(loaded: LoadedStudent, checkpoint: Path, rig: Rig, batch: int | No
         "input_size": spec.input_size,
         "cameras": rig.camera_names,
         "batch": batch or "dynamic",
+        "views_per_call": views,
         "resize": images.DEFINITION,
         "mean": IMAGE_MEAN,
         "std": IMAGE_STD,

@@ -20,7 +20,7 @@ OPSET = 18
 """The version that torch's exporter writes without conversion; TensorRT 10.0 and current onnxruntimes read it."""
 IMAGE, FOCAL, DEPTH = "image", "focal_px", "depth_m"
 MEANINGS = {
-    IMAGE: "uint8 RGB [B, V, 3, H, W], cameras in ring order, stretched to H x W; zeros where a camera is missing",
+    IMAGE: "uint8 RGB [B, V, 3, H, W], cameras in ring order or one of them, stretched to H x W; zeros: it is missing",
     FOCAL: "float32 [B, V], fx of each camera in pixels of the stretched image; 0 where a camera is missing",
     DEPTH: "float32 [B, V, H, W], depth along the optical axis in metres; 0 where a camera is missing",
 }
@@ -64,13 +64,27 @@ def require_extra() -> None:
         raise SettingError(f"export needs pip install 'surround-distill[export]' ({error})") from error
 
 
+def require_views_alone(student: Student) -> None:
+    """Check that a student sees each camera alone, so that a graph of one camera says what the student says.
+
+    Raises:
+        ExportError: if it has attention between views.
+    """
+    if width := student.spec.attention_width:
+        raise ExportError(
+            "--one-camera: expected a student without attention between views (student.attention_width = 0), found"
+            f" attention of {width} channels, for which a camera needs its neighbours; export it without --one-camera,"
+            " or train a student with attention_width = 0"
+        )
+
+
 def export_program(student: Student, view_count: int, batch: int | None) -> ExportedProgram:
     """Trace the deployed part of a student.
 
     Args:
         student: a student in evaluation mode, on the CPU; not changed.
-        view_count: V, cameras of the rig.
-        batch: B, rigs per call; None leaves it open.
+        view_count: V, cameras per call: those of the rig, or 1 if the student sees each alone.
+        batch: B, rigs per call, or images of one camera; None leaves it open.
     """
     rigs = batch or 2
     image = torch.zeros(rigs, view_count, 3, *student.spec.input_size, dtype=torch.uint8)

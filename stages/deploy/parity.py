@@ -31,6 +31,8 @@ from stages.student.fold import folded
 from stages.student.model import Student
 
 GRAPH_RUNTIMES = ("onnxruntime", "OpenVINO")
+CORE_EACH = ", a core each"
+"""After the name of a runtime: it ran a graph of one camera, on one thread for each camera."""
 INT8, INT8_IN_FLOAT = "int8", "int8 in float"
 """How an int8 file is run: in integers, or rounded to them but computed in float, which is the same on every CPU."""
 EVERYWHERE = "everywhere"
@@ -161,29 +163,38 @@ def torch_contenders(student: Student, file_bytes: int) -> Iterator[Contender]:
         yield Contender("PyTorch", precision, torch_runner(ready, precision), file_bytes)
 
 
-def graph_contenders(model: bytes) -> Iterator[Contender]:
-    """An fp32 ONNX file in every runtime and every precision."""
-    onnxruntime, openvino = GRAPH_RUNTIMES
-    yield Contender(onnxruntime, "fp32", onnxruntime_runner(model), len(model))
+def graph_contenders(model: bytes, *, one_camera: bool = False) -> Iterator[Contender]:
+    """An fp32 ONNX file, of a rig or of one camera, in every runtime and every precision."""
+    onnxruntime, openvino = _graph_runtimes(one_camera)
+    yield Contender(onnxruntime, "fp32", onnxruntime_runner(model, one_camera=one_camera), len(model))
     for precision in openvino_precisions():
-        yield Contender(openvino, precision, openvino_runner(model, precision), len(model))
+        run = openvino_runner(model, precision, one_camera=one_camera)
+        yield Contender(openvino, precision, run, len(model))
 
 
-def int8_contenders(model: bytes, target: str) -> Iterator[Contender]:
+def int8_contenders(model: bytes, target: str, *, one_camera: bool = False) -> Iterator[Contender]:
     """An int8 file in float, and in integers in every runtime where a CPU is what it is for.
 
     Args:
         model: file of `stages.deploy.quantize.quantized`.
         target: a key of INT8_TARGETS, that it was made for.
+        one_camera: it is a graph of one camera.
     """
-    onnxruntime, openvino = GRAPH_RUNTIMES
+    onnxruntime, openvino = _graph_runtimes(one_camera)
     made = partial(Contender, file_bytes=len(model), right_on=INT8_TARGETS[target].right_on)
-    yield made(onnxruntime, INT8_IN_FLOAT, onnxruntime_runner(model, as_written=True), timed=False)
+    in_float = onnxruntime_runner(model, one_camera=one_camera, as_written=True)
+    yield made(onnxruntime, INT8_IN_FLOAT, in_float, timed=False)
     if not INT8_TARGETS[target].on_cpu:
         return
-    yield made(onnxruntime, INT8, onnxruntime_runner(model))
+    yield made(onnxruntime, INT8, onnxruntime_runner(model, one_camera=one_camera))
     for rest in openvino_precisions():
-        yield made(openvino, INT8 if rest == "fp32" else f"{INT8} and {rest}", openvino_runner(model, rest))
+        precision = INT8 if rest == "fp32" else f"{INT8} and {rest}"
+        yield made(openvino, precision, openvino_runner(model, rest, one_camera=one_camera))
+
+
+def _graph_runtimes(one_camera: bool) -> list[str]:
+    """The names of GRAPH_RUNTIMES as a table shows them."""
+    return [name + CORE_EACH * one_camera for name in GRAPH_RUNTIMES]
 
 
 def require_parity(found: Sequence[Parity]) -> None:
@@ -193,7 +204,7 @@ def require_parity(found: Sequence[Parity]) -> None:
         ExportError: if an fp32 or int8 graph is too far from PyTorch, or a graph gives depth that is not finite.
     """
     for one in found:
-        if one.runtime not in GRAPH_RUNTIMES:
+        if one.runtime.removesuffix(CORE_EACH) not in GRAPH_RUNTIMES:
             continue
         where = f"{one.precision} graph in {one.runtime}"
         if not np.isfinite(one.max_relative):

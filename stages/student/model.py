@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate, pad, pixel_shuffle
 from stages.student.cross_view import RingAttention
 from stages.student.depthwise import DepthwiseConv2d
 from stages.student.encoder import ENCODERS, STRIDES, build_encoder
-from stages.student.head import MetricBinCenters, expected_depth_m
+from stages.student.head import MetricBinCenters, expected_depth_m, upsampled_m
 from stages.student.spec import StudentSpec
 from stages.targets.relations import GRID, pool_tokens
 from stages.targets.spec import BinSpec
@@ -110,7 +110,7 @@ class Student(nn.Module):
         if self.mask is not None:
             depth_m = convex_upsampled(depth_m, self.mask(x).float(), self.bins.prob_stride)
         else:
-            depth_m = interpolate(depth_m[:, None], size=self.spec.input_size, mode="bilinear", align_corners=False)[:, 0]
+            depth_m = upsampled_m(depth_m, self.bins.prob_stride)
         return StudentOutput(*(x.reshape(B, V, *x.shape[1:]) for x in (logit, centers_m, depth_m, tokens)))
 
 

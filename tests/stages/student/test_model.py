@@ -13,7 +13,7 @@ from data_cache.errors import SettingError
 from stages.student.cross_view import RingAttention
 from stages.student.encoder import ENCODERS, STRIDES, build_encoder
 from stages.student.fold import folded
-from stages.student.head import MetricBinCenters, expected_depth_m
+from stages.student.head import MetricBinCenters, expected_depth_m, upsampled_m
 from stages.student.model import Student
 from stages.student.spec import StudentSpec
 from stages.targets.relations import pool_tokens
@@ -287,6 +287,30 @@ def test_expected_depth_by_hand():
     depth_m = expected_depth_m(logit, torch.tensor([[8.0, 2.0], [10.0, 1.0]]))
     torch.testing.assert_close(depth_m, torch.tensor([6.5, 5.5]).view(2, 1, 1))
     assert expected_depth_m(logit.bfloat16(), torch.ones(2, 2)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+@pytest.mark.parametrize("size", [(5, 7), (1, 3)])
+def test_exported_or_not_depth_is_upsampled_alike(factor, size, monkeypatch):
+    """Weights are exact, multiples of 1/8 by axis, and all terms positive: each rounding is one of the sum itself.
+
+    A mixture of 9 pixels is rounded 9 times, one of 4 pixels 4 times, by 2 ** -24 each: 16 are more than enough.
+    """
+    depth_m = random(3, *size).exp()
+    expected_m = upsampled_m(depth_m, factor)
+    assert expected_m.shape == (3, factor * size[0], factor * size[1])
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    torch.testing.assert_close(upsampled_m(depth_m, factor), expected_m, rtol=16 * 2**-24, atol=0)
+
+
+@pytest.mark.parametrize("exporting", [False, True])
+def test_upsampled_depth_by_hand(exporting, monkeypatch):
+    """Fine pixels lie 3/8 and 1/8 of a coarse one from its centre, on either side; beyond the border, depth stays."""
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: exporting)
+    found_m = upsampled_m(torch.tensor([[[8.0, 16.0], [0.0, 32.0]]]), 4)[0]
+    assert found_m[0].tolist() == [8, 8, 9, 11, 13, 15, 16, 16]
+    assert found_m[:, 0].tolist() == [8, 8, 7, 5, 3, 1, 0, 0]
+    assert found_m[3, 4] == 5 / 8 * 13 + 3 / 8 * 20
 
 
 def test_depth_in_training_and_in_evaluation_is_the_same_function():
