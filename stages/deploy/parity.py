@@ -39,7 +39,7 @@ EVERYWHERE = "everywhere"
 FP32_LIMIT = 1e-4
 """Limit on the relative difference of an fp32 graph from PyTorch at any pixel; the largest seen was 3e-6."""
 INT8_LIMIT = 0.03
-"""Limit on the mean relative difference of an int8 graph from PyTorch; trained students had up to 0.007."""
+"""Limit on the mean relative difference of an int8 graph from PyTorch; trained students had up to 0.016."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from data_cache.errors import SettingError
 from stages.compute.cpu import VNNI, cpu_flags, flags_text
 from stages.deploy.export import quiet_exporters
+from stages.deploy.filter_steps import refine_filters
 from stages.deploy.runtimes import DeployedRigs, feeds
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ class Int8Target:
 
     An x86 CPU without VNNI multiplies activations of 8 bits (as 0 to 255) by weights of 8 bits and sums two products in
     16 bits, where a sum above 32,767 becomes 32,767. With weights of 7 bits (-64 to 64) no sum of two is above
-    2 * 255 * 64 = 32,640; with 8 bits it is up to 2 * 255 * 127 = 64,770.
+    2 * 255 * 64 = 32,640; with 8 bits it is up to 2 * 255 * 127 = 64,770. A depthwise filter may have larger weights
+    than 64 where no two of them have a sum above 2 * 64.
 
     Attributes:
         right_on: where the file says what the student says, in words; it goes into the file.
@@ -96,7 +98,7 @@ def quantized(model: bytes, calibration: Iterable[DeployedRigs], target: str) ->
     with quiet_exporters(), tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "int8.onnx"
         quantize_static(
-            graph,
+            onnx.load_from_string(model),  # it empties what it is given
             path,
             Reader(),
             quant_format=QuantFormat.QDQ,
@@ -108,7 +110,11 @@ def quantized(model: bytes, calibration: Iterable[DeployedRigs], target: str) ->
             weight_type=QuantType.QInt8,
             extra_options={"ActivationSymmetric": kind.signed, "WeightSymmetric": True, "QuantizeBias": False},
         )
-        return path.read_bytes()
+        file = onnx.load(path)
+    if kind.weight_bits == 7:
+        refine_filters(file, graph, pair_limit=2 * 64)
+    data: bytes = file.SerializeToString()
+    return data
 
 
 def _convolutions_of_depth(graph: "ModelProto") -> list[str]:

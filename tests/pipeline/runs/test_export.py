@@ -199,7 +199,7 @@ def test_a_graph_of_one_camera_is_calibrated_compared_and_written(traced, monkey
     expected = [record.image[valid].transpose(0, 3, 1, 2) for record, valid in zip(records, there, strict=True)]
     np.testing.assert_array_equal(np.concatenate([one.image[:, 0] for one in seen]), np.concatenate(expected))
     focal_px = [record.intrinsics[valid, 0, 0] for record, valid in zip(records, there, strict=True)]
-    assert [float(one.focal_px) for one in seen] == np.concatenate(focal_px).tolist()
+    assert [one.focal_px.item() for one in seen] == np.concatenate(focal_px).tolist()
 
 
 def test_a_graph_of_one_camera_of_a_student_with_attention_is_one_error(folder):
