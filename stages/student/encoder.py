@@ -26,7 +26,6 @@ class EncoderShape:
     channels: tuple[int, int, int, int]
     depths: tuple[int, ...]
     weights: str | None
-    finest_channels: int = 0
 
 
 STRIDES = (4, 8, 16, 32)
@@ -35,7 +34,7 @@ ENCODERS = {
     "resnet-10": EncoderShape(_RESNET, (1, 1, 1, 1), weights="resnet-18"),
     "resnet-18": EncoderShape(_RESNET, (2, 2, 2, 2), weights="resnet-18"),
     "resnet-34": EncoderShape(_RESNET, (3, 4, 6, 3), weights="resnet-34"),
-    **{name: EncoderShape(map_channels(shape), shape.depths, weights=name, finest_channels=shape.channels[0]) for name, shape in ARCHITECTURES.items()},
+    **{name: EncoderShape(map_channels(shape), shape.depths, weights=name) for name, shape in ARCHITECTURES.items()},
     "convnextv2-atto": EncoderShape((40, 80, 160, 320), (2, 2, 6, 2), weights=None),
     "convnextv2-nano": EncoderShape((80, 160, 320, 640), (2, 2, 8, 2), weights=None),
 }
@@ -46,8 +45,6 @@ _STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
 def build_encoder(name: str, weights: Path | None) -> nn.Module:
     """Build an encoder whose `feature_maps` have the strides STRIDES and the channels of its shape.
-
-    One of inverted residual blocks also has a map of stride 2, `finest`.
 
     Args:
         name: a key of ENCODERS.

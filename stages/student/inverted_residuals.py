@@ -41,8 +41,8 @@ class InvertedResidualShape:
 _STEM_CHANNELS = 32
 _STAGE_STRIDES = (1, 2, 2, 2, 1, 2, 1)
 _EXPANSIONS = (1, 6, 6, 6, 6, 6, 6)
-_TAPPED_STAGES = (0, 1, 2, 4, 6)
-"""The last stage at each of the strides 2, 4, 8, 16 and 32, counted from 0."""
+_TAPPED_STAGES = (1, 2, 4, 6)
+"""The last stage at each of the strides 4, 8, 16 and 32, counted from 0."""
 _LITE_KERNELS = (3, 3, 5, 3, 5, 5, 3)
 _LITE_CHANNELS = (16, 24, 40, 80, 112, 192, 320)
 _DEEPER = (1, 3, 3, 4, 4, 5, 1)
@@ -59,7 +59,7 @@ ARCHITECTURES = {
 
 def map_channels(shape: InvertedResidualShape) -> tuple[int, int, int, int]:
     """Channels of the maps of strides 4, 8, 16 and 32."""
-    _, c4, c8, c16, c32 = (shape.channels[stage] for stage in _TAPPED_STAGES)
+    c4, c8, c16, c32 = (shape.channels[stage] for stage in _TAPPED_STAGES)
     return c4, c8, c16, c32
 
 
@@ -69,7 +69,6 @@ class InvertedResidualMaps:
 
     Attributes:
         feature_maps: maps of strides 4, 8, 16 and 32, as the backbones of transformers return them.
-        finest: the map of stride 2.
     """
 
     feature_maps: tuple[
@@ -78,7 +77,6 @@ class InvertedResidualMaps:
         Float[Tensor, "N C16 h16 w16"],
         Float[Tensor, "N C32 h32 w32"],
     ]
-    finest: Float[Tensor, "N C2 h2 w2"]
 
 
 class InvertedResiduals(nn.Module):
@@ -110,8 +108,8 @@ class InvertedResiduals(nn.Module):
             x = block(x)
             if index in self._tapped:
                 maps.append(x)
-        finest, s4, s8, s16, s32 = maps
-        return InvertedResidualMaps((s4, s8, s16, s32), finest)
+        s4, s8, s16, s32 = maps
+        return InvertedResidualMaps((s4, s8, s16, s32))
 
 
 class SameConv2d(nn.Conv2d):

@@ -6,10 +6,9 @@ from pathlib import Path
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, pad, pixel_shuffle
+from torch.nn.functional import interpolate
 
 from stages.student.cross_view import RingAttention
-from stages.student.depthwise import DepthwiseConv2d
 from stages.student.encoder import ENCODERS, STRIDES, build_encoder
 from stages.student.head import MetricBinCenters, expected_depth_m, upsampled_m
 from stages.student.spec import StudentSpec
@@ -54,16 +53,10 @@ class Student(nn.Module):
         self.encoder = build_encoder(spec.encoder, encoder_weights)
         self.attention = RingAttention(encoder_channels[-1], spec.attention_width) if spec.attention_width else None
         self.lateral = nn.ModuleList([nn.Conv2d(channels, width, 1) for channels in encoder_channels])
-        block = _separable if spec.decoder in ("separable", "hybrid") else _conv
-        self.fuse = nn.ModuleList([block(width, width) for _ in encoder_channels])
-        self.detail: nn.Module | None = None
-        if bins.prob_stride == 2:
-            finest = ENCODERS[spec.encoder].finest_channels
-            self.detail = nn.Conv2d(finest, width, 1) if spec.decoder != "dense" and finest else _conv(3, width, stride=2)
-        detail_block = _separable if spec.decoder == "separable" else _conv
-        self.detail_fuse = detail_block(width, width) if bins.prob_stride == 2 else None
-        s = bins.prob_stride
-        self.mask = nn.Sequential(nn.Conv2d(width, 9 * s * s, 1)) if spec.upsampling == "convex" else None
+        self.fuse = nn.ModuleList([_conv(width, width) for _ in encoder_channels])
+        # Not every encoder has a map of stride 2: fine detail comes from the image itself.
+        self.detail = _conv(3, width, stride=2) if bins.prob_stride == 2 else None
+        self.detail_fuse = _conv(width, width) if bins.prob_stride == 2 else None
         self.classify = nn.Conv2d(width, bins.count, 1)
         self.centers = MetricBinCenters(encoder_channels[-1], bins.count, spec.near_m, spec.far_m, spec.focal_px)
 
@@ -87,8 +80,7 @@ class Student(nn.Module):
         """
         B, V = image.shape[:2]
         flat = (image - self.mean).div_(self.std).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        seen = self.encoder(flat)
-        maps = list(seen.feature_maps)
+        maps = list(self.encoder(flat).feature_maps)
         tokens = pool_tokens(maps[_token_level(self.spec.input_size)])
         if self.attention is not None:
             deepest = maps[-1].reshape(B, V, *maps[-1].shape[1:])
@@ -98,7 +90,7 @@ class Student(nn.Module):
         for level in (2, 1, 0):
             x = self.fuse[level](self.lateral[level](maps[level]) + _upsample_like(x, maps[level]))
         if self.detail is not None and self.detail_fuse is not None:
-            detail = self.detail(seen.finest if isinstance(self.detail, nn.Conv2d) else flat)
+            detail = self.detail(flat)
             x = self.detail_fuse(detail + _upsample_like(x, detail))
         logit = self.classify(x)
         centers_m = self.centers(maps[-1].mean((-2, -1)), focal_px.flatten())
@@ -107,10 +99,7 @@ class Student(nn.Module):
             depth_m = (logit.softmax(1) * centers_m[..., None, None]).sum(1)  # not einsum: autocast would round to bf16
         else:
             depth_m = expected_depth_m(logit, centers_m)
-        if self.mask is not None:
-            depth_m = convex_upsampled(depth_m, self.mask(x).float(), self.bins.prob_stride)
-        else:
-            depth_m = upsampled_m(depth_m, self.bins.prob_stride)
+        depth_m = upsampled_m(depth_m, self.bins.prob_stride)
         return StudentOutput(*(x.reshape(B, V, *x.shape[1:]) for x in (logit, centers_m, depth_m, tokens)))
 
 
@@ -125,23 +114,6 @@ def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
     )
-
-
-def _separable(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        DepthwiseConv2d(inputs, 3),
-        nn.Conv2d(inputs, outputs, 1, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(),
-    )
-
-
-def convex_upsampled(depth_m, mask, s):
-    n, h, w = depth_m.shape
-    around = pad(depth_m[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
-    near = torch.stack([around[:, i : i + h, j : j + w] for i in range(3) for j in range(3)], 1)
-    weight = mask.view(n, 9, s * s, h, w).softmax(1)
-    return pixel_shuffle((weight * near[:, :, None]).sum(1), s)[:, 0]
 
 
 def _upsample_like(x: Float[Tensor, "N C h w"], target: Float[Tensor, "N D H W"]) -> Float[Tensor, "N C H W"]:

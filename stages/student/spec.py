@@ -15,22 +15,18 @@ class StudentSpec:
         input_size: (H, W) of its images, multiples of 32.
         near_m, far_m: range of the canonical bin centres.
         focal_px: f0, the focal length in input pixels at which canonical centres are in metres.
-        decoder: dense (3x3 convolutions) or separable (a filter for each channel, then a mixture of channels).
         decoder_channels: channels of the decoder.
-        upsampling: from the resolution of the probabilities to that of the images: bilinear, or convex (learned).
         attention_width: channels of the attention between neighbouring views, 0 for no attention.
     """
 
-    encoder: str = "resnet-18"
+    encoder: str = "mobilenet-v2"
     pretrained: bool = True
     input_size: tuple[int, int]
     near_m: float
     far_m: float
     focal_px: float
-    decoder: str = "dense"
     decoder_channels: int = 64
-    upsampling: str = "bilinear"
-    attention_width: int = 128
+    attention_width: int = 0
 
     def __post_init__(self) -> None:
         if self.encoder not in ENCODERS:

@@ -26,8 +26,7 @@ ROUNDS = 10
 
 
 def spec_of(encoder: str) -> StudentSpec:
-    """ResNets with the decoder and the attention that they were measured with before, the others light."""
-    resnet = encoder.startswith("resnet")
+    """ResNets with the attention that they were measured with before, the others without."""
     return StudentSpec(
         encoder=encoder,
         pretrained=False,
@@ -35,8 +34,7 @@ def spec_of(encoder: str) -> StudentSpec:
         near_m=0.5,
         far_m=200.0,
         focal_px=500.0,
-        decoder="dense" if resnet else "separable",
-        attention_width=128 if resnet else 0,
+        attention_width=128 if encoder.startswith("resnet") else 0,
     )
 
 

@@ -280,6 +280,7 @@ def test_a_missing_checkpoint_package_or_frame_is_one_error(folder, monkeypatch)
     code, text = export(folder)
     assert (code, "export needs pip install 'surround-distill[export]'" in text) == (2, True), text
 
+
 def test_the_licence_of_a_student_names_each_licence_once():
     """Apache-2.0 is this program's, and EfficientNet-lite's too."""
     spec = deployable("resnet-18").spec

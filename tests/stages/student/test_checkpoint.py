@@ -61,7 +61,7 @@ def test_another_architecture_is_refused_naming_each_difference(tmp_path):
     save_student(tmp_path / "a", student(), LINEAGE)
     with pytest.raises(CheckpointError) as error:
         load_student(tmp_path / "a", expected=replace(SPEC, encoder="resnet-34", far_m=90.0))
-    assert "encoder: checkpoint has 'resnet-18', recipe says 'resnet-34'" in str(error.value)
+    assert "encoder: checkpoint has 'mobilenet-v2', recipe says 'resnet-34'" in str(error.value)
     assert "far_m: checkpoint has 80.0, recipe says 90.0" in str(error.value)
     assert "near_m" not in str(error.value)
 

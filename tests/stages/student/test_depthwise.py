@@ -5,7 +5,8 @@ from torch import nn
 from stages.student.depthwise import DepthwiseConv2d, same_padded
 
 KINDS = pytest.mark.parametrize(
-    ("kernel", "stride", "same"), [(3, 1, False), (3, 2, False), (3, 2, True), (5, 1, False), (5, 2, False), (5, 2, True)]
+    ("kernel", "stride", "same"),
+    [(3, 1, False), (3, 2, False), (3, 2, True), (5, 1, False), (5, 2, False), (5, 2, True)],
 )
 
 

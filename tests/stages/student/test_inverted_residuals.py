@@ -18,18 +18,18 @@ def make(name: str) -> InvertedResiduals:
 @pytest.mark.parametrize(
     ("name", "channels", "blocks", "parameters"),
     [
-        ("efficientnet-lite0", (16, 24, 40, 112, 320), 16, 2_958_848),
-        ("efficientnet-lite1", (16, 24, 40, 112, 320), 21, 3_723_520),
-        ("efficientnet-lite2", (16, 24, 48, 120, 352), 21, 4_357_952),
-        ("mobilenet-v2", (16, 24, 32, 96, 320), 17, 1_811_712),
+        ("efficientnet-lite0", (24, 40, 112, 320), 16, 2_958_848),
+        ("efficientnet-lite1", (24, 40, 112, 320), 21, 3_723_520),
+        ("efficientnet-lite2", (24, 48, 120, 352), 21, 4_357_952),
+        ("mobilenet-v2", (24, 32, 96, 320), 17, 1_811_712),
     ],
 )
-def test_maps_halve_from_stride_2_to_32(name, channels, blocks, parameters):
+def test_maps_halve_from_stride_4_to_32(name, channels, blocks, parameters):
     encoder = make(name)
     with torch.inference_mode():
         maps = encoder(random(2, 3, 64, 96))
-    assert [tuple(m.shape) for m in (maps.finest, *maps.feature_maps)] == [
-        (2, c, 64 // s, 96 // s) for c, s in zip(channels, (2, 4, 8, 16, 32), strict=True)
+    assert [tuple(m.shape) for m in maps.feature_maps] == [
+        (2, c, 64 // s, 96 // s) for c, s in zip(channels, (4, 8, 16, 32), strict=True)
     ]
     assert len(encoder.blocks) == blocks
     assert sum(p.numel() for p in encoder.parameters()) == parameters

@@ -20,6 +20,7 @@ from stages.targets.relations import pool_tokens
 from stages.targets.spec import BinSpec
 
 SPEC = StudentSpec(
+    encoder="resnet-18",
     pretrained=False,
     input_size=(96, 160),
     near_m=1.0,
