@@ -180,7 +180,7 @@ def parse_recipe(text: str, where: str, overrides: Sequence[str] = (), name: str
     if recipe.student.pretrained and ENCODERS[recipe.student.encoder].weights not in KNOWN:
         raise RecipeError(
             f"{Path(where).name}[student]: no pretrained weights are known for {recipe.student.encoder};"
-            ' set pretrained = false, or encoder = "resnet-18"'
+            ' set pretrained = false, or encoder = "mobilenet-v2"'
         )
     return recipe
 

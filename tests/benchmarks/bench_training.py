@@ -45,7 +45,12 @@ PARTS = {
     "resizing, padding, pooling": ("upsample", "pad2d", "pool2d"),
 }
 """Kernels of a step by words of their names; what has none of these words is elementwise, a sum, or the optimiser."""
-SIZES = {"small (resnet-18)": "resnet-18", "nano (resnet-10)": "resnet-10"}
+SIZES = {
+    "small": {},
+    "nano": {"decoder_channels": 32},
+    "small before": {"encoder": "resnet-18", "attention_width": 128},
+}
+"""What makes each student, beyond the recipe's."""
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +136,7 @@ def test_bench_training_step(recipe, reader, tmp_path, capsys, size):
     precision = resolve_precision("auto", device)
     spec = recipe.train_student
     stage = open_stage_one(recipe)
-    student = Student(replace(recipe.student, encoder=SIZES[size], pretrained=False), recipe.bins)
+    student = Student(replace(recipe.student, pretrained=False, **SIZES[size]), recipe.bins)
     timed = replace(spec, steps=STEPS, warmup_steps=2)
     job = TrainingJob(
         reader, student, reader.frames.train, (), tmp_path, timed, recipe.losses, recipe.data.depth_range_m, device

@@ -20,7 +20,7 @@ from stages.student.fold import folded
 from stages.student.model import Student
 from stages.teacher.transformers_depth import TransformersTeacher
 
-NAMES = {"resnet-10": "student nano", "resnet-18": "student small"}
+NAMES = {"mobilenet-v2": "student small", "resnet-18": "student base"}
 LAYOUTS = {"channels-last": torch.channels_last, "contiguous": torch.contiguous_format}
 WEIGHTS_TOO = "fp16 weights"
 """The student's weights in fp16, too; in `fp16` and `bf16` they are fp32 and autocast turns them over at each call."""
