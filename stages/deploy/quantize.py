@@ -77,7 +77,7 @@ def quantized(model: bytes, calibration: Iterable[DeployedRigs], target: str) ->
 
     Args:
         model: an ONNX file made by `stages.deploy.export.onnx_model`.
-        calibration: batches of the model's size, whose minima and maxima give the ranges of activations.
+        calibration: batches of the model's size, whose minima and maxima, averaged over batches, give the ranges of activations.
         target: a key of INT8_TARGETS.
 
     Returns:
@@ -108,7 +108,12 @@ def quantized(model: bytes, calibration: Iterable[DeployedRigs], target: str) ->
             reduce_range=kind.weight_bits == 7,
             activation_type=QuantType.QInt8 if kind.signed else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            extra_options={"ActivationSymmetric": kind.signed, "WeightSymmetric": True, "QuantizeBias": False},
+            extra_options={
+                "ActivationSymmetric": kind.signed,
+                "WeightSymmetric": True,
+                "QuantizeBias": False,
+                "CalibMovingAverage": True,
+            },
         )
         file = onnx.load(path)
     if kind.weight_bits == 7:

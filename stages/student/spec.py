@@ -25,7 +25,7 @@ class StudentSpec:
     near_m: float
     far_m: float
     focal_px: float
-    decoder_channels: int = 64
+    decoder_channels: int = 96
     attention_width: int = 0
 
     def __post_init__(self) -> None:

@@ -63,7 +63,7 @@ class Named:
 
 STUDENTS = (
     Named("nano", "mobilenet-v2", decoder_channels=32, accuracy=("ablation_synthetic_students.json", "nano")),
-    Named("small", "mobilenet-v2", accuracy=("ablation_synthetic_students.json", "small")),
+    Named("small", "mobilenet-v2", decoder_channels=96, accuracy=("ablation_synthetic_students.json", "small")),
     Named("lite0", "efficientnet-lite0"),
     Named("lite2", "efficientnet-lite2"),
     Named(
