@@ -102,7 +102,7 @@ def teacher_cache(
     commits: deque[Future[TeacherCacheReport]] = deque()
     looking: deque[Future[list[SeenView]]] = deque()
     with (
-        _one_thread_per_lane(lanes),
+        _one_thread_per_lane(teacher.device),
         claims,
         ThreadPoolExecutor(PREFETCH_THREADS, "read") as readers,
         ThreadPoolExecutor(lanes, "look") as lookers,
@@ -249,9 +249,10 @@ def _constant(frame: PreparedFrame, seen: Sequence[SeenView], camera_names: Sequ
 
 
 @contextmanager
-def _one_thread_per_lane(lanes: int) -> Iterator[None]:
+def _one_thread_per_lane(device: torch.device) -> Iterator[None]:
+    """On a CPU one thread sees a batch, also where there is one lane: on more, sums round in another order."""
     before = torch.get_num_threads()
-    if lanes > 1:
+    if device.type == "cpu":
         torch.set_num_threads(1)
     try:
         yield
