@@ -77,7 +77,8 @@ def quantized(model: bytes, calibration: Iterable[DeployedRigs], target: str) ->
 
     Args:
         model: an ONNX file made by `stages.deploy.export.onnx_model`.
-        calibration: batches of the model's size, whose minima and maxima, averaged over batches, give the ranges of activations.
+        calibration: batches of the model's size. Activations range from their minimum to their maximum, both averaged
+            over the batches, so that one unusual frame does not make the steps of all others coarse.
         target: a key of INT8_TARGETS.
 
     Returns:

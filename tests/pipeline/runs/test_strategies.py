@@ -1,6 +1,7 @@
 """Stage one by recipe alone with every binning strategy and with teachers of other families, as users run it."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
