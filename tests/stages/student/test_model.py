@@ -251,14 +251,15 @@ def test_centres_of_an_exported_student_bear_rounding_to_16_bits():
 
 @pytest.mark.parametrize("encoder", ["resnet-10", "efficientnet-lite0", "mobilenet-v2", "convnextv2-atto"])
 def test_a_folded_student_says_the_same_without_batch_norms(encoder):
-    student = trained(make_student(BinSpec(count=16, prob_stride=2), replace(SPEC, encoder=encoder)))
+    """In float64, where layer after layer of random weights cannot make a difference of rounding; depth is float32."""
+    student = trained(make_student(BinSpec(count=16, prob_stride=2), replace(SPEC, encoder=encoder))).double()
     before = {name: value.clone() for name, value in student.state_dict().items()}
     ready = folded(student)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in ready.modules())
     assert all(m.inplace for m in ready.modules() if isinstance(m, nn.ReLU | nn.ReLU6))
     expected, found = see(student), see(ready)
     torch.testing.assert_close(found.depth_m, expected.depth_m, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(found.tokens, expected.tokens, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(found.tokens, expected.tokens, rtol=1e-6, atol=1e-9)
     assert expected.depth_m.std() > 0.1
     for name, value in student.state_dict().items():
         assert torch.equal(value, before[name]), name
