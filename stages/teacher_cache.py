@@ -76,7 +76,7 @@ def teacher_cache(
     """Write those of `shards` that are not done and that no other process is writing.
 
     Reading, inference, and compression with writing overlap; at most three shards are in memory, the last one just
-    begun. The bytes written depend on the shard alone, not on lanes, order or interruptions. A frame that cannot be
+    begun. The bytes written depend on the shard alone, not on lanes of one thread, order or interruptions. A frame that cannot be
     read, or for which the teacher gives values that are not finite, is quarantined with its reason.
 
     Args:
@@ -102,7 +102,7 @@ def teacher_cache(
     commits: deque[Future[TeacherCacheReport]] = deque()
     looking: deque[Future[list[SeenView]]] = deque()
     with (
-        _one_thread_per_lane(teacher.device),
+        _one_thread_per_lane(lanes),
         claims,
         ThreadPoolExecutor(PREFETCH_THREADS, "read") as readers,
         ThreadPoolExecutor(lanes, "look") as lookers,
@@ -249,10 +249,9 @@ def _constant(frame: PreparedFrame, seen: Sequence[SeenView], camera_names: Sequ
 
 
 @contextmanager
-def _one_thread_per_lane(device: torch.device) -> Iterator[None]:
-    """On a CPU one thread sees a batch, also where there is one lane: on more, sums round in another order."""
+def _one_thread_per_lane(lanes: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    if device.type == "cpu":
+    if lanes > 1:
         torch.set_num_threads(1)
     try:
         yield
