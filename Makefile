@@ -59,7 +59,7 @@ browser: $(READY_DEV) ## fetch a Chromium for the tests of the report, if this m
 
 # What other CPUs and settings would do, as far as this one can be made to: ATEN_CPU_CAPABILITY limits PyTorch's own
 # kernels, ONEDNN_MAX_CPU_ISA those of oneDNN. Another Python: make test-portable VENV=.venv312 PYTHON=python3.12.
-PORTABLE := "avx2 AVX2 1" "avx2 AVX2 4" "default SSE41 2"
+PORTABLE := "avx2 AVX2 1" "avx2 AVX2 4" "default AVX2 2"
 test-portable: $(READY_DEV)  ## all tests with the instructions of older CPUs, and 1, 2 and 4 threads
 	@for setting in $(PORTABLE); do set -- $$setting; \
 	  echo "PyTorch's kernels: $$1, oneDNN's and OpenVINO's: $$2, threads: $$3; onnxruntime heeds neither"; \

