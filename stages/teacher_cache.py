@@ -76,8 +76,8 @@ def teacher_cache(
     """Write those of `shards` that are not done and that no other process is writing.
 
     Reading, inference, and compression with writing overlap; at most three shards are in memory, the last one just
-    begun. The bytes written depend on the shard alone, not on lanes of one thread, order or interruptions. A frame that
-    cannot be read, or for which the teacher gives values that are not finite, is quarantined with its reason.
+    begun. The bytes written depend on the shard alone, not on lanes (one thread each), order or interruptions. A frame
+    that cannot be read, or for which the teacher gives values that are not finite, is quarantined with its reason.
 
     Args:
         source: the data set.

@@ -1,5 +1,8 @@
 """The `surround` command in this process, and the smallest recipe that goes through all stages."""
 
+import re
+
+import torch
 from click.testing import CliRunner
 
 from pipeline.cli.main import main
@@ -40,3 +43,9 @@ def surround(*arguments: object) -> tuple[int, str]:
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, result.output
+
+
+def recomputes_what_it_stored(text: str) -> bool:
+    """What `cache verify --recompute` says: the same on one thread; on several, sums may round in another order."""
+    found = re.search(r"probabilities differ by (\S+) on average", text)
+    return found is not None and float(found[1]) <= (0 if torch.get_num_threads() == 1 else 2**-11)
