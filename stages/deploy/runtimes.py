@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float32, UInt8
 
 from stages.compute.devices import autocast
-from stages.compute.openvino_cpu import INFERENCE_PRECISION
+from stages.compute.openvino_cpu import INFERENCE_PRECISION, openvino_core
 from stages.deploy.export import FOCAL, IMAGE
 from stages.student.model import Student
 
@@ -113,7 +113,7 @@ def openvino_runner(model: bytes, precision: str, *, one_camera: bool = False) -
     """
     import openvino
 
-    core = openvino.Core()
+    core = openvino_core()
     threads = torch.get_num_threads()
     settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": INFERENCE_PRECISION[precision]}
     settings |= {"NUM_STREAMS": threads} if one_camera else {"PERFORMANCE_HINT": "LATENCY"}

@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from data_cache.errors import SettingError
-from stages.compute.openvino_cpu import INFERENCE_PRECISION
+from stages.compute.openvino_cpu import INFERENCE_PRECISION, openvino_core
 from stages.compute.quiet_transformers import quiet_transformers
 from stages.targets.space import Space
 from stages.teacher.base import TeacherOutput
@@ -112,7 +112,6 @@ def _compile(teacher: TransformersTeacher, precision: str, threads: int) -> Any:
 
     By the front end itself: `openvino.convert_model` does the same, and reports to its makers that it was used.
     """
-    import openvino
     from openvino.frontend import FrontEndManager, GeneralFailure, OpConversionFailure
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
@@ -133,7 +132,7 @@ def _compile(teacher: TransformersTeacher, precision: str, threads: int) -> Any:
         front_end = FrontEndManager().load_by_framework("pytorch")
         model = front_end.convert(front_end.load(decoder))
         model.reshape(list(shape))
-        return openvino.Core().compile_model(model, "CPU", settings)
+        return openvino_core().compile_model(model, "CPU", settings)
     except failures as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise SettingError(f"OpenVINO cannot convert {teacher.name}: {reason}; {_REMEDY}") from error

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import os
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,7 @@ from support.fakes import TEACHER_SIZE, random_images, tiny_teacher
 from support.tiny_teachers import save_tiny
 
 from data_cache.errors import SettingError
+from stages.compute import openvino_cpu
 from stages.compute.openvino_cpu import openvino_precisions
 from stages.teacher import openvino_depth, runtime
 from stages.teacher.base import Teacher, TeacherOutput
@@ -81,6 +83,7 @@ def test_the_rule(monkeypatch, asked, device, precision, family, installed, reso
     if installed:
         monkeypatch.setattr(runtime, "openvino_precisions", lambda: ("fp32", "bf16"))
     else:
+        _forget_core(monkeypatch)
         monkeypatch.setitem(sys.modules, "openvino", None)  # what Python does for a module that is not there
     if resolved in ("torch", "openvino"):
         assert resolve_runtime(asked, device, precision, family) == resolved
@@ -89,7 +92,12 @@ def test_the_rule(monkeypatch, asked, device, precision, family, installed, reso
             resolve_runtime(asked, device, precision, family)
 
 
+def _forget_core(monkeypatch) -> None:
+    monkeypatch.setattr(openvino_cpu, "openvino_core", openvino_cpu.openvino_core.__wrapped__)
+
+
 def test_an_openvino_that_is_broken_is_told_and_auto_does_without(monkeypatch):
+    _forget_core(monkeypatch)
     monkeypatch.setitem(sys.modules, "openvino", SimpleNamespace())  # no Core, as where its library does not load
     assert resolve_runtime("auto", CPU, "fp32", "depth_anything") == "torch"
     with pytest.raises(SettingError, match=r"OpenVINO cannot be used \(AttributeError.*install it again"):
@@ -237,3 +245,26 @@ def test_the_real_teacher_says_the_same_in_both_runtimes():
     assert (ours.runtime, theirs.runtime) == ("openvino", "torch")
     images = torch.cat([check_image(size), random_images(1, size)])
     assert relative_difference(ours(images), theirs(images)) < LIMITS["fp32"]
+
+
+@needs_openvino
+def test_a_teacher_given_up_in_another_thread_leaves_signals_working(teacher_folder):
+    """In a process of its own: OpenVINO would end it without a word at the next signal, see `openvino_core`."""
+    script = f"""
+import faulthandler, os, signal, threading
+from pathlib import Path
+import torch
+from stages.teacher.load import load_teacher
+faulthandler.enable()  # with a stack for handlers, as in every test process
+heard = []
+signal.signal(signal.SIGTERM, lambda *_: heard.append("SIGTERM"))
+held = [load_teacher(Path({str(teacher_folder)!r}), name="tiny", licence="none", weights_sha256="0",
+    input_size={TEACHER_SIZE}, device=torch.device("cpu"), precision="fp32", runtime="openvino")]
+thread = threading.Thread(target=held.clear)
+thread.start()
+thread.join()
+os.kill(os.getpid(), signal.SIGTERM)
+print(*heard)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "SIGTERM\n"), ended.stderr
