@@ -4,7 +4,7 @@ import math
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from operator import itemgetter
@@ -58,6 +58,8 @@ class CachedRigs(CachedViews):
         bins: the teacher's probabilities as stored; stages/targets/bins.py decodes them.
         relation: the teacher's view relations.
         tokens: the teacher's pooled features; C = 0 where the cache has none.
+        teacher_fit: scale and shift in 1 / m that put the teacher's disparity of a view without LiDAR into metres
+            (stages/targets/motion_fit.py); scale 0 where there is none. None if no frame has one.
         neighbour: the same rigs a moment before or after, with poses in the frame of `rig_from_cam`; a frame without
             such a neighbour has no valid view there. None if neighbours were not asked for.
     """
@@ -67,6 +69,7 @@ class CachedRigs(CachedViews):
     bins: StoredBins[Tensor]
     relation: Float[Tensor, "*B V P P"]
     tokens: Float[Tensor, "*B V P C"]
+    teacher_fit: Float[Tensor, "*B V 2"] | None = None
     neighbour: CachedViews | None = None
 
     @property
@@ -82,16 +85,49 @@ class CachedRigs(CachedViews):
 class CachedFrames(Dataset[CachedRigs]):
     """Frames of a cache, indexed by position in `frame_ids`."""
 
-    def __init__(self, reader: CacheReader, frame_ids: Sequence[str], *, neighbours: bool = False):
-        """Serve these frames of `reader`, each with its neighbour in time if `neighbours` is set.
+    def __init__(
+        self,
+        reader: CacheReader,
+        frame_ids: Sequence[str],
+        *,
+        neighbours: bool = False,
+        lidar_ids: Collection[str] | None = None,
+        teacher_fits: Mapping[str, Float[Tensor, "V 2"]] | None = None,
+    ):
+        """Serve frames of a cache.
 
-        A neighbour is always one of these frames: frames of another split must not teach.
+        Args:
+            reader: the cache.
+            frame_ids: which frames, in this order.
+            neighbours: serve each with its neighbour in time. That is always one of these frames: frames of another
+                split must not teach.
+            lidar_ids: frames that keep their LiDAR, the others are served without returns; None keeps all.
+            teacher_fits: `CachedRigs.teacher_fit` of frames by id; frames that are not named have none.
         """
         self.reader, self.frame_ids, self.neighbours = reader, tuple(frame_ids), neighbours
+        self.lidar_ids, self.teacher_fits = lidar_ids, teacher_fits
 
     def read_from(self, reader: CacheReader) -> "CachedFrames":
         """The same frames, read from a copy of the cache."""
-        return CachedFrames(reader, self.frame_ids, neighbours=self.neighbours)
+        return self._but(reader=reader)
+
+    def fitted(self, teacher_fits: Mapping[str, Float[Tensor, "V 2"]]) -> "CachedFrames":
+        """The same frames with these fits of the teacher."""
+        return self._but(teacher_fits=teacher_fits)
+
+    def _but(self, **changed: Any) -> "CachedFrames":
+        how = {"reader": self.reader, "teacher_fits": self.teacher_fits} | changed
+        return CachedFrames(
+            how["reader"],
+            self.frame_ids,
+            neighbours=self.neighbours,
+            lidar_ids=self.lidar_ids,
+            teacher_fits=how["teacher_fits"],
+        )
+
+    def has_lidar(self, position: int) -> bool:
+        """Whether a frame keeps its LiDAR."""
+        return self.lidar_ids is None or self.frame_ids[position] in self.lidar_ids
 
     def __len__(self) -> int:
         return len(self.frame_ids)
@@ -101,25 +137,45 @@ class CachedFrames(Dataset[CachedRigs]):
         record = self.reader.read(frame_id)
         world_from_rig = record.world_from_cam[np.argmax(record.view_valid)]
         tokens = record.tokens if record.tokens is not None else np.zeros((*record.relation.shape[:2], 0), np.float16)
+        lidar_depth_m = torch.from_numpy(unpack_depth_m(record.lidar_depth))
         return CachedRigs(
             **vars(_views(record, record.image, world_from_rig)),
             frame_ids=(frame_id,),
-            lidar_depth_m=torch.from_numpy(unpack_depth_m(record.lidar_depth)),
+            lidar_depth_m=lidar_depth_m if self.has_lidar(position) else torch.zeros_like(lidar_depth_m),
             bins=map_arrays(_tensor, record.bins),
             relation=torch.from_numpy(record.relation).float(),
             tokens=torch.from_numpy(tokens).float(),
+            teacher_fit=self._teacher_fit(position, len(record.view_valid)) if self.teacher_fits is not None else None,
             neighbour=self._neighbour(position, record, world_from_rig) if self.neighbours else None,
         )
 
+    def moments(self, position: int) -> list[CachedViews]:
+        """A frame and those just before and after it from which the rig has moved, with poses in the frame's axes."""
+        record = self.reader.read_cameras(self.frame_ids[position])
+        world_from_rig = record.world_from_cam[np.argmax(record.view_valid)]
+        image = self.reader.read_image(self.frame_ids[position])
+        return [_views(record, image, world_from_rig), *self._moved(position, record, world_from_rig)]
+
     def _neighbour(self, position: int, record: FrameRecord, world_from_rig: Float64[np.ndarray, "4 4"]) -> CachedViews:
         """The frame before, or else the one after: most of what a rig sees ahead was visible from further back, too."""
-        for other in (position - 1, position + 1):
-            if 0 <= other < len(self) and same_drive(self.frame_ids[position], self.frame_ids[other]):
-                cameras = self.reader.read_cameras(self.frame_ids[other])
-                if MIN_MOVED_M < moved_m(record, cameras) < MAX_MOVED_M:
-                    return _views(cameras, self.reader.read_image(self.frame_ids[other]), world_from_rig)
+        for views in self._moved(position, record, world_from_rig):
+            return views
         nothing = _views(record, record.image, world_from_rig)
         return replace(nothing, view_valid=torch.zeros_like(nothing.view_valid))
+
+    def _moved(
+        self, position: int, cameras: FrameCameras, world_from_rig: Float64[np.ndarray, "4 4"]
+    ) -> Iterator[CachedViews]:
+        """The frame before and the one after, where they belong to the same drive and the rig has moved."""
+        for other in (position - 1, position + 1):
+            if 0 <= other < len(self) and same_drive(self.frame_ids[position], self.frame_ids[other]):
+                there = self.reader.read_cameras(self.frame_ids[other])
+                if MIN_MOVED_M < moved_m(cameras, there) < MAX_MOVED_M:
+                    yield _views(there, self.reader.read_image(self.frame_ids[other]), world_from_rig)
+
+    def _teacher_fit(self, position: int, view_count: int) -> Float[Tensor, "V 2"]:
+        assert self.teacher_fits is not None
+        return self.teacher_fits.get(self.frame_ids[position], torch.zeros(view_count, 2))
 
 
 def same_drive(frame_id: str, other_id: str) -> bool:

@@ -32,7 +32,7 @@ from stages.student.checkpoint import (
     saved_states,
 )
 from stages.training.log import TrainingLog, predicted_depth_m, training_picture
-from stages.training.preflight import STATES, TrainingJob, open_job
+from stages.training.preflight import STATES, TrainingJob, frame_groups, open_job
 from stages.training.schedule import learning_rate, sample_order, split
 from stages.training.step import Training, TrainingError, mean_over_processes, on_device, term_values
 
@@ -96,7 +96,7 @@ def train_student(
             f"{job.folder}: expected one state for all processes, found states of different steps {begins}; give --run"
             " a path on a disk that all processes share"
         )
-    order = sample_order(spec.seed, len(opened.frames), spec.batch_rigs, range(begin, spec.steps))
+    order = sample_order(spec.seed, frame_groups(opened.frames), spec.batch_rigs, range(begin, spec.steps))
     passes = [part for batch in order for part in split(batch, rank(), process_count(), spec.accumulate)]
     files = _Files(job, training, opened.run)
     with ExitStack() as stack:

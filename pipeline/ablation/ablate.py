@@ -110,7 +110,8 @@ def run_ablate(
     outcomes = [student.outcome() for student in students]
     left = outcomes[my_part].count(None)
     results = [outcome for outcome in outcomes if outcome is not None]
-    rows = table_rows([Outcome(**{field.name: result[field.name] for field in fields(Outcome)}) for result in results])
+    names = [field.name for field in fields(Outcome)]
+    rows = table_rows([Outcome(**{name: result[name] for name in names if name in result}) for result in results])
     path = None
     if train:
         provenance = {"command": shlex.join(command), "cache_id": reader.identity.sha256, **here}

@@ -45,18 +45,21 @@ class PlannedStudent:
     """One student of the ablation.
 
     Attributes:
-        row, lidar_share, seed: which one.
+        row, lidar_share, lidar_drives, seed: which one.
         recipe: of that student alone.
         cache_id: of the cache that it learns from.
         folder: its run folder.
+        motion: folder of the fits of frames without LiDAR, which all students share.
     """
 
     row: str
     lidar_share: float
+    lidar_drives: int | None
     seed: int
     recipe: Recipe
     cache_id: str
     folder: RunFolder
+    motion: Path
 
     @property
     def measured_on(self) -> tuple[str, ...]:
@@ -99,11 +102,30 @@ def plan_students(recipe: Recipe, folder: RunFolder) -> list[PlannedStudent]:
         return readers[key]
 
     return [
-        _plan_student(recipe, folder, row, overrides, share, seed, open_cache)
+        replace(_plan_student(on_drives, folder, row, overrides, share, seed, open_cache), lidar_drives=count)
         for seed in spec.seeds
         for share in spec.lidar_shares
+        for count, on_drives in _by_lidar_drives(recipe).items()
         for row, overrides in spec.rows.items()
     ]
+
+
+def _by_lidar_drives(recipe: Recipe) -> dict[int | None, Recipe]:
+    """The recipe for each number of LiDAR drives.
+
+    Raises:
+        RecipeError: if there are fewer training drives.
+    """
+    counts = recipe.ablate.lidar_drives
+    if not counts:
+        return {None: recipe}
+    source = open_data(recipe.data)
+    train = set(select_frames(recipe.data, source, recipe.data.train))
+    drives = [name for name, frame_ids in source.drives.items() if train & set(frame_ids)]
+    if max(counts) > len(drives):
+        raise RecipeError(f"ablate.lidar_drives: {max(counts)} of the {len(drives)} drives of data.train")
+    chosen = {count: tuple(drives[i * len(drives) // count] for i in range(count)) for count in counts}
+    return {count: replace(recipe, data=replace(recipe.data, lidar_drives=names)) for count, names in chosen.items()}
 
 
 def _plan_student(
@@ -142,11 +164,13 @@ def _plan_student(
     }.items():
         for name in names:
             del decisive[section][name]
+    if not own.data.lidar_drives:  # results of before these settings stay what they are
+        del decisive["data"]["lidar_drives"], decisive["losses"]["without_lidar"]
     for name in ("name", "ablate", "eval", "cluster"):
         del decisive[name]
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
     name = f"{slug(row)}-lidar{lidar_share:g}-seed{seed}-{digest}"
-    return PlannedStudent(row, lidar_share, seed, own, cache_id, RunFolder(folder.ablate / name))
+    return PlannedStudent(row, lidar_share, None, seed, own, cache_id, RunFolder(folder.ablate / name), folder.motion)
 
 
 def train_and_measure(student: PlannedStudent, here: Mapping[str, object], should_stop: Callable[[], bool]) -> None:
@@ -167,11 +191,12 @@ def train_and_measure(student: PlannedStudent, here: Mapping[str, object], shoul
     if should_stop():
         raise Preempted("stopped before it began")
     with joined(student.recipe.train_student.device) as device:
-        trained = train_recipe(student.recipe, student.folder, device, should_stop=should_stop)
+        trained = train_recipe(student.recipe, student.folder, device, motion=student.motion, should_stop=should_stop)
     report = _measure(student, should_stop)
     per_step = trained.seconds / trained.steps_done if trained.steps_done else None
     minutes = per_step * student.recipe.train_student.steps / 60 if per_step is not None else None
-    outcome = Outcome(student.row, student.lidar_share, student.seed, report_metrics(report) | {"minutes": minutes})
+    metrics = report_metrics(report) | {"minutes": minutes}
+    outcome = Outcome(student.row, student.lidar_share, student.seed, metrics, student.lidar_drives)
     provenance = {**here, "cache_id": student.cache_id}
     content = {**asdict(outcome), "frames": report.frames, "images": report.images, "provenance": provenance}
     write_atomically(student.result, json.dumps(content, indent=1) + "\n")

@@ -18,34 +18,40 @@ class Outcome:
     Attributes:
         row, lidar_share, seed: which one.
         metrics: by name; None where the data set cannot tell.
+        lidar_drives: number of training drives whose LiDAR teaches; None for what the recipe says.
     """
 
     row: str
     lidar_share: float
     seed: int
     metrics: Metrics
+    lidar_drives: int | None = None
 
 
 def table_rows(outcomes: Sequence[Outcome]) -> list[dict[str, object]]:
-    """One entry per row and LiDAR share: mean and spread of each metric over seeds, and the gain over supervised.
+    """One entry per row, LiDAR share and number of LiDAR drives: mean, spread over seeds, gain over supervised.
 
     `<metric>_mean` and `<metric>_std` (sample standard deviation, None of one seed). `<metric>_gain_pct` is the mean
-    over seeds of 100 (supervised - row) / supervised, each against the supervised student of the same LiDAR share and
-    seed, with its standard deviation over seeds in `<metric>_gain_std`; positive is better for every metric. `gain_pct`
-    and `gain_std` are those of abs_rel.
+    over seeds of 100 (supervised - row) / supervised, each against the supervised student of the same LiDAR and seed,
+    with its standard deviation over seeds in `<metric>_gain_std`; positive is better for every metric. `gain_pct` and
+    `gain_std` are those of abs_rel.
     """
     rows = []
-    baseline = {(o.lidar_share, o.seed): o.metrics for o in outcomes if o.row == BASELINE}
-    for row, share in dict.fromkeys((o.row, o.lidar_share) for o in outcomes):
-        found = [o for o in outcomes if (o.row, o.lidar_share) == (row, share)]
+    baseline = {(o.lidar_share, o.lidar_drives, o.seed): o.metrics for o in outcomes if o.row == BASELINE}
+    for row, share, drives in dict.fromkeys((o.row, o.lidar_share, o.lidar_drives) for o in outcomes):
+        found = [o for o in outcomes if (o.row, o.lidar_share, o.lidar_drives) == (row, share, drives)]
         entry: dict[str, object] = {"name": row, "lidar_share": share, "seeds": [o.seed for o in found]}
+        if drives is not None:
+            entry["lidar_drives"] = drives
         for metric in found[0].metrics:
             values = [value for o in found if (value := o.metrics.get(metric)) is not None]
             if not values:
                 continue
             entry |= _spread(metric, values)
             gains = [
-                gain for o in found if (gain := _gain_pct(metric, o.metrics, baseline.get((share, o.seed)))) is not None
+                gain
+                for o in found
+                if (gain := _gain_pct(metric, o.metrics, baseline.get((share, drives, o.seed)))) is not None
             ]
             if gains and row != BASELINE:
                 mean, deviation = statistics.fmean(gains), statistics.stdev(gains) if len(gains) > 1 else None
@@ -85,11 +91,10 @@ def ablation_table(rows: Sequence[Mapping[str, object]]) -> str:
     shown = {metric: title for metric, title in COLUMNS.items() if any(f"{metric}_mean" in row for row in rows)}
     cells = []
     for row in rows:
-        seeds, share = row["seeds"], row["lidar_share"]
+        seeds, share, drives = row["seeds"], row["lidar_share"], row.get("lidar_drives")
         assert isinstance(seeds, list)
-        cells.append(
-            (str(row["name"]), f"{share:.0%}", str(len(seeds)), *(_cell_text(row, metric) for metric in shown))
-        )
+        lidar = f"{share:.0%}" if drives is None else f"{drives} drives" + (f", {share:.0%}" if share != 1 else "")
+        cells.append((str(row["name"]), lidar, str(len(seeds)), *(_cell_text(row, metric) for metric in shown)))
     return markdown_table(Table("Ablation", "", ("row", "LiDAR", "seeds", *shown.values()), tuple(cells)))
 
 

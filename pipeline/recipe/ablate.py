@@ -50,12 +50,15 @@ class AblateSpec:
         rows: overrides `section.key=value` by name of row; gains are against the row called supervised.
         seeds: of the order of frames, the augmentation and the random parts of the student.
         lidar_shares: shares of the LiDAR pixels that teach, see `train_student.lidar_share`.
+        lidar_drives: numbers of training drives whose LiDAR teaches, spread evenly over all of them; each stands for a
+            value of `data.lidar_drives`. Empty, the default: what the recipe says.
         measure: the split to measure students on, test or selection.
     """
 
     rows: dict[str, tuple[str, ...]] = field(default_factory=lambda: dict(ROWS))
     seeds: tuple[int, ...] = (0, 1, 2)
     lidar_shares: tuple[float, ...] = (1.0,)
+    lidar_drives: tuple[int, ...] = ()
     measure: str = "test"
 
     def __post_init__(self) -> None:
@@ -66,6 +69,8 @@ class AblateSpec:
         for name, values in {"seeds": self.seeds, "lidar_shares": self.lidar_shares}.items():
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name}: expected at least one value and none twice, got {list(values)}")
+        if len(set(self.lidar_drives)) < len(self.lidar_drives) or min(self.lidar_drives, default=1) < 1:
+            raise ValueError(f"lidar_drives: expected 1 or more and none twice, got {list(self.lidar_drives)}")
         if min(self.seeds) < 0:
             raise ValueError(f"seeds: expected 0 or more, got {min(self.seeds)}")
         if not all(0 < share <= 1 for share in self.lidar_shares):

@@ -45,6 +45,8 @@ class DataSpec:
         masks: folder of self-occlusion masks (DDAD); empty to look beside the data set.
         train, selection, test: selectors: a drive or split, or list:PATH, optionally sliced; see `select` in
             data_cache/sources/selectors.py.
+        lidar_drives: selectors of the training frames whose LiDAR teaches; the others teach by cameras alone. Empty,
+            the default: all of them.
         depth_range_m: LiDAR depths outside this range are not learnt from.
         limit_scenes, limit_frames: use only this many drives, and frames, from the beginning of each of train,
             selection and test; 0 means all. A trial run of a few minutes needs no other selectors.
@@ -61,6 +63,7 @@ class DataSpec:
     train: tuple[str, ...]
     selection: tuple[str, ...] = ()
     test: tuple[str, ...]
+    lidar_drives: tuple[str, ...] = ()
     depth_range_m: tuple[float, float] = (0.1, 80.0)
     limit_scenes: int = 0
     limit_frames: int = 0

@@ -48,6 +48,11 @@ class RunFolder:
         return self.root / "student"
 
     @property
+    def motion(self) -> Path:
+        """Fits of the teacher in training frames without LiDAR."""
+        return self.root / "motion"
+
+    @property
     def eval(self) -> Path:
         """Report and pictures of stage three."""
         return self.root / "eval"

@@ -41,6 +41,23 @@ def frames_to_learn(data: DataSpec, source: Source) -> SplitFrames:
     return SplitFrames(select_frames(data, source, data.train), select_frames(data, source, data.selection))
 
 
+def lidar_frames(data: DataSpec, train: tuple[str, ...]) -> frozenset[str] | None:
+    """Ids of the training frames whose LiDAR teaches; None for all of them. Needs the data set if not all do.
+
+    Raises:
+        RecipeError: if data.lidar_drives selects no training frame.
+    """
+    if not data.lidar_drives:
+        return None
+    found = frozenset(select(open_data(data), data.lidar_drives)) & frozenset(train)
+    if not found:
+        raise RecipeError(
+            f"data.lidar_drives: {list(data.lidar_drives)} selects none of the {count_text(len(train), 'frame')} of"
+            f" data.train, the first of which is {train[0]!r}"
+        )
+    return found
+
+
 def refuse_leak(frames: SplitFrames, test: tuple[str, ...]) -> None:
     """Raise RecipeError if a test frame is also learnt from."""
     shared = set(frames.ordered) & set(test)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,6 +12,8 @@ from data_cache.shards.staging import stage_cache
 from pipeline.errors import RecipeError
 from pipeline.recipe.config import Recipe, keep_recipe
 from pipeline.recipe.run_folder import RunFolder, cache_location
+from pipeline.runs.motion import motion_fits
+from pipeline.runs.splits import lidar_frames
 from pipeline.runs.stage_one import decided_identity
 from pipeline.weights.fetch import fetch_weights
 from stages.compute.parallel import joined, leads
@@ -32,12 +35,25 @@ def run_train_student(recipe: Recipe, folder: RunFolder, *, fresh: bool = False)
 
 
 def train_recipe(
-    recipe: Recipe, folder: RunFolder, device: torch.device, *, fresh: bool = False, should_stop: Callable[[], bool]
+    recipe: Recipe,
+    folder: RunFolder,
+    device: torch.device,
+    *,
+    fresh: bool = False,
+    motion: Path | None = None,
+    should_stop: Callable[[], bool],
 ) -> TrainStudentReport:
-    """Do as `run_train_student`, for a caller that handles signals and devices itself."""
+    """Do as `run_train_student`, for a caller that handles signals and devices itself.
+
+    `motion` is the folder of fits of frames without LiDAR, that of the run where None.
+    """
     stage_to = _stage_to(recipe.train_student)
+    job = _training_job(recipe, folder, device, fresh=fresh)
+    if job.lidar_ids is not None and recipe.losses.without_lidar == "motion" and not recipe.losses.lidar_alone:
+        fits = motion_fits(recipe, motion or folder.motion, job.reader, job.lidar_ids, should_stop)
+        job = replace(job, teacher_fits=fits)
     return train_student(
-        _training_job(recipe, folder, device, fresh=fresh),
+        job,
         staged=lambda reader: _staged(reader, stage_to, should_stop),
         on_accepted=lambda: keep_recipe(recipe, folder.recipe),
         should_stop=should_stop,
@@ -64,6 +80,7 @@ def _training_job(recipe: Recipe, folder: RunFolder, device: torch.device, *, fr
         recipe.data.depth_range_m,
         device,
         fresh,
+        lidar_frames(recipe.data, reader.frames.train),
     )
 
 

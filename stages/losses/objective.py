@@ -17,7 +17,7 @@ from stages.losses.terms import LossTerms
 from stages.student.model import Student, StudentOutput
 from stages.targets.binning import Binning
 from stages.targets.bins import decode, expected_position, move_bins, student_frame
-from stages.targets.lidar_frame import fit_to_lidar, lidar_frame, teacher_disparity
+from stages.targets.lidar_frame import LidarFit, fit_to_lidar, lidar_frame, teacher_disparity
 from stages.targets.relations import all_relations, neighbours_valid, pairs_valid, ring_relations
 
 
@@ -55,15 +55,17 @@ def loss_terms(
     view_valid, lidar_depth_m = rigs.view_valid, rigs.lidar_depth_m
     in_range = (lidar_depth_m > depth_range_m[0]) & (lidar_depth_m < depth_range_m[1])
     lidar_depth_m = torch.where(in_range, lidar_depth_m, 0.0)
+    teacher_prob = target = torch.empty(0)
+    if rigs.teacher_fit is not None or spec.kl or spec.cross or spec.logit or spec.output or spec.completion:
+        teacher_prob = decode(rigs.bins, student.bins)
+    if rigs.teacher_fit is not None:
+        lidar_depth_m = _or_by_teacher(lidar_depth_m, rigs.teacher_fit, teacher_prob, binning, depth_range_m)
     with autocast(image.device, precision):
         out = student(image, rigs.focal_px, view_valid)
 
     def term(weight: float, value: Callable[[], Float[Tensor, ""]]) -> Float[Tensor, ""] | None:
         return value() if weight else None
 
-    teacher_prob = target = torch.empty(0)
-    if spec.kl or spec.cross or spec.logit or spec.output or spec.completion:
-        teacher_prob = decode(rigs.bins, student.bins)
     if spec.kl or spec.cross:
         target = _framed(teacher_prob, binning, out, lidar_depth_m, spec.frame)
 
@@ -101,6 +103,21 @@ def loss_terms(
         photometric=term(spec.photometric, lambda: photometric_loss(out.depth_m, rigs)),
         agreement=term(spec.agreement, lambda: agreement_loss(out.depth_m, rigs)),
     )
+
+
+def _or_by_teacher(
+    lidar_depth_m: Float[Tensor, "B V H W"],
+    teacher_fit: Float[Tensor, "B V 2"],
+    teacher_prob: Float[Tensor, "B V K h w"],
+    binning: Binning,
+    depth_range_m: tuple[float, float],
+) -> Float[Tensor, "B V H W"]:
+    """LiDAR depth; in the views that have a fit instead of returns, the teacher's depth within the range."""
+    scale, shift = teacher_fit.unbind(-1)
+    fit = LidarFit(scale, shift, scale > 0)
+    depth_m = fit.depth_m(teacher_disparity(teacher_prob, lidar_depth_m, binning))
+    taken = fit.fitted[..., None, None] & (depth_m > depth_range_m[0]) & (depth_m < depth_range_m[1])
+    return torch.where(taken, depth_m, lidar_depth_m)
 
 
 def _framed(

@@ -9,6 +9,7 @@ from torch import Tensor
 from stages.losses.terms import LossTerms
 
 FRAMES = ("lidar", "student", "literal")
+WITHOUT_LIDAR = ("motion", "student")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,9 @@ class LossSpec:
         frame: where `kl` and `cross` place the teacher's bins among the student's: by a fit to LiDAR (lidar,
             `targets/lidar_frame.py`), by the student's own mean and spread (student, `student_frame` in
             `targets/bins.py`), or unchanged (literal). With lidar, images without a usable fit are treated as student.
+        without_lidar: where the metres of training frames outside `data.lidar_drives` come from: the teacher's depth,
+            fitted to what other cameras and moments see, is taken in place of LiDAR (motion, `targets/motion_fit.py`),
+            or from nowhere (student, as `frame`).
     """
 
     supervised: float = 1.0
@@ -47,6 +51,7 @@ class LossSpec:
     agreement: float = 0.0
     completion_radius_px: int = 3
     frame: str = "lidar"
+    without_lidar: str = "motion"
 
     def __post_init__(self) -> None:
         for field in fields(LossTerms):
@@ -58,6 +63,13 @@ class LossSpec:
             raise ValueError(f"completion_radius_px: expected at least 1, got {self.completion_radius_px}")
         if self.frame not in FRAMES:
             raise ValueError(f"frame: expected one of {', '.join(FRAMES)}, got {self.frame!r}")
+        if self.without_lidar not in WITHOUT_LIDAR:
+            raise ValueError(f"without_lidar: expected one of {', '.join(WITHOUT_LIDAR)}, got {self.without_lidar!r}")
+
+    @property
+    def lidar_alone(self) -> bool:
+        """Whether frames without LiDAR teach nothing: no term but `supervised` has a weight."""
+        return not any(getattr(self, field.name) for field in fields(LossTerms) if field.name != "supervised")
 
 
 def weighted_sum(terms: LossTerms, spec: LossSpec) -> Float[Tensor, ""]:

@@ -27,6 +27,7 @@ def mirror(rig: CachedRigs) -> CachedRigs:
         bins=map_arrays(lambda array: array[order].flip(2), rig.bins),  # axes V h w, then those of the encoding
         relation=mirror_relations(rig.relation),
         tokens=mirror_tokens(rig.tokens),
+        teacher_fit=rig.teacher_fit[order] if rig.teacher_fit is not None else None,
         neighbour=_mirror_views(rig.neighbour) if rig.neighbour is not None else None,
     )
 

@@ -9,7 +9,7 @@ import torch
 from data_cache.dataset import collate
 from stages.compute.devices import synchronize
 from stages.compute.parallel import process_count, rank
-from stages.training.preflight import TrainingJob, open_job
+from stages.training.preflight import TrainingJob, frame_groups, open_job
 from stages.training.schedule import sample_order, split
 from stages.training.step import on_device
 
@@ -70,7 +70,7 @@ def plan_training(job: TrainingJob) -> TrainingPlan:
     opened = open_job(job)
     frames, training, state = opened.frames, opened.training, opened.state
     spec, student, device = job.spec, job.student, job.device
-    order = sample_order(spec.seed, len(frames), spec.batch_rigs, range(1 + TIMED_STEPS))
+    order = sample_order(spec.seed, frame_groups(frames), spec.batch_rigs, range(1 + TIMED_STEPS))
     reading, stepping = [], []
     student.train()
     for step, batch in enumerate(order):

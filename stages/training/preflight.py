@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from data_cache.dataset import CachedFrames
+from data_cache.errors import SettingError
 from data_cache.shards.reader import CacheReader
 from stages.compute.devices import resolve_precision
 from stages.compute.parallel import process_count, rank
@@ -35,6 +37,8 @@ class TrainingJob:
         depth_range_m: LiDAR depths outside are ignored.
         device: device of this process.
         fresh: start anew even if `folder` holds a state.
+        lidar_ids: training frames whose LiDAR teaches; None for all.
+        teacher_fits: the teacher's scale and shift in frames without LiDAR, see `CachedRigs.teacher_fit`; None without.
     """
 
     reader: CacheReader
@@ -47,6 +51,8 @@ class TrainingJob:
     depth_range_m: tuple[float, float]
     device: torch.device
     fresh: bool = False
+    lidar_ids: frozenset[str] | None = None
+    teacher_fits: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +77,7 @@ def open_job(job: TrainingJob) -> OpenTraining:
     """Check everything that a job needs, cheap checks first. Nothing is written.
 
     Raises:
-        SettingError: if the frames of a step cannot be divided evenly.
+        SettingError: if the frames of a step cannot be divided evenly, or are too few.
         TrainingError: if no frame is usable, no training or selection frame has LiDAR in range although it is needed,
             or the cache lacks the teacher tokens that a loss needs.
         CheckpointError: if states exist but none can be read, or the state belongs to another run.
@@ -81,6 +87,10 @@ def open_job(job: TrainingJob) -> OpenTraining:
     split(list(range(spec.batch_rigs)), rank(), process_count(), spec.accumulate)
     require_tokens(reader, losses)
     frames = _training_frames(job)
+    if spec.batch_rigs < len(frame_groups(frames)):
+        raise SettingError(
+            f"train_student.batch_rigs: expected at least 2, one with LiDAR and one without, got {spec.batch_rigs}"
+        )
     selection = CachedFrames(reader, reader.usable(tuple(job.selection_ids)))
     if len(selection) and not _any_lidar(selection, job.depth_range_m):
         raise TrainingError("the selection split has no LiDAR point in range; choose other frames for data.selection")
@@ -100,7 +110,15 @@ def _training_frames(job: TrainingJob) -> CachedFrames:
         raise TrainingError(
             f"{reader.store.location}: all {len(job.train_ids)} training frames are quarantined; see teacher-cache"
         )
-    frames = CachedFrames(reader, usable, neighbours=job.losses.photometric > 0)
+    if job.lidar_ids is not None and job.losses.lidar_alone:
+        usable = tuple(frame_id for frame_id in usable if frame_id in job.lidar_ids)
+    frames = CachedFrames(
+        reader,
+        usable,
+        neighbours=job.losses.photometric > 0,
+        lidar_ids=job.lidar_ids,
+        teacher_fits=job.teacher_fits,
+    )
     if job.losses.supervised and not _any_lidar(frames, job.depth_range_m):
         raise TrainingError(
             f"{reader.store.location}: no training frame has a LiDAR return between {job.depth_range_m[0]} and"
@@ -108,6 +126,14 @@ def _training_frames(job: TrainingJob) -> CachedFrames:
             " data.depth_range_m, or set losses.supervised = 0.0"
         )
     return frames
+
+
+def frame_groups(frames: CachedFrames) -> list[list[int]]:
+    """Positions of the frames with LiDAR and of those without: both take part in each step, half and half."""
+    groups: tuple[list[int], list[int]] = ([], [])
+    for position in range(len(frames)):
+        groups[not frames.has_lidar(position)].append(position)
+    return [group for group in groups if group]
 
 
 def require_tokens(reader: CacheReader, losses: LossSpec) -> None:
@@ -130,12 +156,16 @@ def _any_lidar(frames: CachedFrames, depth_range_m: tuple[float, float]) -> bool
 
 def _identity(job: TrainingJob, frame_ids: Sequence[str], precision: str) -> Mapping[str, Any]:
     train = {key: value for key, value in asdict(job.spec).items() if key not in HOW_NOT_WHAT}
-    return {
+    lidar = {} if job.lidar_ids is None else {"lidar_frames": sorted(job.lidar_ids)}
+    losses = asdict(job.losses)
+    if job.lidar_ids is None:
+        del losses["without_lidar"]  # so that states of before this setting are continued
+    return lidar | {
         "cache": job.reader.identity.sha256,
         "train_frames": list(frame_ids),
         "student": asdict(job.student.spec),
         "bins": architecture(job.student.bins),  # the teacher's side of the bins is part of the cache identity
         "train_student": train | {"precision": precision},
-        "losses": asdict(job.losses),
+        "losses": losses,
         "depth_range_m": list(job.depth_range_m),
     }

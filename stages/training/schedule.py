@@ -5,6 +5,7 @@ on the number of processes nor on that of loader workers.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -14,6 +15,8 @@ from data_cache.errors import SettingError
 from stages.training.spec import TrainStudentSpec
 
 COLOUR_SPREAD = 0.2
+GROUP_APART = 500_000
+"""Epochs between the random numbers of two groups of frames."""
 T = TypeVar("T")
 
 
@@ -39,17 +42,30 @@ def learning_rate(step: int, spec: TrainStudentSpec) -> float:
     return spec.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
 
 
-def sample_order(seed: int, frame_count: int, batch_rigs: int, steps: range) -> list[list[int]]:
-    """Positions of the frames of each step: consecutive epochs, each a permutation drawn from (seed, epoch)."""
-    permutations: dict[int, list[int]] = {}
+def sample_order(seed: int, groups: Sequence[Sequence[int]], batch_rigs: int, steps: range) -> list[list[int]]:
+    """Positions of the frames of each step, the groups taking turns within a step.
+
+    Each group is gone through in consecutive epochs, each a permutation drawn from (seed, epoch, group).
+
+    Args:
+        seed: of the permutations.
+        groups: positions; one group, or those with LiDAR and those without.
+        batch_rigs: frames of a step, at least as many as there are groups.
+        steps: which steps.
+    """
+    permutations: dict[tuple[int, int], list[int]] = {}
     order = []
     for step in steps:
         batch = []
-        for position in range(step * batch_rigs, (step + 1) * batch_rigs):
-            epoch, place = divmod(position, frame_count)
-            if epoch not in permutations:
-                permutations[epoch] = torch.randperm(frame_count, generator=_generator(seed, epoch, 0)).tolist()
-            batch.append(permutations[epoch][place])
+        for place in range(batch_rigs):
+            turn, which = divmod(place, len(groups))
+            group = groups[which]
+            size = len(range(which, batch_rigs, len(groups)))
+            epoch, index = divmod(step * size + turn, len(group))
+            if (epoch, which) not in permutations:
+                generator = _generator(seed, which * GROUP_APART + epoch, 0)
+                permutations[epoch, which] = torch.randperm(len(group), generator=generator).tolist()
+            batch.append(group[permutations[epoch, which][index]])
         order.append(batch)
     return order
 

@@ -150,3 +150,22 @@ def _sideways() -> torch.Tensor:
     step = torch.zeros(4, 4)
     step[0, 3] = 1
     return step
+
+
+def test_a_view_with_a_fit_instead_of_returns_learns_from_the_teachers_depth():
+    """View 0 keeps its LiDAR, view 1 has a fit; depths beyond the range, as of the sky, teach nothing."""
+    batch, model = rigs(), learner().eval()
+    scale, shift = 0.05, 0.04
+    disparity = teacher_disparity(decode(batch.bins, BINS), batch.lidar_depth_m, AffineBinning())
+    depth_m = 1 / (shift + scale * disparity)
+    depth_m = torch.where(depth_m < RANGE_M[1], depth_m, 0.0)
+    lidar = torch.stack(
+        [batch.lidar_depth_m[:, 0], torch.zeros_like(depth_m[:, 1]), torch.zeros_like(depth_m[:, 2])], 1
+    )
+    fit = torch.tensor([[0.0, 0.0], [scale, shift], [0.0, 0.0]]).expand(2, 3, 2)
+    spec = LossSpec(kl=1.0, output=1.0, completion=1.0)
+    found = terms(spec, replace(batch, lidar_depth_m=lidar, teacher_fit=fit), model)
+    told = torch.stack([lidar[:, 0], depth_m[:, 1], lidar[:, 2]], 1)
+    expected = terms(spec, replace(batch, lidar_depth_m=told), model)
+    for name, value in vars(expected).items():
+        torch.testing.assert_close(getattr(found, name), value, msg=name)

@@ -11,13 +11,13 @@ SPEC = TrainStudentSpec(steps=6, batch_rigs=8)
 
 
 def test_every_epoch_shows_every_frame_once_and_a_suffix_of_steps_is_the_same_order():
-    order = sample_order(seed=3, frame_count=5, batch_rigs=2, steps=range(10))
+    order = sample_order(seed=3, groups=[range(5)], batch_rigs=2, steps=range(10))
     flat = [position for batch in order for position in batch]
     epochs = [flat[i : i + 5] for i in range(0, 20, 5)]
     assert all(sorted(epoch) == [0, 1, 2, 3, 4] for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
-    assert sample_order(3, 5, 2, range(7, 10)) == order[7:]
-    assert sample_order(4, 5, 2, range(10)) != order
+    assert sample_order(3, [range(5)], 2, range(7, 10)) == order[7:]
+    assert sample_order(4, [range(5)], 2, range(10)) != order
 
 
 def test_the_rate_warms_up_then_falls_to_zero():
@@ -67,3 +67,12 @@ def test_what_is_off_is_not_drawn_and_changes_nothing_else():
     assert not any(d.mirrored for d in no_flip)
     assert no_jitter == [Draw(d.mirrored, 1.0, 1.0) for d in both]
     assert any(d.mirrored for d in both)
+
+
+def test_two_groups_take_turns_and_each_is_gone_through_before_it_repeats():
+    groups = [[4, 7], [0, 1, 2, 3, 5, 6]]
+    order = sample_order(seed=3, groups=groups, batch_rigs=3, steps=range(6))
+    assert all(batch[0] in groups[0] and batch[1] in groups[1] and batch[2] in groups[0] for batch in order)
+    assert sorted(position for batch in order[:1] for position in batch[::2]) == [4, 7]
+    assert sorted(batch[1] for batch in order) == groups[1]
+    assert sample_order(3, groups, 3, range(4, 6)) == order[4:]

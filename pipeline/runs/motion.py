@@ -1,0 +1,86 @@
+"""The teacher's metres in training frames without LiDAR, fitted once per cache and choice of LiDAR drives."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from data_cache.dataset import CachedFrames, collate
+from data_cache.files import write_error
+from data_cache.shards.reader import CacheReader
+from pipeline.recipe.config import Recipe
+from stages.compute.preemption import Preempted
+from stages.compute.progress import progress_bar
+from stages.targets.binning import Binning, stored_binning
+from stages.targets.bins import decode
+from stages.targets.lidar_frame import LidarFit, fit_to_lidar, teacher_disparity
+from stages.targets.motion_fit import fit_to_motion, usual_nearest
+from stages.targets.spec import BinSpec
+
+PRIOR_FRAMES = 48
+"""At most so many frames with LiDAR say how near the nearest surface usually is."""
+
+
+def motion_fits(
+    recipe: Recipe, folder: Path, reader: CacheReader, lidar_ids: frozenset[str], should_stop: Callable[[], bool]
+) -> Mapping[str, Tensor]:
+    """Scale and shift (V 2) of each training frame outside `lidar_ids`; what `folder` holds is not computed again.
+
+    Raises:
+        Preempted: if `should_stop` returns True between two frames; those that are done are kept.
+    """
+    usable = reader.usable(tuple(reader.frames.train))
+    key = json.dumps([reader.identity.sha256, usable, sorted(lidar_ids), recipe.data.depth_range_m])
+    path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.jsonl"
+    found = _kept(path)
+    frames = CachedFrames(reader, usable)
+    missing = [i for i, frame_id in enumerate(usable) if frame_id not in lidar_ids and frame_id not in found]
+    if not missing:
+        return found
+    bins = recipe.bins
+    binning = stored_binning(bins, reader.identity.bin_knots)
+    labelled = [i for i, frame_id in enumerate(usable) if frame_id in lidar_ids]
+    chosen = labelled[:: -(-len(labelled) // PRIOR_FRAMES)]
+    nearest = usual_nearest([_fit(frames, i, bins, binning, recipe.data.depth_range_m)[1] for i in chosen])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file, progress_bar(len(missing), 0, "motion", "frame") as bar:
+            file.write("\n")  # ends a line that was cut off
+            for i in missing:
+                if should_stop():
+                    raise Preempted(f"stopped while frames without LiDAR were fitted; {path} keeps those that are done")
+                disparity, _ = _fit(frames, i, bins, binning, recipe.data.depth_range_m)
+                found[usable[i]] = fit_to_motion(disparity, frames.moments(i), nearest)
+                file.write(json.dumps({"frame": usable[i], "fit": found[usable[i]].tolist()}) + "\n")
+                file.flush()
+                bar.update()
+    except OSError as error:
+        raise write_error(error, path) from error
+    return found
+
+
+def _fit(
+    frames: CachedFrames, i: int, bins: BinSpec, binning: Binning, depth_range_m: tuple[float, float]
+) -> tuple[Tensor, LidarFit]:
+    """The teacher's disparity of a frame at the size of its images (V H W), and its fit to LiDAR."""
+    rigs = collate([frames[i]])
+    near_m, far_m = depth_range_m
+    lidar_depth_m = rigs.lidar_depth_m
+    lidar_depth_m = torch.where((lidar_depth_m > near_m) & (lidar_depth_m < far_m), lidar_depth_m, 0.0)
+    prob = decode(rigs.bins, bins)
+    return teacher_disparity(prob, lidar_depth_m, binning)[0], fit_to_lidar(prob, lidar_depth_m, binning)
+
+
+def _kept(path: Path) -> dict[str, Tensor]:
+    """The fits of a file; a line that was cut off is left out."""
+    found = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        found[str(entry["frame"])] = torch.tensor(entry["fit"])
+    return found

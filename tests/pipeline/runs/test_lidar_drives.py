@@ -1,0 +1,96 @@
+"""Drives with LiDAR and drives with cameras alone: who teaches what, and what is kept."""
+
+import json
+from pathlib import Path
+
+import pytest
+from support.surround import RECIPE, surround
+
+from pipeline.ablation.student import plan_students
+from pipeline.recipe.config import load_recipe
+from pipeline.recipe.run_folder import RunFolder
+
+FLEET = ("--set", 'data.lidar_drives=["drive-00"]', "--set", "train_student.batch_rigs=2")
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory, teacher_folder) -> Path:
+    text = RECIPE.format(teacher=teacher_folder).replace(
+        'train = ["drive-00[:1]"]', 'train = ["drive-00[:2]", "drive-02[:3]"]\nselection = ["drive-03[:1]"]'
+    )
+    path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(recipe) -> Path:
+    folder = recipe.parent / "run"
+    assert surround("teacher-cache", recipe, "--run", folder)[0] == 0
+    return folder
+
+
+def whole_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+
+
+def test_frames_without_lidar_are_fitted_once_and_train_the_student(recipe, run):
+    code, text = surround("train-student", recipe, "--run", run, *FLEET)
+    assert (code, "3 steps" in text) == (0, True), text
+    (kept,) = (run / "motion").iterdir()
+    lines = whole_lines(kept)
+    assert [line["frame"] for line in lines] == ["drive-02/0", "drive-02/1", "drive-02/2"]
+    assert all(len(line["fit"]) == 6 for line in lines)
+    # Cut off while it was written: what is whole is kept, the rest is done again.
+    whole = kept.read_text()
+    kept.write_text(whole[: whole.index("drive-02/1")])
+    assert surround("train-student", recipe, "--run", run, *FLEET, "--fresh")[0] == 0
+    assert whole_lines(kept) == lines
+
+
+def test_another_choice_of_drives_is_another_training(recipe, run):
+    """A state is not continued with other LiDAR."""
+    assert surround("train-student", recipe, "--run", run, *FLEET)[0] == 0
+    code, text = surround("train-student", recipe, "--run", run, "--set", "train_student.batch_rigs=2")
+    assert (code, "lidar_frames" in text) == (1, True), text
+
+
+def test_without_metres_from_motion_nothing_is_fitted(recipe, run, tmp_path):
+    where = ("--run", tmp_path, "--set", f"teacher_cache.location='{run / 'cache'}'")
+    assert surround("train-student", recipe, *where, *FLEET, "--set", "losses.without_lidar='student'")[0] == 0
+    assert not (tmp_path / "motion").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ('data.lidar_drives=["drive-03"]', "data.lidar_drives: ['drive-03'] selects none of the 5 frames"),
+        ('data.lidar_drives=["drive-99"]', "drive-99"),
+        ("losses.without_lidar='poses'", "without_lidar: expected one of motion, student, got 'poses'"),
+    ],
+)
+def test_what_cannot_be_is_one_clear_error(recipe, run, override, message):
+    code, text = surround("train-student", recipe, "--run", run, "--set", override)
+    assert code in (1, 2)
+    assert message in text
+
+
+def test_one_rig_a_step_is_too_few(recipe, run, tmp_path):
+    code, text = surround("train-student", recipe, "--run", run, *FLEET[:2], "--fresh")
+    assert code == 2
+    assert "train_student.batch_rigs: expected at least 2, one with LiDAR and one without, got 1" in text
+
+
+def test_an_ablation_spreads_lidar_over_the_drives(recipe, run):
+    asked = ["ablate.lidar_drives=[1,2]", "ablate.seeds=[0]", 'ablate.rows={supervised=[], KL=["losses.kl=0.3"]}']
+    students = plan_students(load_recipe(str(recipe), asked), RunFolder(run))
+    assert [(s.row, s.lidar_drives, s.recipe.data.lidar_drives) for s in students] == [
+        ("supervised", 1, ("drive-00",)),
+        ("KL", 1, ("drive-00",)),
+        ("supervised", 2, ("drive-00", "drive-02")),
+        ("KL", 2, ("drive-00", "drive-02")),
+    ]
+    assert len({s.folder.root for s in students}) == 4
+    assert surround("ablate", recipe, "--run", run, "--set", "ablate.lidar_drives=[3]")[1].endswith(
+        "ablate.lidar_drives: 3 of the 2 drives of data.train\n"
+    )
