@@ -27,6 +27,11 @@ def held_to_older_isa() -> bool:
     return os.environ.get(ISA_VARIABLE, "").upper() in OLDER_ISAS
 
 
+def computes_bf16() -> bool:
+    """Whether the CPU multiplies bf16 and the environment allows it, as `resolve_precision` asks torch."""
+    return bool(cpu_flags() & {"avx512_bf16", "amx_int8"}) and not held_to_older_isa()
+
+
 def flags_text(flags: frozenset[str]) -> str:
     """What `cpu_flags` has found, for people."""
     return " ".join(flag for flag in FLAGS_FOR_SPEED if flag in flags) or "unknown"
