@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
@@ -56,6 +57,16 @@ def write_atomically(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
     replace_atomically(path, write)
+
+
+def require_writable(path: Path) -> None:
+    """Raise WriteError now if `path` could not be written later; leaves nothing but its folder."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise write_error(error, path) from error
 
 
 def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:

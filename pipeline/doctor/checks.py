@@ -1,5 +1,6 @@
 """The checks of `surround doctor`. Nothing is downloaded, trained or cached."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from pipeline.weights.fetch import find_weights
 from stages.checkup.alignment import LEAST_INPUT_PX, check_alignment
 from stages.checkup.readable import ReadSample, has_sweep, missing_files, read_sample
 from stages.checkup.ring import check_ring
+from stages.compute.progress import progress_bar
 from stages.compute.resize import resize_rgb
 from stages.inference.colours import depth_scale
 from stages.student.encoder import ENCODERS
@@ -50,13 +52,19 @@ def run_doctor(recipe: Recipe, folder: RunFolder, *, scheduler: str = "threads")
     if scheduler not in cluster.SCHEDULERS:
         cluster.require_address(scheduler)
     load = check_load()  # before this command adds to it
-    teacher, found = check_teacher(with_begun_runtime(recipe, cache_location(recipe, folder)))
-    found += check_data(recipe, folder, teacher)
-    found += check_encoder(recipe)
-    found += check_devices(recipe)
-    found += load
-    found += check_scheduler(recipe, scheduler)
-    return tuple(found)
+    with progress_bar(3, 0, "doctor", "part") as bar:
+        for warning in load:
+            if warning.level != "ok":  # told at once: it may be why the rest takes long
+                bar.write(findings.findings_text([warning]), file=sys.stderr)
+        around = [*check_encoder(recipe), *check_devices(recipe), *load, *check_scheduler(recipe, scheduler)]
+        bar.update()
+        bar.set_postfix_str("teacher")
+        teacher, found = check_teacher(with_begun_runtime(recipe, cache_location(recipe, folder)))
+        bar.update()
+        bar.set_postfix_str("data")
+        found += check_data(recipe, folder, teacher)
+        bar.update()
+    return (*found, *around)
 
 
 def check_data(recipe: Recipe, folder: RunFolder, teacher: LoadedTeacher | None) -> list[Finding]:

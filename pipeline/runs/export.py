@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from data_cache.errors import FrameError
-from data_cache.files import file_sha256, replace_atomically
+from data_cache.files import file_sha256, replace_atomically, require_writable
 from data_cache.frames import images
 from data_cache.frames.rig import Rig
 from data_cache.shards.reader import CacheReader
@@ -125,6 +125,7 @@ def run_export(
     """
     if out.suffix != SUFFIX:
         raise RecipeError(f"--out: expected a file name that ends in {SUFFIX}, got {out}")
+    require_writable(out)
     require_extra()
     if int8:
         require_cpu_for(int8)

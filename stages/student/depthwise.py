@@ -29,8 +29,13 @@ class DepthwiseConv2d(nn.Conv2d):
             channels: C.
             kernel: 3 or 5.
             stride: 1 or 2.
-            same: pad as `same_padded` does; otherwise by half the kernel on each side.
+            same: pad as `same_padded` does, for a stride of 2; otherwise by half the kernel on each side.
+
+        Raises:
+            ValueError: for another kernel, or `same` with another stride.
         """
+        if kernel not in (FAST_SIDE, 5) or (same and stride != 2):
+            raise ValueError(f"expected a kernel of 3 or 5, and same padding with stride 2, got {kernel}, {stride}")
         padding = 0 if same else kernel // 2
         super().__init__(channels, channels, kernel, stride=stride, padding=padding, groups=channels, bias=False)
         self.same = same

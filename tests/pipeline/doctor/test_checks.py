@@ -3,14 +3,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 from support.surround import surround
 
-from pipeline.doctor import findings
+from data_cache.errors import SettingError
+from pipeline.cli.main import main
+from pipeline.doctor import checks, findings
 from pipeline.doctor.checks import run_doctor
 from pipeline.doctor.findings import Finding
 from pipeline.doctor.machine import check_devices, check_loaders, check_scheduler
-from pipeline.recipe.config import load_recipe
+from pipeline.recipe.config import Recipe, load_recipe
 from pipeline.recipe.run_folder import RunFolder
 from stages.evaluation.protocols import PROTOCOLS
 
@@ -58,8 +61,27 @@ def test_problems_come_first_and_remedies_below_them():
     ]
 
 
+def doctor(*arguments: object) -> tuple[int, str]:
+    """Exit code and findings, without what is told on the way."""
+    result = CliRunner().invoke(main, ["doctor", *map(str, arguments)])
+    return result.exit_code, result.stdout
+
+
+def test_a_busy_machine_is_told_before_anything_takes_long(recipe, tmp_path, monkeypatch):
+    busy = findings.Finding("load", "warning", "load 9.0 on 2 cores", "wait")
+    monkeypatch.setattr(checks, "check_load", lambda: [busy])
+
+    def enough(_: Recipe) -> None:
+        raise SettingError("enough")
+
+    monkeypatch.setattr(checks, "check_teacher", enough)
+    result = CliRunner().invoke(main, ["doctor", str(recipe), "--run", str(tmp_path)])
+    assert result.stderr.startswith("warning  load  load 9.0 on 2 cores\n")
+    assert "enough" in result.stderr
+
+
 def test_the_command_looks_at_everything_and_writes_a_picture_alone(recipe, tmp_path):
-    code, text = surround("doctor", recipe, "--run", tmp_path, "--json", "--set", "train_student.workers=1")
+    code, text = doctor(recipe, "--run", tmp_path, "--json", "--set", "train_student.workers=1")
     found = json.loads(text)
     assert code == 0, text
     assert all(f.keys() == {"check", "level", "found", "remedy"} for f in found)
@@ -75,9 +97,7 @@ def test_the_command_looks_at_everything_and_writes_a_picture_alone(recipe, tmp_
 def test_a_problem_is_exit_1_and_the_other_checks_still_run(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.runs.cluster.PROBE_S", 0.1)
     nobody = ("--scheduler", "tcp://127.0.0.1:9")
-    code, text = surround(
-        "doctor", recipe, "--run", tmp_path, "--set", "data.source=ddad", "--data", "/nowhere", *nobody
-    )
+    code, text = doctor(recipe, "--run", tmp_path, "--set", "data.source=ddad", "--data", "/nowhere", *nobody)
     assert code == 1, text
     first, remedy, *rest = text.splitlines()
     assert first.startswith("problem  data")

@@ -262,6 +262,13 @@ def test_what_cannot_be_exported_is_one_error(folder, arguments, code, message):
     assert (found_code, message in text) == (code, True), text
 
 
+def test_where_nothing_can_be_written_nothing_is_computed(folder, monkeypatch):
+    monkeypatch.setattr("pipeline.runs.export.load_student", lambda *_: pytest.fail("the student was read"))
+    (folder / "file").write_text("not a folder")
+    code, text = export(folder, "--out", folder / "file" / "s.onnx")
+    assert (code, f"cannot write {folder / 'file' / 's.onnx'}" in text) == (1, True), text
+
+
 def test_frames_of_a_data_set_that_taught_it_nothing_may_be_any(folder, student):
     save_student(folder / "run/student/last.safetensors", student, replace(LINEAGE, dataset="elsewhere"))
     code, text = export(folder, "--set", 'data.test=["d[2:5]"]')

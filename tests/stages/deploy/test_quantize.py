@@ -179,6 +179,32 @@ def test_the_largest_sums_are_right_in_every_runtime_that_judges_the_file(target
         assert found[0, 0, 0] == pytest.approx(3442.5, rel=1e-6), contender.runtime
 
 
+def activation_steps(file: bytes) -> dict[str, float]:
+    """Steps of unsigned activations, by name."""
+    proto = onnx.load_from_string(file)
+    constants = constants_of(proto)
+    nodes = [node for node in proto.graph.node if node.op_type == "QuantizeLinear"]
+    return {node.input[0]: constants[node.input[1]].item() for node in nodes if node.input[0] not in constants}
+
+
+def test_of_single_images_the_extremes_are_kept():
+    """White images sum up to 3442.5 and -1721.25, grey ones of 51 to a fifth: a step is the range of white by 255."""
+    white, grey = (
+        DeployedRigs(np.full((1, 1, 3, 8, 16), level, np.uint8), np.ones((1, 1), np.float32)) for level in (255, 51)
+    )
+    for order in ([white, grey], [grey, white]):
+        assert activation_steps(quantized(one_convolution(), order, "cpu"))["sum"] == pytest.approx(20.25)
+
+
+def test_of_rigs_the_ranges_are_averaged(model, rigs):
+    alone = [activation_steps(quantized(model, [one(rigs, i)], "cpu")) for i in (0, 1)]
+    both = activation_steps(quantized(model, [one(rigs, i) for i in (0, 1)], "cpu"))
+    assert len(both) > 10
+    for name, step in both.items():
+        assert step == pytest.approx((alone[0][name] + alone[1][name]) / 2, rel=1e-4), name
+    assert any(alone[0][name] != pytest.approx(alone[1][name], rel=1e-3) for name in both)
+
+
 @pytest.mark.parametrize("target", ["cpu", "cpu-vnni"])
 def test_a_clipped_sum_is_off_by_half_a_step_of_what_is_kept(target):
     """255 in the left half of the image, times 0.001: sums of 9, 18 and 27 white products of 0.255.
