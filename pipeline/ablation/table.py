@@ -74,6 +74,7 @@ def _gain_pct(metric: str, ours: Metrics, theirs: Metrics | None) -> float | Non
 
 
 COLUMNS: Mapping[str, str] = {
+    "lidar_protocol": "LiDAR returns",
     "abs_rel": "AbsRel",
     "rmse": "RMSE m",
     "d1": "d1",
@@ -83,12 +84,18 @@ COLUMNS: Mapping[str, str] = {
     "overlap": "overlap",
     "minutes": "min",
 }
-"""Metrics of the printed table, with their headings; from `edges` to `overlap` they are AbsRel."""
+"""Metrics of the printed table, with their headings.
+
+`LiDAR returns` is AbsRel as the field measures it (the recipe's protocol); it is left out where there is no dense
+truth, and `AbsRel` is the same. From `edges` to `overlap` they are AbsRel, too.
+"""
 
 
 def ablation_table(rows: Sequence[Mapping[str, object]]) -> str:
     """Format the table for people: mean and spread over seeds, and gains in brackets."""
     shown = {metric: title for metric, title in COLUMNS.items() if any(f"{metric}_mean" in row for row in rows)}
+    if all(row.get("lidar_protocol_mean") == row.get("abs_rel_mean") for row in rows):
+        shown.pop("lidar_protocol", None)
     cells = []
     for row in rows:
         seeds, share, drives = row["seeds"], row["lidar_share"], row.get("lidar_drives")

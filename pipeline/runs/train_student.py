@@ -12,7 +12,6 @@ from data_cache.shards.staging import stage_cache
 from pipeline.errors import RecipeError
 from pipeline.recipe.config import Recipe, keep_recipe
 from pipeline.recipe.run_folder import RunFolder, cache_location
-from pipeline.runs.motion import motion_fits
 from pipeline.runs.splits import lidar_frames
 from pipeline.runs.stage_one import decided_identity
 from pipeline.weights.fetch import fetch_weights
@@ -22,6 +21,7 @@ from stages.compute.progress import progress_bar
 from stages.student.encoder import ENCODERS
 from stages.student.model import Student
 from stages.train_student import TrainStudentReport, train_student
+from stages.training.motion_fits import motion_fits
 from stages.training.plan import TrainingPlan, plan_training
 from stages.training.preflight import TrainingJob
 from stages.training.spec import TrainStudentSpec
@@ -50,7 +50,14 @@ def train_recipe(
     stage_to = _stage_to(recipe.train_student)
     job = _training_job(recipe, folder, device, fresh=fresh)
     if job.lidar_ids is not None and recipe.losses.without_lidar == "motion" and not recipe.losses.lidar_alone:
-        fits = motion_fits(recipe, motion or folder.motion, job.reader, job.lidar_ids, should_stop)
+        fits = motion_fits(
+            job.reader,
+            recipe.bins,
+            recipe.data.depth_range_m,
+            job.lidar_ids,
+            motion or folder.motion,
+            should_stop,
+        )
         job = replace(job, teacher_fits=fits)
     return train_student(
         job,

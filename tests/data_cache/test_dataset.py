@@ -205,3 +205,19 @@ def test_a_worker_that_dies_is_one_clear_error(tmp_path):
         pytest.raises(LoaderError, match=r"a loader worker has died .*lower train_student.workers"),
     ):
         list(loader)
+
+
+def test_frames_outside_those_with_lidar_are_served_without_returns(tmp_path):
+    records = [random_record(tiny_identity(FRAMES), seed) for seed in (0, 1)]
+    CacheWriter(tmp_path, tiny_identity(FRAMES), Resolved("fp32", 6, 1), FRAMES).commit(0, records, {}, {})
+    fit = torch.tensor([[0.5, 0.25], [0.0, 0.0], [2.0, 1.0]])
+    every = CachedFrames(CacheReader(tmp_path), FRAMES.train)
+    some = CachedFrames(every.reader, FRAMES.train, lidar_ids={"d/0"}, teacher_fits={"d/1": fit})
+    assert all((every[i].lidar_depth_m > 0).any() for i in (0, 1))
+    assert every[0].teacher_fit is None
+    assert torch.equal(some[0].lidar_depth_m, every[0].lidar_depth_m)
+    assert some[1].lidar_depth_m.abs().sum() == 0
+    batch = collate([some[0], some[1]]).teacher_fit
+    assert batch is not None
+    assert torch.equal(batch, torch.stack([torch.zeros(3, 2), fit]))
+    assert some.read_from(every.reader)[1].lidar_depth_m.abs().sum() == 0

@@ -22,6 +22,8 @@ def test_a_result_says_where_it_comes_from_and_its_rows_follow_from_its_students
     assert table["provenance"]["command"].startswith("surround ablate ")
     assert all(table["provenance"][name] for name in ("git_commit", "machine", "date", "cache_id"))
     assert all(student["provenance"]["git_commit"] for student in table["students"])
-    students = [Outcome(s["row"], s["lidar_share"], s["seed"], s["metrics"]) for s in table["students"]]
+    students = [
+        Outcome(s["row"], s["lidar_share"], s["seed"], s["metrics"], s.get("lidar_drives")) for s in table["students"]
+    ]
     assert table_rows(students) == table["rows"]
     assert BASELINE in {row["name"] for row in table["rows"]}

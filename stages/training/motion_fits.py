@@ -11,7 +11,6 @@ from torch import Tensor
 from data_cache.dataset import CachedFrames, collate
 from data_cache.files import write_error
 from data_cache.shards.reader import CacheReader
-from pipeline.recipe.config import Recipe
 from stages.compute.preemption import Preempted
 from stages.compute.progress import progress_bar
 from stages.targets.binning import Binning, stored_binning
@@ -25,26 +24,39 @@ PRIOR_FRAMES = 48
 
 
 def motion_fits(
-    recipe: Recipe, folder: Path, reader: CacheReader, lidar_ids: frozenset[str], should_stop: Callable[[], bool]
+    reader: CacheReader,
+    bins: BinSpec,
+    depth_range_m: tuple[float, float],
+    lidar_ids: frozenset[str],
+    folder: Path,
+    should_stop: Callable[[], bool],
 ) -> Mapping[str, Tensor]:
-    """Scale and shift (V 2) of each training frame outside `lidar_ids`; what `folder` holds is not computed again.
+    """Scale and shift (V 2) of each training frame outside `lidar_ids`.
+
+    Args:
+        reader: the cache.
+        bins: those of the student, which read the teacher's probabilities.
+        depth_range_m: LiDAR depths outside are ignored.
+        lidar_ids: frames that need no fit; they say how near the nearest surface usually is.
+        folder: holds a file for each cache and choice of frames; what is in it is not computed again.
+        should_stop: asked before each frame.
 
     Raises:
-        Preempted: if `should_stop` returns True between two frames; those that are done are kept.
+        Preempted: if `should_stop` returns True; the frames that are done are kept.
+        WriteError: if the file cannot be written.
     """
     usable = reader.usable(tuple(reader.frames.train))
-    key = json.dumps([reader.identity.sha256, usable, sorted(lidar_ids), recipe.data.depth_range_m])
+    key = json.dumps([reader.identity.sha256, usable, sorted(lidar_ids), depth_range_m])
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.jsonl"
     found = _kept(path)
     frames = CachedFrames(reader, usable)
     missing = [i for i, frame_id in enumerate(usable) if frame_id not in lidar_ids and frame_id not in found]
     if not missing:
         return found
-    bins = recipe.bins
     binning = stored_binning(bins, reader.identity.bin_knots)
     labelled = [i for i, frame_id in enumerate(usable) if frame_id in lidar_ids]
     chosen = labelled[:: -(-len(labelled) // PRIOR_FRAMES)]
-    nearest = usual_nearest([_fit(frames, i, bins, binning, recipe.data.depth_range_m)[1] for i in chosen])
+    nearest = usual_nearest([_fit(frames, i, bins, binning, depth_range_m)[1] for i in chosen])
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file, progress_bar(len(missing), 0, "motion", "frame") as bar:
@@ -52,7 +64,7 @@ def motion_fits(
             for i in missing:
                 if should_stop():
                     raise Preempted(f"stopped while frames without LiDAR were fitted; {path} keeps those that are done")
-                disparity, _ = _fit(frames, i, bins, binning, recipe.data.depth_range_m)
+                disparity, _ = _fit(frames, i, bins, binning, depth_range_m)
                 found[usable[i]] = fit_to_motion(disparity, frames.moments(i), nearest)
                 file.write(json.dumps({"frame": usable[i], "fit": found[usable[i]].tolist()}) + "\n")
                 file.flush()

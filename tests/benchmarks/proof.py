@@ -1,0 +1,48 @@
+"""What distillation gains at LiDAR returns, from the table of an ablation: the files that are read from outside.
+
+`python tests/benchmarks/proof.py RUN/ablate/table.json --out tests/benchmarks/results/proof_fleet.json`. Errors are AbsRel
+at LiDAR returns by the recipe's protocol, gains are against the supervised student of the same LiDAR and seed, in percent.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+AXES = ("lidar_drives", "lidar_share")
+NAMES = {"lidar_protocol": "lidar_abs_rel", "abs_rel": "dense_abs_rel", "overlap": "overlap_abs_rel"}
+
+
+def proof(table: Mapping[str, Any], command: str) -> dict[str, Any]:
+    """The rows of an ablation's table under the names of a proof, the metric of the field first."""
+    rows = []
+    for row in table["rows"]:
+        entry = {"name": row["name"], **{axis: row[axis] for axis in AXES if axis in row}, "seeds": row["seeds"]}
+        for metric, name in NAMES.items():
+            prefix = "" if metric == "lidar_protocol" else f"{name}_"
+            entry |= {f"{name}_mean": row.get(f"{metric}_mean"), f"{name}_std": row.get(f"{metric}_std")}
+            entry |= {
+                f"{prefix}gain_pct": row.get(f"{metric}_gain_pct"),
+                f"{prefix}gain_std": row.get(f"{metric}_gain_std"),
+            }
+        rows.append(entry)
+    where = table["provenance"]
+    return {
+        "rows": rows,
+        "measured_on": table["measured_on"],
+        "command": f"{where['command']}; {command}",
+        "commit": where["git_commit"],
+        "machine": where["machine"],
+        "date": where["date"],
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("table", type=Path, help="table.json or selection.json of `surround ablate`")
+    parser.add_argument("--out", type=Path, required=True)
+    asked = parser.parse_args()
+    told = " ".join(["python tests/benchmarks/proof.py", *sys.argv[1:]])
+    asked.out.write_text(json.dumps(proof(json.loads(asked.table.read_text()), told), indent=1) + "\n")
