@@ -1,7 +1,8 @@
 """What distillation gains at LiDAR returns, from the table of an ablation: the files that are read from outside.
 
-`python tests/benchmarks/proof.py RUN/ablate/table.json --out tests/benchmarks/results/proof_fleet.json`. Errors are AbsRel
-at LiDAR returns by the recipe's protocol, gains are against the supervised student of the same LiDAR and seed, in percent.
+`python tests/benchmarks/proof.py RUN/ablate/table.json --out tests/benchmarks/results/proof_fleet.json`. Errors are
+AbsRel at LiDAR returns by the recipe's protocol; gains, in percent, are against the supervised student of the same
+LiDAR and seed.
 """
 
 import argparse
