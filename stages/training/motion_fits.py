@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -33,12 +34,16 @@ def motion_fits(
 ) -> Mapping[str, Tensor]:
     """Scale and shift (V 2) of each training frame outside `lidar_ids`.
 
+    Processes that ask for the same share the work: each begins at another frame and looks at the file before it takes
+    one.
+
     Args:
         reader: the cache.
         bins: those of the student, which read the teacher's probabilities.
         depth_range_m: LiDAR depths outside are ignored.
         lidar_ids: frames that need no fit; they say how near the nearest surface usually is.
-        folder: holds a file for each cache and choice of frames; what is in it is not computed again.
+        folder: on a disk that all processes share; holds a file for each cache and choice of frames. What is in it is
+            not computed again.
         should_stop: asked before each frame.
 
     Raises:
@@ -51,27 +56,29 @@ def motion_fits(
     found = _kept(path)
     frames = CachedFrames(reader, usable)
     missing = [i for i, frame_id in enumerate(usable) if frame_id not in lidar_ids and frame_id not in found]
-    if not missing:
+    labelled = [i for i, frame_id in enumerate(usable) if frame_id in lidar_ids]
+    if not missing or not labelled:
         return found
     binning = stored_binning(bins, reader.identity.bin_knots)
-    labelled = [i for i, frame_id in enumerate(usable) if frame_id in lidar_ids]
     chosen = labelled[:: -(-len(labelled) // PRIOR_FRAMES)]
     nearest = usual_nearest([_fit(frames, i, bins, binning, depth_range_m)[1] for i in chosen])
+    first = secrets.randbelow(len(missing))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file, progress_bar(len(missing), 0, "motion", "frame") as bar:
             file.write("\n")  # ends a line that was cut off
-            for i in missing:
+            for i in missing[first:] + missing[:first]:
                 if should_stop():
                     raise Preempted(f"stopped while frames without LiDAR were fitted; {path} keeps those that are done")
-                disparity, _ = _fit(frames, i, bins, binning, depth_range_m)
-                found[usable[i]] = fit_to_motion(disparity, frames.moments(i), nearest)
-                file.write(json.dumps({"frame": usable[i], "fit": found[usable[i]].tolist()}) + "\n")
-                file.flush()
+                if usable[i] not in found and usable[i] not in (found := _kept(path)):
+                    disparity, _ = _fit(frames, i, bins, binning, depth_range_m)
+                    found[usable[i]] = fit_to_motion(disparity, frames.moments(i), nearest)
+                    file.write(json.dumps({"frame": usable[i], "fit": found[usable[i]].tolist()}) + "\n")
+                    file.flush()  # a whole line at a time, so that lines of several processes do not mix
                 bar.update()
     except OSError as error:
         raise write_error(error, path) from error
-    return found
+    return _kept(path)
 
 
 def _fit(

@@ -4,11 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from support.surround import RECIPE, surround
 
+from data_cache.shards.reader import CacheReader
 from pipeline.ablation.student import plan_students
 from pipeline.recipe.config import load_recipe
 from pipeline.recipe.run_folder import RunFolder
+from stages.training import motion_fits as module
+from stages.training.motion_fits import motion_fits
 
 FLEET = ("--set", 'data.lidar_drives=["drive-00"]', "--set", "train_student.batch_rigs=2")
 
@@ -30,22 +34,42 @@ def run(recipe) -> Path:
     return folder
 
 
-def whole_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+def fits_of(path: Path) -> dict[str, list]:
+    """Those of whole lines."""
+    entries = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    return {entry["frame"]: entry["fit"] for entry in entries}
 
 
 def test_frames_without_lidar_are_fitted_once_and_train_the_student(recipe, run):
     code, text = surround("train-student", recipe, "--run", run, *FLEET)
     assert (code, "3 steps" in text) == (0, True), text
     (kept,) = (run / "motion").iterdir()
-    lines = whole_lines(kept)
-    assert [line["frame"] for line in lines] == ["drive-02/0", "drive-02/1", "drive-02/2"]
-    assert all(len(line["fit"]) == 6 for line in lines)
+    fits = fits_of(kept)
+    assert fits.keys() == {"drive-02/0", "drive-02/1", "drive-02/2"}
+    assert all(len(fit) == 6 for fit in fits.values())
     # Cut off while it was written: what is whole is kept, the rest is done again.
     whole = kept.read_text()
-    kept.write_text(whole[: whole.index("drive-02/1")])
+    kept.write_text(whole[: whole.rindex('"fit"')])
+    assert len(fits_of(kept)) == 2
     assert surround("train-student", recipe, "--run", run, *FLEET, "--fresh")[0] == 0
-    assert whole_lines(kept) == lines
+    assert fits_of(kept) == fits
+
+
+def test_processes_share_the_fits(recipe, run, monkeypatch):
+    """Whoever finds that another one has done a frame does not do it again."""
+    reader, fitted = CacheReader(run / "cache"), []
+
+    def fit(disparity, moments, nearest):
+        fitted.append(len(moments))
+        if len(fitted) == 1:  # another process does the rest meanwhile
+            motion_fits(*asked, lambda: False)
+        return torch.zeros(6, 2)
+
+    monkeypatch.setattr(module, "fit_to_motion", fit)
+    asked = (reader, load_recipe(str(recipe)).bins, (0.1, 80.0), frozenset({"drive-00/0"}), run / "shared")
+    found = motion_fits(*asked, lambda: False)
+    assert found.keys() == {"drive-00/1", "drive-02/0", "drive-02/1", "drive-02/2"}
+    assert len(fitted) <= 5
 
 
 def test_another_choice_of_drives_is_another_training(recipe, run):
