@@ -23,7 +23,7 @@ from stages.training.step import on_device
 
 
 def flop_counter() -> FlopCounterMode:
-    """Torch's counter; it takes gradients by the weights of a grouped convolution as those of a dense one, we do not."""
+    """Torch's counter, which by itself takes gradients by the weights of a grouped convolution as dense ones."""
 
     def backward(gradient, _x, weight, *rest, **_kwargs: object) -> int:
         """Two FLOPs per element of the output and weight that makes it, for each of the gradients that are wanted."""
