@@ -1,5 +1,6 @@
 """What several benchmarks measure with. It does without pytest, which may be missing where `gpu.py` runs."""
 
+import math
 import statistics
 import tempfile
 import time
@@ -19,6 +20,17 @@ from stages.caching.teacher_input import prepare_frame
 from stages.compute.devices import dtype_of, synchronize
 from stages.training.preflight import TrainingJob, open_job
 from stages.training.step import on_device
+
+
+def flop_counter() -> FlopCounterMode:
+    """Torch's counter, which by itself takes gradients by the weights of a grouped convolution as dense ones."""
+
+    def backward(gradient, _x, weight, *rest, **_kwargs: object) -> int:
+        """Two FLOPs per element of the output and weight that makes it, for each of the gradients that are wanted."""
+        wanted = rest[7]
+        return 2 * math.prod(gradient) * math.prod(weight[1:]) * sum(map(bool, wanted[:2]))
+
+    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: backward})
 
 
 @dataclass(frozen=True)
@@ -175,7 +187,7 @@ def step_cost(job: TrainingJob, stage: StageOne, rounds: int, product_side: int)
             call()
             if i > 0:  # the first round warms up
                 seconds.append(time.perf_counter() - begin)
-    with FlopCounterMode(display=False) as flops:
+    with flop_counter() as flops:
         training.step([rigs], 0)
     shape = product_side, product_side
     a, b = (torch.randn(shape, device=device, dtype=dtype_of(training.setting.precision)) for _ in range(2))
