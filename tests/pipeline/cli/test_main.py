@@ -10,6 +10,7 @@ from support.surround import recomputes_what_it_stored, surround
 
 from data_cache.shards.encodings import ENCODINGS
 from pipeline.cli.main import main
+from stages.compute.cpu import ISA_VARIABLE
 from stages.compute.progress import QUIET
 from stages.compute.waiting import DECIDED_BY
 
@@ -284,11 +285,13 @@ def test_weights_lists_the_known_ones():
 
 
 def test_every_verb_decides_how_threads_wait_before_torch_is_loaded():
+    """On a CPU that computes in fp32, as any does that is held to AVX2."""
     program = (
         "import os, sys; from pipeline.cli.main import main\n"
         "assert 'torch' not in sys.modules\n"
         "main(['weights'], standalone_mode=False); print(os.environ['GOMP_SPINCOUNT'])"
     )
     environment = {name: value for name, value in os.environ.items() if name not in DECIDED_BY}
+    environment |= {ISA_VARIABLE: "AVX2"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert done.stdout.splitlines()[-1] == "1000", done.stderr
