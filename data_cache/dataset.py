@@ -109,20 +109,12 @@ class CachedFrames(Dataset[CachedRigs]):
 
     def read_from(self, reader: CacheReader) -> "CachedFrames":
         """The same frames, read from a copy of the cache."""
-        return self._but(reader=reader)
-
-    def fitted(self, teacher_fits: Mapping[str, Float[Tensor, "V 2"]]) -> "CachedFrames":
-        """The same frames with these fits of the teacher."""
-        return self._but(teacher_fits=teacher_fits)
-
-    def _but(self, **changed: Any) -> "CachedFrames":
-        how = {"reader": self.reader, "teacher_fits": self.teacher_fits} | changed
         return CachedFrames(
-            how["reader"],
+            reader,
             self.frame_ids,
             neighbours=self.neighbours,
             lidar_ids=self.lidar_ids,
-            teacher_fits=how["teacher_fits"],
+            teacher_fits=self.teacher_fits,
         )
 
     def has_lidar(self, position: int) -> bool:

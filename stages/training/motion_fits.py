@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from data_cache.dataset import CachedFrames, collate
@@ -61,7 +62,7 @@ def motion_fits(
         return found
     binning = stored_binning(bins, reader.identity.bin_knots)
     chosen = labelled[:: -(-len(labelled) // PRIOR_FRAMES)]
-    nearest = usual_nearest([_fit(frames, i, bins, binning, depth_range_m)[1] for i in chosen])
+    nearest = usual_nearest([fitted_to_lidar(frames, i, bins, binning, depth_range_m)[2] for i in chosen])
     first = secrets.randbelow(len(missing))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,10 +71,11 @@ def motion_fits(
             for i in missing[first:] + missing[:first]:
                 if should_stop():
                     raise Preempted(f"stopped while frames without LiDAR were fitted; {path} keeps those that are done")
-                if usable[i] not in found and usable[i] not in (found := _kept(path)):
-                    disparity, _ = _fit(frames, i, bins, binning, depth_range_m)
-                    found[usable[i]] = fit_to_motion(disparity, frames.moments(i), nearest)
-                    file.write(json.dumps({"frame": usable[i], "fit": found[usable[i]].tolist()}) + "\n")
+                end_of_line = f'"frame": {json.dumps(usable[i])}}}\n'
+                if end_of_line not in path.read_text(encoding="utf-8"):
+                    disparity, _, _ = fitted_to_lidar(frames, i, bins, binning, depth_range_m)
+                    fit = fit_to_motion(disparity[0], frames.moments(i), nearest)
+                    file.write(f'{{"fit": {json.dumps(fit.tolist())}, {end_of_line}')
                     file.flush()  # a whole line at a time, so that lines of several processes do not mix
                 bar.update()
     except OSError as error:
@@ -81,16 +83,16 @@ def motion_fits(
     return _kept(path)
 
 
-def _fit(
+def fitted_to_lidar(
     frames: CachedFrames, i: int, bins: BinSpec, binning: Binning, depth_range_m: tuple[float, float]
-) -> tuple[Tensor, LidarFit]:
-    """The teacher's disparity of a frame at the size of its images (V H W), and its fit to LiDAR."""
+) -> tuple[Float[Tensor, "1 V H W"], Float[Tensor, "1 V H W"], LidarFit]:
+    """The teacher's disparity of a frame at the size of its images, LiDAR in range (metres, 0 = none), and its fit."""
     rigs = collate([frames[i]])
     near_m, far_m = depth_range_m
-    lidar_depth_m = rigs.lidar_depth_m
-    lidar_depth_m = torch.where((lidar_depth_m > near_m) & (lidar_depth_m < far_m), lidar_depth_m, 0.0)
+    in_range = (rigs.lidar_depth_m > near_m) & (rigs.lidar_depth_m < far_m)
+    lidar_depth_m = torch.where(in_range, rigs.lidar_depth_m, 0.0)
     prob = decode(rigs.bins, bins)
-    return teacher_disparity(prob, lidar_depth_m, binning)[0], fit_to_lidar(prob, lidar_depth_m, binning)
+    return teacher_disparity(prob, lidar_depth_m, binning), lidar_depth_m, fit_to_lidar(prob, lidar_depth_m, binning)
 
 
 def _kept(path: Path) -> dict[str, Tensor]:

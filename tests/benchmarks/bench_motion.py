@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_cache.dataset import CachedFrames, collate
+from data_cache.dataset import CachedFrames
 from data_cache.shards.reader import CacheReader
 from pipeline.recipe.config import load_recipe
 from stages.targets.binning import stored_binning
-from stages.targets.bins import decode
-from stages.targets.lidar_frame import LidarFit, fit_to_lidar, teacher_disparity
+from stages.targets.lidar_frame import LidarFit
 from stages.targets.motion_fit import fit_to_motion, usual_nearest
+from stages.training.motion_fits import fitted_to_lidar
 
 pytestmark = pytest.mark.bench
 LIDAR_DRIVES = 3
@@ -38,10 +38,7 @@ def test_bench_motion(capsys):
     chosen = {drives[i * len(drives) // LIDAR_DRIVES] for i in range(LIDAR_DRIVES)}
 
     def looked_at(i: int) -> tuple[torch.Tensor, torch.Tensor, LidarFit]:
-        rigs = collate([frames[i]])
-        lidar_m = torch.where((rigs.lidar_depth_m > near_m) & (rigs.lidar_depth_m < far_m), rigs.lidar_depth_m, 0.0)
-        prob = decode(rigs.bins, recipe.bins)
-        return teacher_disparity(prob, lidar_m, binning), lidar_m, fit_to_lidar(prob, lidar_m, binning)
+        return fitted_to_lidar(frames, i, recipe.bins, binning, recipe.data.depth_range_m)
 
     labelled, others = [], []
     for i, frame_id in enumerate(frames.frame_ids):
