@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from stages.compute.preemption import Preempted
 from stages.evaluate import evaluate
 from stages.evaluation.protocols import PROTOCOLS, measured_frames
 from stages.evaluation.results import EvaluateReport, against_lidar
-from stages.losses.terms import LossTerms
+from stages.losses.spec import supervised_alone
 from stages.student.checkpoint import load_student
 from stages.training.preflight import require_tokens
 
@@ -50,6 +51,8 @@ class PlannedStudent:
         cache_id: of the cache that it learns from.
         folder: its run folder.
         motion: folder of the fits of frames without LiDAR, which all students share.
+        first: the supervised student of the same LiDAR and seed, if this one learns from it
+            (`losses.without_lidar = "consensus"`).
     """
 
     row: str
@@ -60,6 +63,7 @@ class PlannedStudent:
     cache_id: str
     folder: RunFolder
     motion: Path
+    first: "PlannedStudent | None" = None
 
     @property
     def measured_on(self) -> tuple[str, ...]:
@@ -90,7 +94,10 @@ class PlannedStudent:
 
 
 def plan_students(recipe: Recipe, folder: RunFolder) -> list[PlannedStudent]:
-    """Plan every student, all rows of the first seed first, so that an unfinished table compares whole seeds."""
+    """Plan every student, all rows of the first seed first, so that an unfinished table compares whole seeds.
+
+    Those that learn from another student come last: it is then done, and nobody has to wait.
+    """
     spec = recipe.ablate
     readers: dict[str, CacheReader] = {}
 
@@ -101,13 +108,24 @@ def plan_students(recipe: Recipe, folder: RunFolder) -> list[PlannedStudent]:
             readers[key] = CacheReader(location, expected=decided)
         return readers[key]
 
-    return [
+    students = [
         replace(_plan_student(on_drives, folder, row, overrides, share, seed, open_cache), lidar_drives=count)
         for seed in spec.seeds
         for share in spec.lidar_shares
         for count, on_drives in _by_lidar_drives(recipe).items()
         for row, overrides in spec.rows.items()
     ]
+    baseline = {(s.lidar_share, s.lidar_drives, s.seed): s for s in students if s.row == BASELINE}
+    students = [
+        replace(s, first=baseline[s.lidar_share, s.lidar_drives, s.seed]) if _learns_from_first(s.recipe) else s
+        for s in students
+    ]
+    return sorted(students, key=lambda s: s.first is not None)
+
+
+def _learns_from_first(recipe: Recipe) -> bool:
+    losses = recipe.losses
+    return bool(recipe.data.lidar_drives) and losses.without_lidar == "consensus" and not losses.lidar_alone
 
 
 def _by_lidar_drives(recipe: Recipe) -> dict[int | None, Recipe]:
@@ -137,11 +155,10 @@ def _plan_student(
     seed: int,
     open_cache: Callable[[Recipe], CacheReader],
 ) -> PlannedStudent:
-    off: dict[str, Any] = {field.name: 0.0 for field in fields(LossTerms) if field.name != "supervised"}
     try:
         bare = replace(
             recipe,
-            losses=replace(recipe.losses, **off),
+            losses=supervised_alone(recipe.losses),
             train_student=replace(recipe.train_student, seed=seed, lidar_share=lidar_share),
             teacher_cache=replace(recipe.teacher_cache, location=cache_location(recipe, folder)),
         )
@@ -190,8 +207,16 @@ def train_and_measure(student: PlannedStudent, here: Mapping[str, object], shoul
         return
     if should_stop():
         raise Preempted("stopped before it began")
+    first = None
+    if student.first is not None:
+        while student.first.outcome() is None:
+            train_and_measure(student.first, here, should_stop)
+            _pause_while_missing(student.first, should_stop)
+        first = own_checkpoint(student.first.recipe, student.first.folder)
     with joined(student.recipe.train_student.device) as device:
-        trained = train_recipe(student.recipe, student.folder, device, motion=student.motion, should_stop=should_stop)
+        trained = train_recipe(
+            student.recipe, student.folder, device, motion=student.motion, first=first, should_stop=should_stop
+        )
     report = _measure(student, should_stop)
     per_step = trained.seconds / trained.steps_done if trained.steps_done else None
     minutes = per_step * student.recipe.train_student.steps / 60 if per_step is not None else None
@@ -200,6 +225,16 @@ def train_and_measure(student: PlannedStudent, here: Mapping[str, object], shoul
     provenance = {**here, "cache_id": student.cache_id}
     content = {**asdict(outcome), "frames": report.frames, "images": report.images, "provenance": provenance}
     write_atomically(student.result, json.dumps(content, indent=1) + "\n")
+
+
+def _pause_while_missing(student: PlannedStudent, should_stop: Callable[[], bool]) -> None:
+    """A moment in which another process may finish a student that it has claimed."""
+    for _ in range(20):
+        if student.outcome() is not None:
+            return
+        if should_stop():
+            raise Preempted(f"stopped while {student.row} was trained elsewhere")
+        time.sleep(0.1)
 
 
 def _measure(planned: PlannedStudent, should_stop: Callable[[], bool]) -> EvaluateReport:

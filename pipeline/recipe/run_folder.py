@@ -53,6 +53,11 @@ class RunFolder:
         return self.root / "motion"
 
     @property
+    def first(self) -> "RunFolder":
+        """Run of the student that is trained before the one of `losses.without_lidar = "consensus"`."""
+        return RunFolder(self.root / "first")
+
+    @property
     def eval(self) -> Path:
         """Report and pictures of stage three."""
         return self.root / "eval"

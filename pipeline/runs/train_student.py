@@ -12,12 +12,14 @@ from data_cache.shards.staging import stage_cache
 from pipeline.errors import RecipeError
 from pipeline.recipe.config import Recipe, keep_recipe
 from pipeline.recipe.run_folder import RunFolder, cache_location
+from pipeline.runs.evaluate import own_checkpoint
 from pipeline.runs.splits import lidar_frames
 from pipeline.runs.stage_one import decided_identity
 from pipeline.weights.fetch import fetch_weights
 from stages.compute.parallel import joined, leads
 from stages.compute.preemption import Preempted, preemption
 from stages.compute.progress import progress_bar
+from stages.losses.spec import supervised_alone
 from stages.student.encoder import ENCODERS
 from stages.student.model import Student
 from stages.train_student import TrainStudentReport, train_student
@@ -41,30 +43,42 @@ def train_recipe(
     *,
     fresh: bool = False,
     motion: Path | None = None,
+    first: Path | None = None,
     should_stop: Callable[[], bool],
 ) -> TrainStudentReport:
     """Do as `run_train_student`, for a caller that handles signals and devices itself.
 
-    `motion` is the folder of fits of frames without LiDAR, that of the run where None.
+    `motion` is the folder of fits of frames without LiDAR, that of the run where None. `first` is the checkpoint of the
+    first student; where None and one is needed, it is trained first.
     """
     stage_to = _stage_to(recipe.train_student)
     job = _training_job(recipe, folder, device, fresh=fresh)
-    if job.lidar_ids is not None and recipe.losses.without_lidar == "motion" and not recipe.losses.lidar_alone:
-        fits = motion_fits(
-            job.reader,
-            recipe.bins,
-            recipe.data.depth_range_m,
-            job.lidar_ids,
-            motion or folder.motion,
-            should_stop,
-        )
-        job = replace(job, teacher_fits=fits)
+    lidar_ids, how = job.lidar_ids, recipe.losses
+    if lidar_ids is not None and how.without_lidar != "student" and not how.lidar_alone:
+        fits = motion or folder.motion
+        fitted = motion_fits(job.reader, recipe.bins, recipe.data.depth_range_m, lidar_ids, fits, should_stop)
+        if how.without_lidar == "consensus" and first is None:
+            first = _first_student(recipe, folder, device, fresh, should_stop)
+        job = replace(job, teacher_fits=fitted, first=first)
     return train_student(
         job,
         staged=lambda reader: _staged(reader, stage_to, should_stop),
         on_accepted=lambda: keep_recipe(recipe, folder.recipe),
         should_stop=should_stop,
     )
+
+
+def _first_student(
+    recipe: Recipe, folder: RunFolder, device: torch.device, fresh: bool, should_stop: Callable[[], bool]
+) -> Path:
+    """Train the student that learns from LiDAR alone, unless it is trained; returns its checkpoint."""
+    alone = replace(
+        recipe,
+        losses=supervised_alone(recipe.losses),
+        teacher_cache=replace(recipe.teacher_cache, location=cache_location(recipe, folder)),
+    )
+    train_recipe(alone, folder.first, device, fresh=fresh, should_stop=should_stop)
+    return own_checkpoint(alone, folder.first)
 
 
 def run_plan_training(recipe: Recipe, folder: RunFolder, *, fresh: bool = False) -> TrainingPlan:

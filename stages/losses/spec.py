@@ -1,6 +1,7 @@
 """The weight of each loss term: the section `losses` of a recipe, and the weighted sum."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -9,7 +10,7 @@ from torch import Tensor
 from stages.losses.terms import LossTerms
 
 FRAMES = ("lidar", "student", "literal")
-WITHOUT_LIDAR = ("motion", "student")
+WITHOUT_LIDAR = ("motion", "consensus", "student")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +35,9 @@ class LossSpec:
             `targets/lidar_frame.py`), by the student's own mean and spread (student, `student_frame` in
             `targets/bins.py`), or unchanged (literal). With lidar, images without a usable fit are treated as student.
         without_lidar: where the metres of training frames outside `data.lidar_drives` come from: the teacher's depth,
-            fitted to what other cameras and moments see, is taken in place of LiDAR (motion, `targets/motion_fit.py`),
-            or from nowhere (student, as `frame`).
+            fitted to what other cameras and moments see, is taken in place of LiDAR (motion, `targets/motion_fit.py`);
+            its mean with what a first student says, which is trained before from the frames with LiDAR alone
+            (consensus, `targets/consensus.py`); or from nowhere (student, as `frame`).
     """
 
     supervised: float = 1.0
@@ -70,6 +72,12 @@ class LossSpec:
     def lidar_alone(self) -> bool:
         """Whether frames without LiDAR teach nothing: no term but `supervised` has a weight."""
         return not any(getattr(self, field.name) for field in fields(LossTerms) if field.name != "supervised")
+
+
+def supervised_alone(spec: LossSpec) -> LossSpec:
+    """The same settings with no term but `supervised`; raises ValueError if that has no weight."""
+    off: dict[str, Any] = {field.name: 0.0 for field in fields(LossTerms) if field.name != "supervised"}
+    return replace(spec, **off)
 
 
 def weighted_sum(terms: LossTerms, spec: LossSpec) -> Float[Tensor, ""]:

@@ -40,12 +40,15 @@ class Setting:
         losses: weights of the terms.
         depth_range_m: LiDAR depths outside are ignored.
         precision: precision of the student's forward pass.
+        first: the student that takes part in the metres of images without LiDAR, on the device of the training; None
+            without.
     """
 
     binning: Binning
     losses: LossSpec
     depth_range_m: tuple[float, float]
     precision: str
+    first: Student | None = None
 
 
 class _Objective(nn.Module):
@@ -56,8 +59,11 @@ class _Objective(nn.Module):
         self.learner, self.setting = learner, setting
 
     def forward(self, rigs: CachedRigs, image: Tensor) -> LossTerms:
-        how = self.setting
-        return loss_terms(self.learner, how.binning, rigs, image, how.losses, how.depth_range_m, how.precision)
+        return _terms(self.learner, self.setting, rigs, image)
+
+
+def _terms(learner: Learner, how: Setting, rigs: CachedRigs, image: Tensor) -> LossTerms:
+    return loss_terms(learner, how.binning, rigs, image, how.losses, how.depth_range_m, how.precision, how.first)
 
 
 class Training:
@@ -171,9 +177,7 @@ class Training:
         with torch.no_grad():
             for i, frame_id in enumerate(rigs.frame_ids):
                 one = replace(map_rigs(itemgetter(slice(i, i + 1)), rigs), frame_ids=(frame_id,))
-                own = loss_terms(
-                    self.learner, how.binning, one, image[i : i + 1], how.losses, how.depth_range_m, how.precision
-                )
+                own = _terms(self.learner, how, one, image[i : i + 1])
                 if not torch.isfinite(weighted_sum(own, how.losses)):
                     alone.append(frame_id)
         self.learner.train()

@@ -79,6 +79,41 @@ def test_another_choice_of_drives_is_another_training(recipe, run):
     assert (code, "lidar_frames" in text) == (1, True), text
 
 
+CONSENSUS = (*FLEET, "--set", "losses.without_lidar='consensus'")
+
+
+def test_a_first_student_is_trained_once_and_its_weights_are_part_of_the_training(recipe, run, tmp_path):
+    where = ("--run", tmp_path, "--set", f"teacher_cache.location='{run / 'cache'}'")
+    assert surround("train-student", recipe, *where, *CONSENSUS)[0] == 0
+    (first,) = (tmp_path / "first/student").glob("best.safetensors")
+    alone = load_recipe(str(tmp_path / "first/recipe.toml")).losses
+    assert alone.lidar_alone
+    before = first.stat().st_mtime_ns, first.read_bytes()
+    code, text = surround("train-student", recipe, *where, *CONSENSUS)
+    assert (code, first.stat().st_mtime_ns) == (0, before[0]), text
+    trained = (tmp_path / "student/last.safetensors").read_bytes()
+    motion = ("--run", tmp_path / "motion-alone", *where[2:], *FLEET)
+    assert surround("train-student", recipe, *motion)[0] == 0
+    assert (tmp_path / "motion-alone/student/last.safetensors").read_bytes() != trained
+    first.write_bytes((tmp_path / "student/last.safetensors").read_bytes())
+    code, text = surround("train-student", recipe, *where, *CONSENSUS)
+    assert (code, "first_student" in text) == (1, True), text
+
+
+def test_in_an_ablation_the_first_student_is_the_supervised_one(recipe, run):
+    rows = '{supervised=[], consensus=["losses.kl=0.3", "losses.without_lidar=\'consensus\'"]}'
+    asked = ["ablate.lidar_drives=[1]", "ablate.seeds=[0,1]", f"ablate.rows={rows}", "train_student.batch_rigs=2"]
+    students = plan_students(load_recipe(str(recipe), asked), RunFolder(run))
+    assert [(s.row, s.seed) for s in students] == [
+        (row, seed) for row in ("supervised", "consensus") for seed in (0, 1)
+    ]
+    assert [s.first for s in students] == [None, None, *students[:2]]
+    words = [word for one in asked for word in ("--set", one)]
+    code, text = surround("ablate", recipe, "--run", run, "--jobs", "1", *words)
+    assert code == 0, text
+    assert not (students[2].folder.root / "first").exists()
+
+
 def test_without_metres_from_motion_nothing_is_fitted(recipe, run, tmp_path):
     where = ("--run", tmp_path, "--set", f"teacher_cache.location='{run / 'cache'}'")
     assert surround("train-student", recipe, *where, *FLEET, "--set", "losses.without_lidar='student'")[0] == 0
@@ -90,7 +125,7 @@ def test_without_metres_from_motion_nothing_is_fitted(recipe, run, tmp_path):
     [
         ('data.lidar_drives=["drive-03"]', "data.lidar_drives: ['drive-03'] selects none of the 5 frames"),
         ('data.lidar_drives=["drive-99"]', "drive-99"),
-        ("losses.without_lidar='poses'", "without_lidar: expected one of motion, student, got 'poses'"),
+        ("losses.without_lidar='poses'", "without_lidar: expected one of motion, consensus, student, got 'poses'"),
     ],
 )
 def test_what_cannot_be_is_one_clear_error(recipe, run, override, message):

@@ -1,0 +1,166 @@
+"""What distillation gains on a real street where LiDAR is scarce: writes results/proof_street.json.
+
+`python tests/benchmarks/street.py PANDASET --run runs/street`. Each setting is a rig folder of PandaSet sequence 002 in
+which the first 17 frames have what a cheaper car would record: few beams, or the forward sensor alone, or LiDAR in few
+frames. The last 6 frames keep all returns of the 360-degree sensor and are what is measured. A setting that is finished
+is not run again.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from benchmarks.proof import proof
+from jaxtyping import Bool, Float
+
+from data_cache.frames.rig import Frame, Rig, Sweep
+from data_cache.sources.base import Source
+from data_cache.sources.registry import open_source
+from data_cache.sources.rig_folder.rig_json import RIG_FILE
+from data_cache.sources.rig_folder.writing import export_rig
+from pipeline.recipe.provenance import surroundings
+
+DRIVE, TRAIN_FRAMES = "002", 17
+LIDAR_IN_EGO_M = (1.5, 0.0, 1.9)
+"""Where the 360-degree sensor sits: there the elevations of its points fall into the sharpest lines."""
+HALF_BEAM_DEG = 0.25
+BEAMS_DEG = {1: (-2.0,), 4: (-8.0, -4.0, -2.0, 0.5), 16: tuple(np.linspace(-15, 5, 16))}
+SUPERVISED = ()
+TERMS = ("losses.kl=0.3", "losses.relation=1.0", "losses.completion=1.0", "losses.photometric=1.0")
+NO_LOSS = ("losses.relation=1e-9", "losses.without_lidar='student'")
+"""A control: images without LiDAR are seen, which moves the batch statistics, and nothing is learnt from them."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """LiDAR of the training frames.
+
+    Attributes:
+        name: of the row, and of the folder.
+        beams: a key of BEAMS_DEG; 0 for all.
+        lidar: sensor, one of LIDARS.
+        lidar_frames: selectors of the training frames that have LiDAR; empty for all.
+    """
+
+    name: str
+    beams: int = 0
+    lidar: str = "mechanical"
+    lidar_frames: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> str:
+        """Settings that differ in `lidar_frames` alone read one folder."""
+        return f"beams-{self.beams or 'all'}-{self.lidar}"
+
+
+SETTINGS = (
+    Setting("4 beams", beams=4),
+    Setting("1 beam", beams=1),
+    Setting("forward sensor", lidar="forward"),
+    Setting("16 beams", beams=16),
+    Setting("frames 0 to 4", lidar_frames=("002[0:5]",)),
+    Setting("frames 2, 8, 14", lidar_frames=("002[2:15:6]",)),
+)
+
+
+def on_beams(
+    points_m: Float[np.ndarray, "N 3"], lidar_from_points: Float[np.ndarray, "4 4"], beams_deg: Sequence[float]
+) -> Bool[np.ndarray, "N"]:
+    """Whether points lie within HALF_BEAM_DEG of an elevation in the frame of the LiDAR (z up)."""
+    x, y, z = lidar_from_points[:3, :3] @ points_m.T + lidar_from_points[:3, 3:]
+    elevation_deg = np.degrees(np.arctan2(z, np.hypot(x, y)))
+    return (np.abs(elevation_deg[:, None] - np.asarray(beams_deg)) <= HALF_BEAM_DEG).any(1)
+
+
+class CheaperCar:
+    """A source whose first frames have the LiDAR of a setting."""
+
+    def __init__(self, root: Path, setting: Setting, frames: int):
+        self._whole = open_source("pandaset", root)
+        self._cheap = open_source("pandaset", root, lidar=setting.lidar)
+        self._setting, self._ids = setting, frozenset(self._whole.drives[DRIVE][:frames])
+        self.name: str = self._whole.name
+        self.rig: Rig = self._whole.rig
+        self.drives = self._whole.drives
+        self.splits = self._whole.splits
+
+    def frame(self, frame_id: str) -> Frame:
+        """The frame, its sweep thinned if it is one to train on."""
+        if frame_id not in self._ids:
+            return self._whole.frame(frame_id)
+        frame = self._cheap.frame(frame_id)
+        return replace(frame, load_sweep=lambda: self._thinned(frame)) if self._setting.beams else frame
+
+    def _thinned(self, frame: Frame) -> Sweep:
+        assert frame.load_sweep is not None
+        assert frame.world_from_ego is not None
+        sweep = frame.load_sweep()
+        lidar_from_ego = np.eye(4)
+        lidar_from_ego[:3, 3] = np.negative(LIDAR_IN_EGO_M)
+        lidar_from_points = lidar_from_ego @ np.linalg.inv(frame.world_from_ego) @ sweep.world_from_lidar
+        kept = on_beams(sweep.points_m, lidar_from_points, BEAMS_DEG[self._setting.beams])
+        return replace(sweep, points_m=sweep.points_m[kept])
+
+
+def surround(*words: str) -> None:
+    subprocess.run([sys.executable, "-m", "pipeline.cli.main", *words], check=True)
+
+
+def measured(root: Path, setting: Setting, run: Path, seeds: Sequence[int], overrides: Sequence[str]) -> dict:
+    """The table of a setting's ablation; what is finished in `run` stays."""
+    rig = run / setting.folder / "rig"
+    if not (rig / RIG_FILE).exists():
+        source: Source = CheaperCar(root, setting, TRAIN_FRAMES)
+        export_rig(source, source.drives[DRIVE], rig)
+    rows = {"supervised": SUPERVISED, "default terms": TERMS}
+    if setting.lidar_frames:
+        rows["no loss without LiDAR"] = NO_LOSS
+    settings = [
+        "data.source='rig_folder'",
+        f"data.lidar_drives={json.dumps(setting.lidar_frames)}",
+        f"ablate.seeds={json.dumps(list(seeds))}",
+        "ablate.rows={" + ", ".join(f'"{name}" = {json.dumps(list(terms))}' for name, terms in rows.items()) + "}",
+        *overrides,
+    ]
+    words = [word for one in settings for word in ("--set", one)]
+    where = ["evidence_pandaset", "--data", str(rig), "--run", str(run / setting.folder), *words]
+    surround("teacher-cache", *where)
+    surround("ablate", *where)
+    return json.loads((run / setting.folder / "ablate" / "table.json").read_text())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("pandaset", type=Path, help="folder that holds the sequences")
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--set", action="append", default=[], dest="overrides", help="as of `surround`; for all rows")
+    parser.add_argument("--only", nargs="+", default=[one.name for one in SETTINGS], help="names of settings")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/proof_street.json")
+    asked = parser.parse_args()
+    rows = []
+    for setting in (one for one in SETTINGS if one.name in asked.only):
+        table = measured(asked.pandaset, setting, asked.run, asked.seeds, asked.overrides)
+        frames = {"lidar_frames": list(setting.lidar_frames)} if setting.lidar_frames else {}
+        axis = {"setting": setting.name, "beams": setting.beams or "all", "lidar": setting.lidar, **frames}
+        rows += [{"name": row["name"], **axis, **row} for row in proof(table, "")["rows"]]
+    here = surroundings()
+    told = " ".join(f"'{o}'" if " " in o or "=" in o else o for o in asked.overrides)
+    content = {
+        "rows": rows,
+        "measured_on": f"the last {23 - TRAIN_FRAMES} of 23 frames, all returns of the 360-degree sensor",
+        "command": "python tests/benchmarks/street.py PANDASET --run RUN" + (f" --set {told}" if told else ""),
+        "commit": here["git_commit"],
+        "machine": here["machine"],
+        "date": here["date"],
+    }
+    asked.out.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
