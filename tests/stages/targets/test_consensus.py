@@ -7,7 +7,7 @@ from stages.targets.lidar_frame import LidarFit
 
 
 def test_a_fit_to_a_depth_map_is_not_turned_by_a_car_that_one_of_both_misses():
-    """Inverse depth 0.02 + 0.3 x; a tenth of the pixels is four times as far away. Plain least squares is off by 13 %."""
+    """Inverse depth 0.02 + 0.3 x; a tenth of the pixels is four times as far. Least squares alone is off by 10 %."""
     x = torch.linspace(0, 1, 200).view(1, 1, 10, 20)
     depth_m = 1 / (0.02 + 0.3 * x)
     exact = fit_to_depth(x, depth_m)
