@@ -13,7 +13,7 @@ from stages.compute.progress import QUIET
 REPOSITORY = Path(__file__).parent.parent
 PAGES = [
     *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data_cache/RIG_FOLDER.md")),
-    *sorted((REPOSITORY / "docs").glob("*.md")),
+    *sorted((REPOSITORY / "docs").rglob("*.md")),
 ]
 COMMAND = re.compile(r"^(?: {4}|\$ )+(?:\$ )?((?:torchrun .* -- )?surround |make )(.*)$", re.MULTILINE)
 INLINE = re.compile(r"`(surround|make) ([a-z][^`]*)`")

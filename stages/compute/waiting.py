@@ -6,7 +6,7 @@ from stages.compute.cpu import computes_bf16
 
 BRIEFLY = {"GOMP_SPINCOUNT": "1000"}
 """For GNU's OpenMP, which PyTorch brings. Its own 300,000 rounds last for milliseconds. Alone in fp32 a job
-loses 13 % of its steps with 0, and nothing with 1,000 (docs/RESULTS.md)."""
+loses 13 % of its steps with 0, and nothing with 1,000 (docs/results/speed.md)."""
 DECIDED_BY = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 

@@ -12,7 +12,7 @@ WIDTH_FACTOR = 2.0
 
 Free widths degenerate: with half of the log range free, a softmax gave it to one or two bins in all three runs examined
 (synthetic evidence, 864 steps: at most one centre between 100 m and 6 m), and depth became a mixture of near and far.
-docs/RESULTS.md, "What was tried on the way", says what that costs.
+docs/results/distillation.md, "What was tried on the way", says what that costs.
 """
 
 

@@ -133,7 +133,7 @@ def student_frame(
 
     With e^S and e^T the expected positions of student and teacher, bin position b_k moves to
     b'_k = mean e^S + std e^S (b_k - mean e^T) / max(std e^T, 1e-3). METHOD: our reading of "scale-invariant" for images
-    without a LiDAR fit; it does not constrain the student's spread, see docs/RESULTS.md, "What was tried". No gradient
+    without a LiDAR fit; it does not constrain the student's spread (docs/results/distillation.md). No gradient
     flows through the result.
     """
     with torch.no_grad():

@@ -64,6 +64,7 @@ class Named:
 STUDENTS = (
     Named("nano", "mobilenet-v2", decoder_channels=32, accuracy=("ablation_synthetic_students.json", "nano")),
     Named("small", "mobilenet-v2", decoder_channels=96, accuracy=("ablation_synthetic_students.json", "small")),
+    Named("base", "mobilenet-v2", decoder_channels=192, accuracy=("ablation_synthetic_students.json", "base")),
     Named("lite0", "efficientnet-lite0"),
     Named("lite2", "efficientnet-lite2"),
     Named(
@@ -215,7 +216,7 @@ def test_bench_students(capsys):
 
 
 def draw(rows: list[dict[str, object]]) -> None:
-    """AbsRel over the fastest time in float and in int8; students of before in grey."""
+    """AbsRel over the fastest time in float (circles) and in int8 (squares); students of before in grey."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
@@ -230,7 +231,8 @@ def draw(rows: list[dict[str, object]]) -> None:
             x, y, spread = row["ms"], row["abs_rel_mean"], row["abs_rel_std"] or 0
             colour = "0.6" if named.before else "tab:blue"
             axes.errorbar(x, y, yerr=spread, fmt=marker, color=colour, capsize=2)
-            axes.annotate(f"{named.name}, {row['precision']}", (x, y), (6, -12 if int8 else 5), **small)
+            axes.annotate(f"{named.name}{', int8' if int8 else ''}", (x, y), (7, -11 if int8 else 5), **small)
+    axes.margins(y=0.15)
     axes.axvline(100, color="0.8", linewidth=1)
     axes.annotate("10 Hz", (100, axes.get_ylim()[1]), (3, -10), color="0.5", **small)
     axes.set(

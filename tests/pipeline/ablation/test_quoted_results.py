@@ -1,4 +1,4 @@
-"""The tables that docs/RESULTS.md quotes are those that the command wrote."""
+"""The tables that docs/results quotes are those that the command wrote."""
 
 import json
 
@@ -12,8 +12,9 @@ RESULTS = sorted((REPOSITORY / "tests/benchmarks/results").glob("ablation_*.json
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
-def test_the_page_quotes_the_table_that_the_command_wrote(path):
-    assert ablation_table(json.loads(path.read_text())["rows"]) in (REPOSITORY / "docs/RESULTS.md").read_text()
+def test_a_page_quotes_the_table_that_the_command_wrote(path):
+    table = ablation_table(json.loads(path.read_text())["rows"])
+    assert any(table in page.read_text() for page in (REPOSITORY / "docs/results").glob("*.md"))
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
