@@ -96,7 +96,7 @@ def train_student(
             f"{job.folder}: expected one state for all processes, found states of different steps {begins}; give --run"
             " a path on a disk that all processes share"
         )
-    order = sample_order(spec.seed, frame_groups(opened.frames, job), spec.batch_rigs, range(begin, spec.steps))
+    order = sample_order(spec.seed, frame_groups(opened.frames), spec.batch_rigs, range(begin, spec.steps))
     passes = [part for batch in order for part in split(batch, rank(), process_count(), spec.accumulate)]
     files = _Files(job, training, opened.run)
     with ExitStack() as stack:

@@ -70,7 +70,7 @@ def plan_training(job: TrainingJob) -> TrainingPlan:
     opened = open_job(job)
     frames, training, state = opened.frames, opened.training, opened.state
     spec, student, device = job.spec, job.student, job.device
-    order = sample_order(spec.seed, frame_groups(frames, job), spec.batch_rigs, range(1 + TIMED_STEPS))
+    order = sample_order(spec.seed, frame_groups(frames), spec.batch_rigs, range(1 + TIMED_STEPS))
     reading, stepping = [], []
     student.train()
     for step, batch in enumerate(order):

@@ -90,7 +90,7 @@ def open_job(job: TrainingJob) -> OpenTraining:
     split(list(range(spec.batch_rigs)), rank(), process_count(), spec.accumulate)
     require_tokens(reader, losses)
     frames = _training_frames(job)
-    if spec.batch_rigs < len(frame_groups(frames, job)):
+    if spec.batch_rigs < len(frame_groups(frames)):
         raise SettingError(
             f"train_student.batch_rigs: expected at least 2, one with LiDAR and one without, got {spec.batch_rigs}"
         )
@@ -137,13 +137,8 @@ def _training_frames(job: TrainingJob) -> CachedFrames:
     return frames
 
 
-def frame_groups(frames: CachedFrames, job: TrainingJob) -> list[list[int]]:
-    """Positions of the frames with LiDAR and of those without: both take part in each step, half and half.
-
-    With a first student all are one group: the metres of the others are then nearly as good, and there are more of them.
-    """
-    if job.first is not None:
-        return [list(range(len(frames)))]
+def frame_groups(frames: CachedFrames) -> list[list[int]]:
+    """Positions of the frames with LiDAR and of those without: both take part in each step, half and half."""
     groups: tuple[list[int], list[int]] = ([], [])
     for position in range(len(frames)):
         groups[not frames.has_lidar(position)].append(position)
