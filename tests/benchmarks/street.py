@@ -9,7 +9,6 @@ is not run again.
 import argparse
 import json
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -108,7 +107,7 @@ class CheaperCar:
 
 
 def surround(*words: str) -> None:
-    subprocess.run([sys.executable, "-m", "pipeline.cli.main", *words], check=True)
+    subprocess.run(["surround", *words], check=True)
 
 
 def measured(root: Path, setting: Setting, run: Path, seeds: Sequence[int], overrides: Sequence[str]) -> dict:
