@@ -151,18 +151,19 @@ def _eval_results(report: EvaluateReport) -> Iterator[EvalResult]:
     """The student's metric depth against LiDAR, and at every pixel where the data set knows it."""
     against = {}
     if report.student is not None:
-        against[f"LiDAR, protocol {report.protocol}"] = report.student.metric.mean
+        against[f"against LiDAR, protocol {report.protocol}"] = report.student.metric.mean
     if report.dense_truth is not None and "all" in report.dense_truth:
-        against["dense truth"] = report.dense_truth["all"].mean
+        against["against dense truth"] = report.dense_truth["all"].mean
     for what, errors in against.items():
         for metric, value in _finite(errors):
             yield EvalResult(
                 task_type="depth-estimation",
-                task_name=f"Metric depth, against {what}",
+                task_name="Metric depth",
                 dataset_type=report.dataset,
                 dataset_name=report.dataset,
+                dataset_config=what,
                 dataset_split=report.split,
-                dataset_args={"against": what, "range_m": list(report.range_m)},
+                dataset_args={"range_m": list(report.range_m)},
                 metric_type=metric,
                 metric_name=METRICS[metric],
                 metric_value=round(value, 4),

@@ -1,5 +1,6 @@
 """The model card: what the hub reads of it, and that it says nothing that the files do not say."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,8 +51,8 @@ def test_the_hub_reads_the_numbers_of_the_report_with_their_protocol(facts):
     text = model_card(with_report(facts, replace(REPORT, dense_truth={"all": scores(700)})))
     data = ModelCard(text).data
     assert (data.model_name, data.metrics) == ("van", ["abs_rel", "rmse", "d1"])
-    found = {(one.task_name, one.metric_type): one.metric_value for one in data.eval_results}
-    lidar, dense = "Metric depth, against LiDAR, protocol surrounddepth", "Metric depth, against dense truth"
+    found = {(one.dataset_config, one.metric_type): one.metric_value for one in data.eval_results}
+    lidar, dense = "against LiDAR, protocol surrounddepth", "against dense truth"
     assert found == {
         (lidar, "abs_rel"): 100,
         (lidar, "rmse"): 100.002,
@@ -62,7 +63,7 @@ def test_the_hub_reads_the_numbers_of_the_report_with_their_protocol(facts):
     }
     assert {(one.dataset_type, one.dataset_split) for one in data.eval_results} == {("synthetic", "val")}
     assert "Protocol surrounddepth, 0.1 to 80 m: 3 frames, 11 images" in text
-    assert "| student metric           |  100.000 |" in text
+    assert re.search(r"\| student metric +\| +100\.000 \|", text)
 
 
 def test_a_number_that_is_not_there_is_left_out(facts):

@@ -297,13 +297,13 @@ def test_a_missing_checkpoint_package_or_frame_is_one_error(folder, monkeypatch)
     assert (code, "export needs pip install 'surround-distill[export]'" in text) == (2, True), text
 
 
-def test_a_program_without_torch_says_what_predict_says(folder, monkeypatch):
+def test_a_program_without_torch_says_what_predict_says(folder):
     """Within what one may derive: the stretches differ by two grey levels at most, so by D = |student(its images) -
     student(ours)| in metres, which is computed; the graph by FP32_LIMIT from the student; and resizing depth, which
     takes averages, adds only the rounding of coordinates (below 2^6 px, three float32 operations) times the largest
     difference of neighbours, no more than the largest depth.
     """
-    code, text = export(folder, "--batch", "dynamic")
+    code, text = export(folder, "--batch", "dynamic", "--set", 'data.test=["d[3:4]"]')
     assert code == 0, text
     # d/3 has all cameras, d/4 lacks the second one.
     settings = ("--set", 'data.test=["d[3:5]"]', "--set", 'eval.precision="fp32"', "--write", "npy")
@@ -344,8 +344,8 @@ def test_a_card_makes_a_folder_that_others_can_use(folder):
     ]
     card = (out.parent / "README.md").read_text()
     assert NOT_MEASURED in card
-    assert f"| drives                 | d[:3] {' ' * 58}|" in card
-    assert "| onnxruntime | fp32      | everywhere |" in card
+    assert re.search(r"\| drives +\| d\[:3\] +\|", card)
+    assert re.search(r"\| onnxruntime \| +fp32 \| everywhere \|", card)
     assert load_student(out.parent).lineage == LINEAGE
     photos = ("--on", folder / "run/recipe.toml", "--set", 'data.test=["d[3:4]"]', "--write", "npy")
     code, text = surround("predict", out.parent, "--out", folder / "said", *photos)
@@ -370,4 +370,4 @@ def test_a_folder_without_exactly_one_whole_student_is_one_error(tmp_path, stude
     with pytest.raises(CheckpointError, match=message):
         load_student(tmp_path)
     code, text = surround("predict", tmp_path, "--out", tmp_path / "out", "--on", "demo")
-    assert (code, text.count("Error"), re.search(message, text) is not None) == (1, 1, True), text
+    assert (code, text.count("Error: "), re.search(message, text) is not None) == (1, 1, True), text
