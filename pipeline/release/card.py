@@ -6,6 +6,7 @@ It states what the files say and nothing else. What is not there is called not m
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -252,7 +253,7 @@ def _limits(facts: CardFacts) -> Iterator[str]:
 
 def _how_to_run(facts: CardFacts) -> str:
     photos = " ".join(f"{name}=FX:{name}.jpg" for name in facts.cameras)
-    return f"""With this folder as `FOLDER`:
+    return f"""With {LIBRARY} {version(LIBRARY)} installed, and this folder as `FOLDER`:
 
 ```python
 from pipeline.api import load_rig, load_student
