@@ -215,7 +215,7 @@ def _numbers(facts: CardFacts) -> str:
     parts = [NOT_MEASURED]
     if facts.sources.report is not None:
         report, provenance = facts.sources.report.report, facts.sources.report.provenance
-        when = ", ".join(f"{key} {plain_text(provenance[key])}" for key in ("date", "machine") if provenance.get(key))
+        when = ", ".join(plain_text(provenance[key]) for key in ("date", "machine") if provenance.get(key))
         parts = [markdown_text(summary(report)) + (f" Measured: {markdown_text(when)}." if when else "")]
         parts += _tables([results(report), *(one for one in details(report) if one.title in SHOWN_DETAILS)])
         parts.append("Numbers of another protocol, split or range of depth cannot be compared with these.")
