@@ -1,7 +1,7 @@
 # A student on a vehicle, without PyTorch and without this program:
 #   docker build -f docker/runtime.Dockerfile --target python -t depth .
 #   docker build -f docker/runtime.Dockerfile --target cpp -t depth-cpp .
-# docker run -v "$PWD:/work" depth student.onnx --out seen front=1266.4:front.jpg ...
+#   docker run -v "$PWD:/work" depth student.onnx --out seen front=1266.4:front.jpg ...
 FROM python:3.11-slim-bookworm AS python
 
 RUN python -m pip install --no-cache-dir numpy==2.4.6 onnxruntime==1.32.0 pillow==13.0.0

@@ -1,5 +1,7 @@
-# All three stages: docker build -f docker/train.Dockerfile -t surround .
-# docker run --gpus all --shm-size 8g -v /data:/data -v "$PWD/runs:/work/runs" surround train-student pandaset --data /data/pandaset
+# All three stages:
+#   docker build -f docker/train.Dockerfile -t surround .
+#   docker run --gpus all --shm-size 8g -v /data:/data -v "$PWD/runs:/work/runs" \
+#     surround teacher-cache pandaset --data /data/pandaset
 # PyTorch is the CUDA build; it needs only the driver of the host.
 FROM python:3.11-slim-bookworm
 

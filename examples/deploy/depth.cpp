@@ -3,8 +3,8 @@
 //     depth student.onnx --out seen front=1266.4:front.ppm right=1260.8:right.ppm ...
 //
 // Each camera is given by its name in the file, its focal length fx in pixels of the image, and the image, free of
-// distortion: a binary PPM (P6, 8 bits), which is a short header before the raw RGB of a camera, so that no image library
-// is needed. A camera that is left out is missing. Writes OUT/CAMERA.npy: float32, H x W of the image, metres along the
+// distortion: a binary PPM (P6, 8 bits), which is a short header before the raw RGB of a camera: no image library is
+// needed. A camera that is left out is missing. Writes OUT/CAMERA.npy: float32, H x W of the image, metres along the
 // optical axis, as `surround predict --write npy` does. On a vehicle, make one Student and call `look` at each moment.
 
 #include <onnxruntime_cxx_api.h>
@@ -314,7 +314,8 @@ class Student {
   // What the file says of itself, as JSON; docs/EXPORT.md lists the names. Empty if it does not.
   std::string about(const std::string& name) const {
     Ort::AllocatorWithDefaultOptions allocator;
-    const auto found = session_.GetModelMetadata().LookupCustomMetadataMapAllocated(("surround." + name).c_str(), allocator);
+    const auto model = session_.GetModelMetadata();
+    const auto found = model.LookupCustomMetadataMapAllocated(("surround." + name).c_str(), allocator);
     return found ? found.get() : "";
   }
 
@@ -340,7 +341,8 @@ class Student {
       for (std::size_t i = 0; i < axes; ++i) count *= static_cast<std::size_t>(shape[i]);
       return Ort::Value::CreateTensor(memory, values, count, shape, axes);
     };
-    const std::array<Ort::Value, 2> inputs{tensor(image, image_shape.data(), 5), tensor(focal_px, depth_shape.data(), 2)};
+    const std::array<Ort::Value, 2> inputs{tensor(image, image_shape.data(), 5),
+                                           tensor(focal_px, depth_shape.data(), 2)};
     auto output = tensor(depth_m, depth_shape.data(), 4);
     const std::array<const char*, 2> input_names{"image", "focal_px"};
     const char* output_name = "depth_m";
