@@ -114,7 +114,8 @@ def test_the_cpp_program_says_the_same(tmp_path, cpp, capsys, views):
     """The stretch is the same to the bit, and so is the graph: what a compiler may still order in its own way is the
     interpolation in float64 before the one rounding to float32, the last two bits of which are left open.
     """
-    model = write_red_graph(tmp_path / "s.onnx", views_per_call=views)
+    int8 = {"int8_target": "cpu", "int8_right_on": "any CPU"}  # is no reason to refuse it
+    model = write_red_graph(tmp_path / "s.onnx", views_per_call=views, **int8)
     for i, path in enumerate(write_noise(tmp_path)):
         photos = [
             f"{('front', 'right', 'left')[i % 3]}=33.3:{path}",
@@ -169,6 +170,16 @@ def test_what_cannot_be_used_is_one_error(wrong, capsys):
 def test_and_one_error_of_the_cpp_program(wrong, cpp):
     code, text = cpp(*wrong[0])
     assert (code, text.count("Error: "), wrong[1] in text) == (1, 1, True), text
+
+
+def test_a_file_for_vnni_is_refused_where_the_cpu_does_not_say_that_it_has_it(monkeypatch):
+    about = {"int8_target": "cpu-vnni", "int8_right_on": "CPUs with VNNI"}
+    monkeypatch.setattr(depth, "cpu_flags", lambda: "flags : avx2 avx512_vnni")
+    depth.require_right_here(about)
+    monkeypatch.setattr(depth, "cpu_flags", lambda: "flags : avx2")
+    with pytest.raises(depth.DeployError, match="right on CPUs with VNNI, which this CPU is not"):
+        depth.require_right_here(about)
+    depth.require_right_here({"int8_target": "cpu"})
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)

@@ -90,13 +90,18 @@ def metadata(session: onnxruntime.InferenceSession) -> dict[str, Any]:
 
 def require_right_here(about: Mapping[str, Any]) -> None:
     """Raise DeployError for an int8 file whose metres would be wrong on this CPU, without a word from onnxruntime."""
-    target = about.get("int8_target", "cpu")
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    target, flags = about.get("int8_target", "cpu"), cpu_flags()
     has_vnni = "avx512_vnni" in flags or "avx_vnni" in flags
     if target != "cpu" and not (target == "cpu-vnni" and has_vnni):
         raise DeployError(
             f"this int8 file is right on {about['int8_right_on']}, which this CPU is not; export with --int8 cpu"
         )
+
+
+def cpu_flags() -> str:
+    """What Linux says of the CPU; empty elsewhere."""
+    path = Path("/proc/cpuinfo")
+    return path.read_text() if path.is_file() else ""
 
 
 def look(student: Student, photos: Mapping[str, Photo]) -> dict[str, np.ndarray]:
@@ -142,7 +147,8 @@ def run(student: Student, image: np.ndarray, focal_px: np.ndarray, pool: ThreadP
 
     def call(views: slice) -> np.ndarray:
         feeds = {"image": np.ascontiguousarray(image[:, views]), "focal_px": np.ascontiguousarray(focal_px[:, views])}
-        return student.session.run(["depth_m"], feeds)[0]
+        depth_m: np.ndarray = student.session.run(["depth_m"], feeds)[0]
+        return depth_m
 
     step = student.views_per_call
     return np.concatenate([*pool.map(call, (slice(i, i + step) for i in range(0, image.shape[1], step)))], axis=1)
