@@ -28,7 +28,7 @@ from stages.inference.cloud_files import glb_bytes, ply_bytes
 from stages.inference.colours import colour_depth, depth_scale
 from stages.inference.point_cloud import PointCloud, frame_cloud
 from stages.inference.predict import Prediction
-from stages.student.checkpoint import CheckpointError
+from stages.student.checkpoint import CheckpointError, find_checkpoint
 
 IMAGE_KINDS = {**SUFFIXES, "colour": ".png"}
 """Kinds of files per image, below OUT/KIND/CAMERA, with their suffixes."""
@@ -78,7 +78,7 @@ def run_predict(
     """Write a student's depth of frames to files; files that are up to date are not written again.
 
     Args:
-        checkpoint: file of a student.
+        checkpoint: file of a student, or a folder with one, see `find_checkpoint`.
         out: folder to write to; it belongs to one student and one data set.
         kinds: of IMAGE_KINDS, CLOUD_KINDS and RECORDING.
         on: RECIPE or RECIPE=DATA, whose test frames to use; empty for the recipe of the student's own run.
@@ -94,6 +94,7 @@ def run_predict(
         WriteError: if the folder cannot be written.
         Preempted: if a signal asks to stop, between two frames.
     """
+    checkpoint = find_checkpoint(checkpoint)
     if not checkpoint.is_file():
         raise CheckpointError(f"no checkpoint at {checkpoint}; it is RUN/student/last.safetensors of a training")
     if RECORDING in kinds:
