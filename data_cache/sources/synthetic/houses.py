@@ -45,7 +45,7 @@ def house(rng: np.random.Generator, width_m: float, depth_m: float, lit: bool) -
     shop = rng.uniform() < 0.35
     mesh.merge(_front(rng, width_m, floors, floor, shutters, shop, lit), np.eye(4))
     for side in (-1.0, 1.0):
-        pose = turned(side * np.pi / 2, 0)
+        pose = turned(side * np.pi / 2, 0.0)
         pose[:3, 3] = side * width_m / 2, depth_m / 2, 0
         mesh.merge(_front(rng, depth_m, floors, floor, shutters, False, lit), pose)
     return mesh
@@ -64,9 +64,9 @@ def _roof(
 
     eaves, ridge = height - out * rise / a, height + rise
     for s in (-1.0, 1.0):
-        slope = at(s * (a + out), -b - out, eaves), at(s * (a + out), b + out, eaves), at(0, b + out, ridge)
-        mesh.quads(np.array([[*slope, at(0, -b - out, ridge)]]), tiles)
-        corners = np.array([[at(-a, s * b, height), at(a, s * b, height), at(0, s * b, ridge)]])
+        slope = at(s * (a + out), -b - out, eaves), at(s * (a + out), b + out, eaves), at(0.0, b + out, ridge)
+        mesh.quads(np.array([[*slope, at(0.0, -b - out, ridge)]]), tiles)
+        corners = np.array([[at(-a, s * b, height), at(a, s * b, height), at(0.0, s * b, ridge)]])
         mesh.triangles(corners, wall, np.array([[(0, height), (2 * a, height), (a, ridge)]]))
 
 
@@ -101,10 +101,10 @@ def _front(
             closed += [_upright(x + side * half, half * 0.48, z, high, 0.08) for side in (-1.5, 1.5)]
     if shop:
         sign, reach = Surface(Material.PLAIN, pick(rng, SIGNS) * 0.7), 0.42 * width
-        frames.append(_upright(0, 0.44 * width, 0.45, floor - 1.1, 0.06))
+        frames.append(_upright(0.0, 0.44 * width, 0.45, floor - 1.1, 0.06))
         columns = (np.arange(count) + 0.5) * pitch * 0.86 - 0.43 * width
         panes += [_upright(x, 0.4 * pitch, 0.5, floor - 1.2, 0.08) for x in columns]
-        mesh.quads(_upright(0, reach, floor - 0.55, 0.42, 0.1), sign)
+        mesh.quads(_upright(0.0, reach, floor - 0.55, 0.42, 0.1), sign)
         if rng.uniform() < 0.6:
             mesh.block((0, -0.65, floor - 1.0), (-reach, reach, -0.65, 0.6, 0.0), (-reach, reach, 0.5, 0.6, 0.4), sign)
     mesh.quads(np.concatenate(frames), frame)
@@ -139,8 +139,8 @@ def church(rng: np.random.Generator) -> Mesh:
     mesh.merge(nave, pose)
     dark = Surface(Material.GLASS, (0.02, 0.02, 0.025))
     for z, high, half in ((0.0, 3.2, 0.9), (6.0, 2.4, 0.5), (tower - 4, 2.6, 0.7)):
-        mesh.quads(_upright(0, half + 0.2, z, high + 0.2, 0.04), Surface(Material.PLAIN, (0.5, 0.47, 0.4)))
-        mesh.quads(_upright(0, half, z, high, 0.06), dark)
+        mesh.quads(_upright(0.0, half + 0.2, z, high + 0.2, 0.04), Surface(Material.PLAIN, (0.5, 0.47, 0.4)))
+        mesh.quads(_upright(0.0, half, z, high, 0.06), dark)
     return mesh
 
 
