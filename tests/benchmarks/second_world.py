@@ -18,7 +18,7 @@ from typing import Any
 from data_cache.sources.base import Source
 from data_cache.sources.synthetic.town import WEATHERS
 from pipeline.ablation.student import kept_frames
-from pipeline.ablation.table import Outcome, table_rows
+from pipeline.ablation.table import Outcome, ablation_table, table_rows
 from pipeline.recipe.config import load_recipe
 from pipeline.recipe.provenance import surroundings
 from pipeline.recipe.run_folder import RunFolder
@@ -30,7 +30,15 @@ from stages.student.checkpoint import load_student
 from stages.student.fold import folded
 
 TARGET = "synthetic_town"
-METRICS = ("lidar_abs_rel", "lidar_affine", "dense_abs_rel", "dense_affine")
+LEFT_OUT = ("gain_pct", "gain_std")
+"""Of a table of an ablation: its rows name the metric of each gain."""
+METRICS = {
+    "lidar_abs_rel": "LiDAR returns",
+    "lidar_affine": "LiDAR returns, affine-invariant",
+    "dense_abs_rel": "dense truth",
+    "dense_affine": "dense truth, affine-invariant",
+}
+"""With their headings."""
 
 
 def errors(report: EvaluateReport) -> dict[str, float]:
@@ -52,11 +60,21 @@ def by_weather(frame_ids: Sequence[str]) -> dict[str, list[str]]:
 
 def second_world(outcomes: Sequence[Outcome], where: Mapping[str, Any], command: str) -> dict[str, Any]:
     """The JSON: one row per kind of student, and every student."""
-    left_out = ("lidar_share", "gain_pct", "gain_std")
-    rows = [{key: value for key, value in row.items() if key not in left_out} for row in table_rows(outcomes)]
-    students = [{"row": o.row, "seed": o.seed, **o.metrics} for o in outcomes]
+    rows = [{key: value for key, value in row.items() if key not in LEFT_OUT} for row in table_rows(outcomes)]
+    students = [{"row": o.row, "lidar_share": o.lidar_share, "seed": o.seed, "metrics": o.metrics} for o in outcomes]
     told = {"commit": where["git_commit"], "machine": where["machine"], "date": where["date"]}
     return {"rows": rows, "students": students, "command": command, **told}
+
+
+def page_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table of docs/RESULTS.md: all weathers together, then one after the other."""
+    parts = [
+        {"name": f"{row['name']}, {weather}", **{key: row[key] for key in ("seeds", "lidar_share")}}
+        | {key.removeprefix(f"{weather}_"): value for key, value in row.items() if key.startswith(f"{weather}_")}
+        for weather in WEATHERS
+        for row in rows
+    ]
+    return ablation_table([*rows, *parts], METRICS)
 
 
 def measured(folder: Path, source: Source, frame_ids: Sequence[str]) -> Outcome | None:
