@@ -52,7 +52,7 @@ class Dense(FakeSource):
     def frame(self, frame_id: str) -> Frame:
         frame = super().frame(frame_id)
         seen_m = predict_frame(folded(student()), frame, CPU, resolve_precision("auto", CPU)).depth_m
-        return replace(frame, load_truth_m=tuple(partial(np.copy, 1 / (2 / view_m + 0.01)) for view_m in seen_m))
+        return replace(frame, load_truth_m=tuple(partial(np.copy, 1 / (2 / m + 0.01)) for m in seen_m))
 
 
 SOURCES = {
@@ -160,17 +160,18 @@ def test_the_data_set_that_it_has_learnt_from_is_refused_before_anything_is_meas
 
 
 def test_dense_truth_is_measured_as_it_is_and_after_a_fit_of_scale_and_shift(folder):
-    """By hand: d against d / (2 + 0.01 d) is an error of 1 + 0.01 d, and of nothing after the fit."""
+    """By hand: d against d / (2 + 0.01 d) is an error of 1 + 0.01 d, and after the fit of no more than bf16 rounds."""
     (folder / "dense.toml").write_text(MEMORY_RECIPE.format(source="dense"))
     code, text = zero_shot(folder, "--on", folder / "dense.toml", "--on", folder / "near.toml")
     assert code == 0, text
     dense, without = json.loads((folder / "run/zero_shot/zero_shot.json").read_text())["targets"]
     assert 1 < dense["dense_truth"]["all"]["mean"]["abs_rel"] < 1.8
-    assert dense["dense_affine_invariant"]["mean"]["abs_rel"] == pytest.approx(0, abs=1e-4)
+    fitted = dense["dense_affine_invariant"]["mean"]["abs_rel"]
+    assert fitted == pytest.approx(0, abs=2**-8)
     assert (without["dense_truth"], without["dense_affine_invariant"]) == (None, None)
     header, first, second = (line for line in text.splitlines() if line[:3] in ("| s", "| h"))
     assert "dense AbsRel | dense AbsRel affine-invariant" in header
-    assert first.split("|")[-2].strip() == "0.000"
+    assert first.split("|")[-2].strip() == f"{fitted:.3f}"
     assert [cell.strip() for cell in second.split("|")[-3:-1]] == ["-", "-"]
 
 
