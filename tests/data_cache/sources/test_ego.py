@@ -12,7 +12,8 @@ from data_cache.frames.rig import Frame
 from data_cache.sources.registry import open_source
 from data_cache.sources.rig_folder.source import RigFolderSource
 from data_cache.sources.selectors import select
-from data_cache.sources.synthetic import source as synthetic_module
+from data_cache.sources.synthetic.source import _world_from_ego
+from data_cache.sources.synthetic.world import STREET
 
 TURNED = [[0, -1, 0, 10.0], [1, 0, 0, 20], [0, 0, 1, 0], [0, 0, 0, 1]]  # a quarter to the left
 
@@ -29,7 +30,7 @@ def test_the_synthetic_vehicle_is_that_of_its_lidar():
     front = ego_from_cams(frame)["front"]
     np.testing.assert_allclose(front[:3, 3], [0.4 + 0.18, 0, 1.6], atol=0.02)
     np.testing.assert_allclose(front[:3, 2], [1, 0, 0], atol=0.01)
-    lidar = np.linalg.inv(frame.world_from_ego) @ synthetic_module._world_from_ego(0, 2, synthetic_module.LIDAR_LEAD_S)
+    lidar = np.linalg.inv(frame.world_from_ego) @ _world_from_ego(STREET, 0, 2, STREET.lidar.lead_s)
     np.testing.assert_allclose(lidar, np.eye(4), atol=1e-12)
 
 
