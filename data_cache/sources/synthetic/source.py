@@ -67,7 +67,13 @@ class SyntheticSource:
         drive, index = int(name.removeprefix("drive-")), int(number)
         time_ns = 1_000_000_000 * (1 + index)
         views = tuple(
-            View(_camera(v), _world_from_cam(drive, index, v), time_ns, functools.partial(_image, drive, index, v))
+            View(
+                _camera(v),
+                _world_from_cam(drive, index, v),
+                time_ns,
+                functools.partial(_image, drive, index, v),
+                ego_from_cam=_ego_from_cam(v),
+            )
             for v in range(_RIG.view_count)
         )
         truth = tuple(functools.partial(_truth_m, drive, index, v) for v in range(_RIG.view_count))
@@ -98,10 +104,19 @@ _EGO_FROM_OPTICAL = np.array([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 
 
 
 def _world_from_cam(drive: int, index: int, view: int) -> Float[np.ndarray, "4 4"]:
+    pose: np.ndarray = _world_from_ego(drive, index) @ _ego_from_mount(view) @ _EGO_FROM_OPTICAL
+    return pose
+
+
+def _ego_from_cam(view: int) -> Float[np.ndarray, "4 4"]:
+    pose: np.ndarray = _ego_from_mount(view) @ _EGO_FROM_OPTICAL
+    return pose
+
+
+def _ego_from_mount(view: int) -> Float[np.ndarray, "4 4"]:
     _, yaw_deg, pitch_deg, _, x_m, y_m = _MOUNTS[view]
-    ego_from_mount = _pose(np.deg2rad(yaw_deg), np.deg2rad(pitch_deg))
-    ego_from_mount[:3, 3] = x_m, y_m, CAMERA_HEIGHT_M
-    pose: np.ndarray = _world_from_ego(drive, index) @ ego_from_mount @ _EGO_FROM_OPTICAL
+    pose = _pose(np.deg2rad(yaw_deg), np.deg2rad(pitch_deg))
+    pose[:3, 3] = x_m, y_m, CAMERA_HEIGHT_M
     return pose
 
 
