@@ -54,9 +54,9 @@ class DriveFile:
     `/surround/CAMERA/image/camera_info`. Topics of the rig: `/surround/points` in the vehicle's frame, `/tf`,
     `/tf_static`.
 
-    A camera whose place on the vehicle is known hangs on the vehicle in `/tf_static`, and `/tf` says where the vehicle is
-    at the time of that camera. Another camera hangs on the world in `/tf`. Both ways a camera is, at its own time, where
-    the data set says.
+    A camera whose place on the vehicle is known hangs on the vehicle in `/tf_static`, and `/tf` says where the vehicle
+    is at the time of that camera. Another camera hangs on the world in `/tf`. Both ways a camera is, at its own time,
+    where the data set says.
 
     Chunks are written as they fill up: only their index, some hundred bytes each, stays in memory.
 
