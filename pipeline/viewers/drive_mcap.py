@@ -34,6 +34,8 @@ ORIENTATION_TAG = 0x0112  # of Exif; viewers turn such an image, the student saw
 STEP_NS = 100_000_000
 """Time between frames that have no time stamps."""
 
+_Mounts = dict[str, Float[np.ndarray, "4 4"]]
+
 
 def require_mcap() -> "type[Writer]":
     """The class that writes MCAP; raises SettingError if a package of the extra is missing."""
@@ -80,9 +82,9 @@ class DriveFile:
         self._writer.start(self._messages.profile, "surround-distill")
         self._schemas: dict[str, int] = {}
         self._channels: dict[str, _Channel] = {}
-        self._mounts: dict[str, Float[np.ndarray, "4 4"]] = {}
+        self._mounts: _Mounts = {}
         self._count = 0
-        self._unstamped_count = 0
+        self._unstamped = False
         self._moved = False
 
     def __enter__(self) -> "DriveFile":
@@ -101,16 +103,20 @@ class DriveFile:
         """
         assert frame.world_from_ego is not None
         views = [view for view in frame.views if view is not None]
-        if all(view.time_ns == 0 for view in views):
-            self._unstamped_count += 1
+        unstamped = all(view.time_ns == 0 for view in views)
+        if unstamped:
             views = [replace(view, time_ns=(self._count + 1) * STEP_NS) for view in views]
         depth_m = unoccluded_depth(frame, prediction)
         present = [depth_m[i] for i, view in enumerate(frame.views) if view is not None]
-        entries = list(self._transforms(frame.world_from_ego, views))
+        mounts = {view.camera.name: view.ego_from_cam for view in views if view.ego_from_cam is not None}
+        entries = list(self._transforms(frame.world_from_ego, views, mounts))
         for view, one in zip(views, present, strict=True):
             entries += self._of_camera(view, one.astype(np.float32))
         entries.append(self._cloud(frame.world_from_ego, views, cloud))
+        # Nothing fails from here on but the disk.
+        self._mounts |= mounts
         self._moved |= not np.array_equal(frame.world_from_ego, np.eye(4))
+        self._unstamped |= unstamped
         self._count += 1
         for entry in entries:
             self._write(entry)
@@ -136,13 +142,14 @@ class DriveFile:
         message = self._messages.points(Stamp(reference.time_ns, VEHICLE), moved)
         return _Entry(f"{TOPICS}/points", reference.time_ns, message)
 
-    def _transforms(self, world_from_ego: Float[np.ndarray, "4 4"], views: list[View]) -> "Iterator[_Entry]":
-        mounts = {view.camera.name: view.ego_from_cam for view in views if view.ego_from_cam is not None}
+    def _transforms(
+        self, world_from_ego: Float[np.ndarray, "4 4"], views: list[View], mounts: _Mounts
+    ) -> "Iterator[_Entry]":
         first_ns = min(view.time_ns for view in views)
         known = self._mounts
         if any(name not in known or not np.array_equal(known[name], pose) for name, pose in mounts.items()):
-            self._mounts = {**known, **mounts}
-            static = [Transform(Stamp(first_ns, VEHICLE), name, pose) for name, pose in self._mounts.items()]
+            # All of them again: a late subscriber gets the last message alone.
+            static = [Transform(Stamp(first_ns, VEHICLE), name, pose) for name, pose in (known | mounts).items()]
             yield _Entry(TF_STATIC, first_ns, self._messages.transforms(static))
         reference = _reference(views)
         vehicle = {
@@ -178,7 +185,7 @@ class DriveFile:
         notices = []
         if self._count and not self._moved:
             notices.append(f"the vehicle stands at the origin of {WORLD} in each frame, as data without poses has it")
-        if self._unstamped_count:
+        if self._unstamped:
             notices.append(f"frames without time stamps are {STEP_NS / 1e9:g} s apart")
         if notices:
             warnings.warn(f"{self._drive} as MCAP: {'; '.join(notices)}", SurroundWarning, stacklevel=2)

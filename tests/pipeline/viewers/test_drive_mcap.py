@@ -17,7 +17,7 @@ from support.data_sets.moving_van import MOUNTS, TOUR, YARD, time_ns, world_from
 from support.students import LINEAGE, run_predict, writing
 from support.van_runs import van_run
 
-from data_cache.errors import SurroundWarning
+from data_cache.errors import FrameError, SurroundWarning
 from data_cache.frames.rig import pose_from_quaternion
 from data_cache.sources.rig_folder.source import RigFolderSource
 from pipeline.api import load_student
@@ -316,6 +316,23 @@ def test_a_frame_that_cannot_be_used_is_left_out_whole_and_a_drive_of_such_frame
     bag = read(van / f"out/mcap/{TOUR}.mcap")
     assert {len(messages) for messages in bag.messages.values()} == {1}
     assert bag.logged_ns["/surround/points"] == [time_ns(1, MOUNTS[0])]
+
+
+def test_a_frame_whose_image_cannot_be_copied_takes_no_transform_with_it(van, monkeypatch):
+    real, failed = drive_mcap._encoded, []
+
+    def once(view):
+        if not failed:
+            failed.append(view.camera.name)
+            raise FrameError("image missing: gone")
+        return real(view)
+
+    monkeypatch.setattr(drive_mcap, "_encoded", once)
+    code, text = run_predict(van, *writing("mcap"))
+    assert (code, "2 frames written" in text, f"{TOUR}/0: image missing: gone" in text) == (3, True, True), text
+    bag = read(van / f"out/mcap/{TOUR}.mcap")
+    assert {topic: len(messages) for topic, messages in bag.messages.items() if len(messages) != 2} == {"/tf_static": 1}
+    assert set(Frames(bag).static) == {"front", "right", "left"}
 
 
 def test_loose_images_have_no_time_and_no_pose_and_the_notice_says_so(van):
