@@ -141,7 +141,7 @@ def zero_shot(checkpoint: Path, targets: tuple[str, ...], overrides: tuple[str, 
     "--write",
     "kinds",
     multiple=True,
-    type=click.Choice(["png16", "npy", "colour", "ply", "glb", "html", "rrd"]),
+    type=click.Choice(["png16", "npy", "colour", "ply", "glb", "html", "rrd", "mcap"]),
     default=["png16", "colour", "ply"],
     show_default=True,
     help="What to write; repeatable.",
@@ -171,6 +171,7 @@ def predict(
     glb     OUT/glb/FRAME.glb            the same for viewers of glTF
     html    OUT/html/FRAME.html          the same to look at in a browser, up to 120,000 points
     rrd     OUT/drive.rrd                all frames for Rerun; pip install 'surround-distill[rerun]'
+    mcap    OUT/mcap/DRIVE.mcap          ROS 2 messages for Foxglove, rviz2; pip install 'surround-distill[bags]'
 
     Files that are up to date are not written again.
     """

@@ -47,7 +47,13 @@ class SyntheticSource:
         where = self._world, int(name.removeprefix("drive-")), int(number)
         time_ns = 1_000_000_000 * (1 + where[2])
         views = tuple(
-            View(_camera(self._world, v), _world_from_cam(*where, v), time_ns, functools.partial(_image, *where, v))
+            View(
+                _camera(self._world, v),
+                _world_from_cam(*where, v),
+                time_ns,
+                functools.partial(_image, *where, v),
+                ego_from_cam=_ego_from_cam(self._world, v),
+            )
             for v in range(self.rig.view_count)
         )
         truth = tuple(functools.partial(_truth_m, *where, v) for v in range(self.rig.view_count))
@@ -64,10 +70,19 @@ def _world_from_ego(world: World, drive: int, index: int, lead_s: float = 0.0) -
 
 
 def _world_from_cam(world: World, drive: int, index: int, view: int) -> Float[np.ndarray, "4 4"]:
+    pose: np.ndarray = _world_from_ego(world, drive, index) @ _ego_from_mount(world, view) @ EGO_FROM_OPTICAL
+    return pose
+
+
+def _ego_from_cam(world: World, view: int) -> Float[np.ndarray, "4 4"]:
+    pose: np.ndarray = _ego_from_mount(world, view) @ EGO_FROM_OPTICAL
+    return pose
+
+
+def _ego_from_mount(world: World, view: int) -> Float[np.ndarray, "4 4"]:
     mount = world.mounts[view]
-    ego_from_mount = turned(np.deg2rad(mount.yaw_deg), np.deg2rad(mount.pitch_deg))
-    ego_from_mount[:3, 3] = mount.ahead_m, mount.left_m, mount.height_m
-    pose: np.ndarray = _world_from_ego(world, drive, index) @ ego_from_mount @ EGO_FROM_OPTICAL
+    pose: np.ndarray = turned(np.deg2rad(mount.yaw_deg), np.deg2rad(mount.pitch_deg))
+    pose[:3, 3] = mount.ahead_m, mount.left_m, mount.height_m
     return pose
 
 
