@@ -21,7 +21,7 @@ from data_cache.sources.rig_folder.loose_images import frame_of
 from data_cache.sources.rig_folder.rig_json import RigDescription, read_rig
 from stages.compute.devices import place, resolve_device, resolve_precision
 from stages.inference.predict import Prediction, predict_frame
-from stages.student.checkpoint import Lineage
+from stages.student.checkpoint import Lineage, find_checkpoint
 from stages.student.checkpoint import load_student as load_checkpoint
 from stages.student.fold import folded
 from stages.student.model import Student
@@ -77,17 +77,17 @@ def load_student(checkpoint: str | Path, device: str = "auto", precision: str = 
     """Load a student from its checkpoint alone.
 
     Args:
-        checkpoint: such as RUN/student/last.safetensors.
+        checkpoint: such as RUN/student/last.safetensors, or a folder that holds one, as a repository of a model hub.
         device: auto (the GPU where there is one), cpu or cuda.
         precision: auto (bf16 where the hardware has it), fp32, bf16 or fp16.
 
     Raises:
-        CheckpointError: if it is missing, damaged or not a student.
+        CheckpointError: if it is missing, damaged or not a student, or the folder holds none or several.
         SettingError: if the device is not there, or `device` or `precision` is unknown.
     """
     where = resolve_device(device)
     how = resolve_precision(precision, where)
-    loaded = load_checkpoint(Path(checkpoint))
+    loaded = load_checkpoint(find_checkpoint(Path(checkpoint)))
     network = folded(loaded.student)
     place(network, where)
     return SurroundStudent(network, loaded.lineage, where, how)

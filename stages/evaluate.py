@@ -79,7 +79,7 @@ def evaluate(
         decode_size,
     )
     range_m = setting.range_m
-    table, alike = ProtocolScores(protocol, range_m), ScoreTable(range_m)
+    table, alike, aligned = ProtocolScores(protocol, range_m), ScoreTable(range_m), ScoreTable(range_m)
     dense = {region.name: ScoreTable(range_m) for region in fields(Regions)}
     overlaps: dict[str, list[Overlap]] = defaultdict(list)
     quarantined: dict[str, str] = {}
@@ -107,7 +107,7 @@ def evaluate(
             table.add(list(seen.measured.values()))
             for camera, fitted_m, student_m in _compared(seen, range_m):
                 alike.add(camera, [fitted_m], [student_m])
-            _add_dense(dense, seen, range_m)
+            _add_dense(dense, aligned, seen, range_m)
             for name, overlap in ring_overlaps(seen.frame, rig, seen.student_m).items():
                 overlaps[name].append(overlap)
             errors[frame_id] = _frame_errors(seen, range_m)
@@ -148,6 +148,7 @@ def evaluate(
         dense_truth={name: regional.scores() for name, regional in dense.items() if regional.images} or None,
         masked_images=table.masked_images,
         disagreement=alike.scores() if alike.images else None,
+        dense_affine_invariant=aligned.scores() if aligned.images else None,
     )
     ranked = ranking(errors)
     pictures = []
@@ -227,10 +228,11 @@ def _on_lidar(
 
 def _add_dense(
     tables: Mapping[str, ScoreTable],
+    aligned: ScoreTable,
     seen: SeenFrame,
     range_m: tuple[float, float],
 ) -> None:
-    """Measure a frame against dense truth, region by region, if its source has dense truth."""
+    """Measure a frame against dense truth, by region and after a fit to all of it, if its source has dense truth."""
     if seen.frame.load_truth_m is None:
         return
     for i, view in enumerate(seen.frame.views):
@@ -238,6 +240,12 @@ def _add_dense(
             continue
         student_m = seen.student_m[i]
         truth_m = truth_at(seen.frame.load_truth_m[i](), (student_m.shape[0], student_m.shape[1]))
-        for name, mask in vars(regions(truth_m, seen.rig, i, seen.sweep, range_m)).items():
+        found = regions(truth_m, seen.rig, i, seen.sweep, range_m)
+        if found.all.any():
+            there_m = truth_m[found.all]
+            disparity = 1 / student_m[found.all].clip(*range_m)
+            fitted_m = metrics.aligned_m(disparity=disparity, truth_m=there_m, range_m=range_m)
+            aligned.add(view.camera.name, [fitted_m], [there_m])
+        for name, mask in vars(found).items():
             if mask.any():
                 tables[name].add(view.camera.name, [student_m[mask].clip(*range_m)], [truth_m[mask]])

@@ -37,7 +37,7 @@ FLOORS = {
         "deploy",
         "teacher_cache train_student evaluate",
     ],
-    "pipeline": ["errors viewers api", "weights", "recipe", "report", "runs", "ablation doctor", "cli"],
+    "pipeline": ["errors viewers api", "weights", "recipe", "report", "release", "runs", "ablation doctor", "cli"],
 }
 """Of each package: its wings and front modules, lowest floor first. One may import what stands on a lower floor.
 

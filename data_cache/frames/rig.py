@@ -59,6 +59,8 @@ class View:
         image_file: the file that holds exactly this image; None if it is rendered, or undistorted when read.
         load_unoccluded: reads the self-occlusion mask at native size, False where the vehicle hides the scene from its
             own camera; None if the source has none. Raises FrameError if it is damaged.
+        ego_from_cam: (4, 4) pose on the vehicle, where `world_from_cam` was computed with it; None where the source
+            gives `world_from_cam` alone.
     """
 
     camera: Camera
@@ -67,9 +69,12 @@ class View:
     load_image: Callable[..., UInt8[np.ndarray, "H W 3"]]
     image_file: Path | None = None
     load_unoccluded: Callable[[], Bool[np.ndarray, "H W"]] | None = None
+    ego_from_cam: Float[np.ndarray, "4 4"] | None = None
 
     def __post_init__(self) -> None:
         require_rigid(self.world_from_cam, f"camera {self.camera.name}: world_from_cam")
+        if self.ego_from_cam is not None:
+            require_rigid(self.ego_from_cam, f"camera {self.camera.name}: ego_from_cam")
 
 
 @dataclass(frozen=True, eq=False)

@@ -123,6 +123,7 @@ class NuscenesSource:
             datum.time_us * 1000,
             partial(load_rgb, self._root / datum.file, datum.size),
             self._root / datum.file,
+            ego_from_cam=datum.calibration.ego_from_sensor.matrix(),
         )
 
     def _world_from_sensor(self, datum: _Datum) -> Float[np.ndarray, "4 4"]:

@@ -5,7 +5,8 @@ from pathlib import Path
 from data_cache.errors import SourceError
 from data_cache.sources.base import MECHANICAL, Source
 
-SOURCES = ("synthetic", "ddad", "nuscenes", "pandaset", "rig_folder")
+RENDERED = ("synthetic", "synthetic_town")
+SOURCES = (*RENDERED, "ddad", "nuscenes", "pandaset", "rig_folder")
 
 
 def open_source(
@@ -21,7 +22,7 @@ def open_source(
 
     Args:
         kind: one of SOURCES.
-        root: data set folder; None for the synthetic drives, which are rendered.
+        root: data set folder; None for the RENDERED ones, which have none.
         version: which release, if `root` holds several (nuScenes); may be empty if it holds one.
         masks: folder of self-occlusion masks (DDAD); None to look in and beside the data set.
         lidar: one of LIDARS; the sensors whose points are taken (PandaSet, which has two).
@@ -41,16 +42,17 @@ def open_source(
     ):
         if changed and kind != only:
             raise SourceError(f"{kind}: data.{name} is for {only} alone; leave it out")
-    # Each source is imported only when asked for: only the synthetic one needs a ray caster.
-    if kind == "synthetic":
+    # Each source is imported only when asked for: only the synthetic ones need a ray caster.
+    if kind in RENDERED:
         if root is not None:
             raise SourceError(
-                f"synthetic: expected no data folder, found {root}: its frames are rendered, not read; leave out"
+                f"{kind}: expected no data folder, found {root}: its frames are rendered, not read; leave out"
                 " --data, DATA and data.root"
             )
         from data_cache.sources.synthetic.source import SyntheticSource
+        from data_cache.sources.synthetic.world import STREET, TOWN
 
-        return SyntheticSource()
+        return SyntheticSource(TOWN if kind == TOWN.name else STREET)
     if root is None:
         raise SourceError(f"{kind}: no data folder given; pass --data DIR (make: DATA=DIR) or set data.root")
     if not root.is_dir():

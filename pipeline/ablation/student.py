@@ -281,7 +281,12 @@ def report_metrics(report: EvaluateReport) -> dict[str, float | None]:
 @lru_cache(maxsize=1)
 def _opened(data: DataSpec) -> Source:
     """The source of all students, opened once per process."""
-    return _KeptFrames(open_data(data))
+    return kept_frames(open_data(data))
+
+
+def kept_frames(source: Source) -> Source:
+    """The source, but the first KEPT_FRAMES frames that it has read stay in memory."""
+    return _KeptFrames(source)
 
 
 class _KeptFrames:

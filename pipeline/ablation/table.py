@@ -91,9 +91,9 @@ truth, and `AbsRel` is the same. From `edges` to `overlap` they are AbsRel, too.
 """
 
 
-def ablation_table(rows: Sequence[Mapping[str, object]]) -> str:
+def ablation_table(rows: Sequence[Mapping[str, object]], columns: Mapping[str, str] = COLUMNS) -> str:
     """Format the table for people: mean and spread over seeds, and gains in brackets."""
-    shown = {metric: title for metric, title in COLUMNS.items() if any(f"{metric}_mean" in row for row in rows)}
+    shown = {metric: title for metric, title in columns.items() if any(f"{metric}_mean" in row for row in rows)}
     if all(row.get("lidar_protocol_mean") == row.get("abs_rel_mean") for row in rows):
         shown.pop("lidar_protocol", None)
     cells = []

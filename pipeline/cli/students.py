@@ -141,7 +141,7 @@ def zero_shot(checkpoint: Path, targets: tuple[str, ...], overrides: tuple[str, 
     "--write",
     "kinds",
     multiple=True,
-    type=click.Choice(["png16", "npy", "colour", "ply", "glb", "html", "rrd"]),
+    type=click.Choice(["png16", "npy", "colour", "ply", "glb", "html", "rrd", "mcap"]),
     default=["png16", "colour", "ply"],
     show_default=True,
     help="What to write; repeatable.",
@@ -159,8 +159,9 @@ def predict(
 ) -> None:
     """Write the depth that a student predicts: maps, pictures and point clouds, in metres.
 
-    CHECKPOINT is RUN/student/last.safetensors. The student sees the test frames of a recipe, or IMAGE...: one file per
-    camera of --rig, named after the camera (front.jpg); or one folder of such files, or with one folder per camera.
+    CHECKPOINT is RUN/student/last.safetensors, or a folder that holds one student. The student sees the test frames of
+    a recipe, or IMAGE...: one file per camera of --rig, named after the camera (front.jpg); or one folder of such
+    files, or with one folder per camera.
 
     \b
     png16   OUT/png16/CAMERA/FRAME.png   16-bit, metres x 256, at the size of the image
@@ -170,6 +171,7 @@ def predict(
     glb     OUT/glb/FRAME.glb            the same for viewers of glTF
     html    OUT/html/FRAME.html          the same to look at in a browser, up to 120,000 points
     rrd     OUT/drive.rrd                all frames for Rerun; pip install 'surround-distill[rerun]'
+    mcap    OUT/mcap/DRIVE.mcap          ROS 2 messages for Foxglove, rviz2; pip install 'surround-distill[bags]'
 
     Files that are up to date are not written again.
     """
@@ -211,6 +213,9 @@ def predict(
 )
 @click.option("--frames", type=click.IntRange(1), default=8, show_default=True, help="Test frames to compare on.")
 @click.option("--pt2", is_flag=True, help="Also write the program of torch.export.")
+@click.option(
+    "--card", is_flag=True, help="Also write README.md, a model card, and the checkpoint beside the ONNX file."
+)
 @json_option
 @quiet_option
 def export(
@@ -224,11 +229,13 @@ def export(
     cache: str | None,
     frames: int,
     pt2: bool,
+    card: bool,
     as_json: bool,
 ) -> None:
     """Export a student as ONNX for onnxruntime, OpenVINO and TensorRT, and compare it with PyTorch on real frames.
 
-    CHECKPOINT is RUN/student/last.safetensors. Nothing is written if the graph and the student disagree.
+    CHECKPOINT is RUN/student/last.safetensors, or a folder that holds one student. Nothing is written if the graph and
+    the student disagree.
     """
     from pipeline.runs.export import parity_table, run_export
 
@@ -244,6 +251,7 @@ def export(
             cache=cache,
             frames=frames,
             pt2=pt2,
+            card=card,
         )
     if as_json:
         click.echo(json_report(done))

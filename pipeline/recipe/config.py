@@ -38,8 +38,8 @@ class DataSpec:
     """The section `data` of a recipe: which frames a run uses, and how they are read.
 
     Attributes:
-        source: synthetic, pandaset, nuscenes, ddad or rig_folder.
-        root: data set folder; --data overrides it; empty for synthetic. This and the paths below are relative to the
+        source: synthetic, synthetic_town, pandaset, nuscenes, ddad or rig_folder.
+        root: data set folder; --data overrides it; empty if synthetic. This and the paths below are relative to the
             recipe file; paths of --set are relative to the current folder.
         version: which release under root (nuScenes); empty where there is only one.
         masks: folder of self-occlusion masks (DDAD); empty to look beside the data set.

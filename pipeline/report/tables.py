@@ -35,6 +35,7 @@ NO_VALUE = "-"
 
 _DATA_SETS = {
     "synthetic": "the synthetic street",
+    "synthetic_town": "the synthetic town",
     "ddad": "DDAD",
     "nuscenes": "nuScenes",
     "pandaset": "PandaSet",

@@ -66,7 +66,8 @@ def zero_shot_quarantined(reports: Sequence[EvaluateReport]) -> dict[str, str]:
 
 
 def _zero_shot(trained_on: str, reports: Sequence[EvaluateReport]) -> Table:
-    rows = []
+    rows: list[tuple[str, ...]] = []
+    dense = any(report.dense_truth for report in reports)
     for report in reports:
         student = against_lidar(report)
         metric, affine = student.metric.mean, student.affine_invariant.mean
@@ -74,10 +75,18 @@ def _zero_shot(trained_on: str, reports: Sequence[EvaluateReport]) -> Table:
         counts = (f"{count:,}" for count in (report.frames, report.images, report.valid_pixels))
         errors = (metric.abs_rel, metric.rmse, metric.d1, affine.abs_rel)
         name = f"{trained_on} to {report.dataset} {report.split}"
-        rows.append((name, *counts, f"{near_m:g}-{far_m:g}", *map(number, errors)))
+        row = (name, *counts, f"{near_m:g}-{far_m:g}", *map(number, errors))
+        rows.append((*row, *_dense(report)) if dense else row)
     note = (
         "Mean of the cameras. AbsRel, RMSE (metres) and d1 are of the metric depth; affine-invariant:"
         " aligned per image by least squares in disparity."
     )
     header = ("source to target", "frames", "images", "valid pixels", "range m", "AbsRel", "RMSE", "d1")
-    return Table("Results", note, (*header, "AbsRel affine-invariant"), tuple(rows))
+    more = ("dense AbsRel", "dense AbsRel affine-invariant") if dense else ()
+    return Table("Results", note, (*header, "AbsRel affine-invariant", *more), tuple(rows))
+
+
+def _dense(report: EvaluateReport) -> tuple[str, str]:
+    """AbsRel against dense truth, metric and affine-invariant; dashes without dense truth."""
+    metric, affine = (report.dense_truth or {}).get("all"), report.dense_affine_invariant
+    return number(metric.mean.abs_rel if metric else None), number(affine.mean.abs_rel if affine else None)

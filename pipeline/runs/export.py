@@ -1,7 +1,7 @@
 """`surround export`: turns a checkpoint into files for a vehicle, and measures what they cost."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from data_cache.errors import FrameError
-from data_cache.files import file_sha256, replace_atomically, require_writable
+from data_cache.files import count_text, file_sha256, replace_atomically, require_writable
 from data_cache.frames import images
 from data_cache.frames.rig import Rig
 from data_cache.shards.reader import CacheReader
@@ -19,9 +19,10 @@ from pipeline.errors import RecipeError
 from pipeline.recipe.config import Recipe, load_recipe
 from pipeline.recipe.provenance import surroundings
 from pipeline.recipe.run_folder import RunFolder, find_cache
+from pipeline.release.card import CARD, CardFacts, card_sources, model_card
+from pipeline.release.licences import student_licence
 from pipeline.report.markdown import Table, markdown_table
 from pipeline.runs.splits import learnt_from, open_data, refuse_leak, select_frames
-from pipeline.weights.catalog import KNOWN
 from stages.compute.cpu import cpu_flags, flags_text
 from stages.compute.progress import progress_bar
 from stages.deploy.export import (
@@ -46,10 +47,8 @@ from stages.deploy.parity import (
 from stages.deploy.quantize import INT8_TARGETS, quantized, require_cpu_for
 from stages.deploy.runtimes import DeployedRigs, batches, cameras, deployed_rig, torch_runner
 from stages.evaluation.protocols import SURROUNDDEPTH
-from stages.student.checkpoint import LoadedStudent, load_student
-from stages.student.encoder import ENCODERS
+from stages.student.checkpoint import LoadedStudent, find_checkpoint, load_student
 from stages.student.model import IMAGE_MEAN, IMAGE_STD
-from stages.student.spec import StudentSpec
 
 FORMAT = "surround-export/1"
 SUFFIX = ".onnx"
@@ -100,11 +99,12 @@ def run_export(
     cache: str | None = None,
     frames: int = 8,
     pt2: bool = False,
+    card: bool = False,
 ) -> ExportRun:
     """Export a student, compare it with itself in PyTorch on test frames, and write the files if it is still the same.
 
     Args:
-        checkpoint: file of a student.
+        checkpoint: file of a student, or a folder with one, see `find_checkpoint`.
         out: ONNX file; others get its name with another suffix. All are replaced in one step each, or not written.
         on: RECIPE or RECIPE=DATA with the test frames and the cameras of the rig; None for the run's own recipe.
         overrides: of that recipe.
@@ -114,10 +114,12 @@ def run_export(
         cache: run or cache folder, address or recipe on whose frames it is calibrated; None for the checkpoint's run.
         frames: test frames to compare on, spread over the split.
         pt2: also write the program of torch.export.
+        card: also write a model card beside `out`, and the checkpoint if it lies elsewhere.
 
     Raises:
         CheckpointError: if there is no usable student.
-        RecipeError, SourceError, CacheError: if recipe, data or cache cannot be used, or test frames were learnt from.
+        RecipeError, SourceError, CacheError: if recipe, data, cache or report cannot be used, test frames were learnt
+            from, or the folder of `out` is no place for a card.
         SettingError: if the packages for it are not installed, or this CPU lacks what the int8 file needs.
         ExportError: if no frame can be read, if the graph takes one camera but the student looks at its neighbours, or
             if what came out is not the student.
@@ -129,7 +131,9 @@ def run_export(
     require_extra()
     if int8:
         require_cpu_for(int8)
+    checkpoint = find_checkpoint(checkpoint)
     loaded = load_student(checkpoint)
+    sources = card_sources(checkpoint, out) if card else None
     if one_camera:
         require_views_alone(loaded.student)
     size = loaded.student.spec.input_size
@@ -181,14 +185,13 @@ def run_export(
         )
         bar.update()
     require_parity(parity)
-    for path, data in files.items():
-        replace_atomically(path, partial(Path.write_bytes, data=data))
-    return ExportRun(
+    truth = "dense truth" if rigs[0].dense else "LiDAR"
+    done = ExportRun(
         tuple(map(str, files)),
         source.name,
         recipe.data.named(recipe.data.test),
         len(rigs),
-        "dense truth" if rigs[0].dense else "LiDAR",
+        truth,
         batch,
         views,
         torch.get_num_threads(),
@@ -196,6 +199,23 @@ def run_export(
         parity,
         quarantined,
         surroundings(),
+    )
+    if sources is not None:
+        measured = f"{measured_text(done)}\n\n{parity_table(parity, truth)}"
+        facts = CardFacts(out.stem, loaded, sources, source.rig.camera_names, out.name, measured)
+        files[out.parent / CARD] = model_card(facts).encode()
+        if sources.weights != checkpoint:
+            files[sources.weights] = checkpoint.read_bytes()
+    for path, data in files.items():
+        replace_atomically(path, partial(Path.write_bytes, data=data))
+    return replace(done, files=tuple(map(str, files)))
+
+
+def measured_text(done: ExportRun) -> str:
+    """What the table of `parity_table` was measured on."""
+    return (
+        f"Compared with PyTorch in fp32 on {count_text(done.frames, 'frame')} of {done.dataset} {done.split}, timed on"
+        f" {count_text(done.threads, 'thread')}: {done.surroundings['machine']}, {done.surroundings['date']}."
     )
 
 
@@ -283,11 +303,3 @@ def _metadata(loaded: LoadedStudent, checkpoint: Path, rig: Rig, batch: int | No
         "checkpoint_sha256": file_sha256(checkpoint),
         "versions": {name: metadata.version(name) for name in ("surround-distill", "torch", "onnx", "onnxscript")},
     }
-
-
-def student_licence(spec: StudentSpec) -> str:
-    """SPDX expression of this program's licence and of that of the weights its encoder started from."""
-    started_from = ENCODERS[spec.encoder].weights if spec.pretrained else None
-    licences = [str(metadata.metadata("surround-distill")["License-Expression"])]
-    licences += [KNOWN[started_from].licence] if started_from in KNOWN else []
-    return " AND ".join(dict.fromkeys(licences))

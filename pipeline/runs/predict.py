@@ -2,10 +2,10 @@
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from PIL import Image
 
@@ -20,6 +20,7 @@ from pipeline.recipe.config import load_recipe
 from pipeline.recipe.run_folder import RunFolder
 from pipeline.runs.splits import open_data, select_frames
 from pipeline.viewers.cloud_page import cloud_page
+from pipeline.viewers.drive_mcap import DriveFile, require_mcap
 from pipeline.viewers.recording import Recording, require_rerun
 from stages.compute.preemption import Preempted, preemption
 from stages.compute.progress import progress_bar
@@ -28,7 +29,7 @@ from stages.inference.cloud_files import glb_bytes, ply_bytes
 from stages.inference.colours import colour_depth, depth_scale
 from stages.inference.point_cloud import PointCloud, frame_cloud
 from stages.inference.predict import Prediction
-from stages.student.checkpoint import CheckpointError
+from stages.student.checkpoint import CheckpointError, find_checkpoint
 
 IMAGE_KINDS = {**SUFFIXES, "colour": ".png"}
 """Kinds of files per image, below OUT/KIND/CAMERA, with their suffixes."""
@@ -36,7 +37,12 @@ CLOUD_KINDS = {"ply": ".ply", "glb": ".glb", "html": ".html"}
 """Kinds of files per frame, below OUT/KIND, with their suffixes."""
 RECORDING = "rrd"
 RECORDING_FILE = "drive.rrd"
+DRIVE_FILE = "mcap"
+"""A file per drive, OUT/mcap/DRIVE.mcap."""
+WHOLE_DRIVES = (RECORDING, DRIVE_FILE)
 DESCRIPTION = "predict.json"
+GROWING = ("recording", DRIVE_FILE)
+"""What a description says beside the student and the data set: the frames of the files of whole drives."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +84,9 @@ def run_predict(
     """Write a student's depth of frames to files; files that are up to date are not written again.
 
     Args:
-        checkpoint: file of a student.
+        checkpoint: file of a student, or a folder with one, see `find_checkpoint`.
         out: folder to write to; it belongs to one student and one data set.
-        kinds: of IMAGE_KINDS, CLOUD_KINDS and RECORDING.
+        kinds: of IMAGE_KINDS, CLOUD_KINDS and WHOLE_DRIVES.
         on: RECIPE or RECIPE=DATA, whose test frames to use; empty for the recipe of the student's own run.
         overrides: section.key=value for that recipe.
         images, rig: use these instead, see `LooseImages`.
@@ -90,75 +96,131 @@ def run_predict(
         CheckpointError: if there is no usable student.
         RecipeError: if there are no frames, or `out` holds predictions of another student or data set.
         SourceError: if the data is not there, or none of the frames can be used.
-        SettingError: if rerun-sdk is missing for a recording.
+        SettingError: if a package is missing for a recording or an MCAP file.
         WriteError: if the folder cannot be written.
         Preempted: if a signal asks to stop, between two frames.
     """
+    checkpoint = find_checkpoint(checkpoint)
     if not checkpoint.is_file():
         raise CheckpointError(f"no checkpoint at {checkpoint}; it is RUN/student/last.safetensors of a training")
     if RECORDING in kinds:
         require_rerun()
+    if DRIVE_FILE in kinds:
+        require_mcap()
     target = _of_images(images, rig) if rig is not None else _of_recipe(checkpoint, on, overrides)
     frame_ids = _numbered(target.frame_ids, frames)
     student = load_student(checkpoint, target.device, target.precision)
     description = _claim(
         out, {"checkpoint_sha256": file_sha256(checkpoint), "precision": student.precision, **target.described}
     )
-    job = _Job(out, student, target.source, frame_ids, tuple(kind for kind in kinds if kind != RECORDING))
-    recorded = {**description, "recording": list(frame_ids)}
-    file = out / RECORDING_FILE
-    if RECORDING not in kinds or (file.is_file() and description.get("recording") == list(frame_ids)):
-        return job.run()
-    done: list[PredictRun] = []
+    file_kinds = tuple(kind for kind in kinds if kind not in WHOLE_DRIVES)
+    with preemption() as should_stop, progress_bar(len(frame_ids), 0, "predict", "frame") as bar:
+        job = _Job(out, student, target.source, file_kinds, description, should_stop, bar.update)
+        drives = _by_drive(target.source, frame_ids)
 
-    def record(partial: Path) -> None:
-        with Recording(partial) as recording:
-            done.append(job.run(recording))
+        def run(recording: Sequence[_Viewer] = ()) -> None:
+            for drive, ids in drives.items():
+                if DRIVE_FILE in kinds:
+                    job.write_drive(drive, ids, recording)
+                else:
+                    job.look(ids, recording)
 
-    replace_atomically(file, record)
-    write_atomically(out / DESCRIPTION, _json(recorded))
-    return done[0]
+        file = out / RECORDING_FILE
+        if RECORDING not in kinds or (file.is_file() and description.get("recording") == list(frame_ids)):
+            run()
+        else:
+
+            def record(partial: Path) -> None:
+                with Recording(partial) as recording:
+                    run([recording])
+                    job.require_frames()
+
+            replace_atomically(file, record)
+            job.describe(recording=list(frame_ids))
+        return job.require_frames()
 
 
-@dataclass(frozen=True, eq=False)
+class _Viewer(Protocol):
+    """A file that holds the frames of a drive; see `Recording` and `DriveFile`."""
+
+    def add(self, frame: Frame, prediction: Prediction, cloud: PointCloud) -> None: ...
+
+
+class _NoFrameError(Exception):
+    """No frame of a drive can be used, so there is no file of it."""
+
+
+@dataclass(eq=False)
 class _Job:
-    """Frames, the student that predicts their depth, and the kinds of files to write."""
+    """The student that predicts depth, the kinds of files to write for each frame, and what was done so far.
+
+    `description` is what is written down about the folder; `advance` is called after each frame.
+    """
 
     out: Path
     student: SurroundStudent
     source: Source
-    frame_ids: tuple[str, ...]
     kinds: tuple[str, ...]
+    description: dict[str, Any]
+    should_stop: Callable[[], bool]
+    advance: Callable[[], object]
+    written: int = 0
+    already_done: int = 0
+    points: int | None = None
+    left_out: dict[str, str] = field(default_factory=dict)
 
-    def run(self, recording: Recording | None = None) -> PredictRun:
-        written = already_done = 0
-        left_out: dict[str, str] = {}
-        points = None
-        with (
-            preemption() as should_stop,
-            progress_bar(len(self.frame_ids), 0, "predict", "frame") as bar,
-        ):
-            for frame_id in self.frame_ids:
-                if should_stop():
-                    raise Preempted("stopped between two frames; files that are there are finished")
-                try:
-                    frame = self.source.frame(frame_id)
-                    missing = [kind for kind in self.kinds if not self._is_done(kind, frame)]
-                    if missing or recording is not None:
-                        cloud = self._write(frame, missing, recording)
-                        points = len(cloud.points_m) if cloud is not None else points
-                        written += 1
-                    else:
-                        already_done += 1
-                except FrameError as error:
-                    left_out[frame_id] = str(error)
-                bar.update()
-        if not written and not already_done:
-            first = next(iter(left_out.values()))
-            raise SourceError(first if len(left_out) == 1 else f"none of {len(left_out)} frames can be used: {first}")
-        return PredictRun(self.out, written, already_done, left_out, points)
+    def look(self, frame_ids: Sequence[str], viewers: Sequence[_Viewer]) -> None:
+        """Write what is missing of these frames, and add each of them to `viewers`."""
+        for frame_id in frame_ids:
+            if self.should_stop():
+                raise Preempted("stopped between two frames; files that are there are finished")
+            try:
+                frame = self.source.frame(frame_id)
+                missing = [kind for kind in self.kinds if not self._is_done(kind, frame)]
+                if missing or viewers:
+                    cloud = self._write(frame, missing, viewers)
+                    self.points = len(cloud.points_m) if cloud is not None else self.points
+                    self.written += 1
+                else:
+                    self.already_done += 1
+            except FrameError as error:
+                self.left_out[frame_id] = str(error)
+            self.advance()
 
-    def _write(self, frame: Frame, missing: Sequence[str], recording: Recording | None) -> PointCloud | None:
+    def write_drive(self, drive: str, frame_ids: Sequence[str], viewers: Sequence[_Viewer]) -> None:
+        """Do the same, with the file of the drive, if it is missing or older than an image."""
+        file = frame_file(self.out / DRIVE_FILE, drive, ".mcap")
+        done = self.description.get(DRIVE_FILE, {})
+        if done.get(drive) == list(frame_ids) and self._is_newer([file], frame_ids):
+            self.look(frame_ids, viewers)
+            return
+
+        def record(partial: Path) -> None:
+            before = self.written
+            with DriveFile(partial, drive, self.source.rig.camera_names) as drive_file:
+                self.look(frame_ids, [*viewers, drive_file])
+                if self.written == before:
+                    raise _NoFrameError
+
+        try:
+            replace_atomically(file, record)
+        except _NoFrameError:
+            return
+        self.describe(**{DRIVE_FILE: {**done, drive: list(frame_ids)}})
+
+    def describe(self, **changes: object) -> None:
+        """Write down more about the folder."""
+        self.description |= changes
+        write_atomically(self.out / DESCRIPTION, _json(self.description))
+
+    def require_frames(self) -> PredictRun:
+        """What was done; raises SourceError if no frame could be used."""
+        if not self.written and not self.already_done:
+            count, first = len(self.left_out), next(iter(self.left_out.values()))
+            raise SourceError(first if count == 1 else f"none of {count} frames can be used: {first}")
+        return PredictRun(self.out, self.written, self.already_done, self.left_out, self.points)
+
+    def _write(self, frame: Frame, missing: Sequence[str], viewers: Sequence[_Viewer]) -> PointCloud | None:
         prediction = self.student.look(frame)
         for kind in (kind for kind in missing if kind in SUFFIXES):
             maps = [depth_m for depth_m in prediction.at_image_size(frame) if depth_m is not None]
@@ -168,7 +230,7 @@ class _Job:
             for path, picture in zip(self._files("colour", frame), self._pictures(frame, prediction), strict=True):
                 _save(path, picture)
         cloud_kinds = [kind for kind in missing if kind in CLOUD_KINDS]
-        if recording is None and not cloud_kinds:
+        if not viewers and not cloud_kinds:
             return None
         # Last: a frame may have depth but no cloud.
         stride = self.student.network.bins.prob_stride
@@ -176,8 +238,8 @@ class _Job:
         for kind in cloud_kinds:
             (path,) = self._files(kind, frame)
             _save(path, _cloud_file(kind, cloud, frame.id))
-        if recording is not None:
-            recording.add(frame, prediction, cloud)
+        for viewer in viewers:
+            viewer.add(frame, prediction, cloud)
         return cloud
 
     def _pictures(self, frame: Frame, prediction: Prediction) -> Iterator[bytes]:
@@ -190,10 +252,13 @@ class _Job:
 
     def _is_done(self, kind: str, frame: Frame) -> bool:
         """Whether all files exist and none is older than the images: loose images are often overwritten."""
-        files = self._files(kind, frame)
+        return self._is_newer(self._files(kind, frame), [frame.id])
+
+    def _is_newer(self, files: Sequence[Path], frame_ids: Sequence[str]) -> bool:
         if not all(path.is_file() for path in files):
             return False
-        sources = self.source.files(frame.id).values() if isinstance(self.source, StoredSource) else ()
+        stored = self.source if isinstance(self.source, StoredSource) else None
+        sources = [path for frame_id in frame_ids for path in stored.files(frame_id).values()] if stored else []
         newest_s = max((path.stat().st_mtime for path in sources if path.is_file()), default=0.0)
         return all(path.stat().st_mtime >= newest_s for path in files)
 
@@ -246,6 +311,15 @@ def _of_images(images: Sequence[Path], rig: Path) -> _Target:
     return _Target(source, source.drives[source.name], described)
 
 
+def _by_drive(source: Source, frame_ids: Sequence[str]) -> dict[str, list[str]]:
+    """The frames of each drive, in the order in which they were chosen."""
+    drive_of = {frame_id: drive for drive, ids in source.drives.items() for frame_id in ids}
+    drives: dict[str, list[str]] = {}
+    for frame_id in frame_ids:
+        drives.setdefault(drive_of[frame_id], []).append(frame_id)
+    return drives
+
+
 def _numbered(frame_ids: tuple[str, ...], numbers: Sequence[int]) -> tuple[str, ...]:
     wrong = [number for number in numbers if not 0 <= number < len(frame_ids)]
     if wrong:
@@ -262,7 +336,7 @@ def _claim(out: Path, wanted: dict[str, object]) -> dict[str, Any]:
         return wanted
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        differing = [key for key in {**wanted, **found} if key != "recording" and found.get(key) != wanted.get(key)]
+        differing = [key for key in {**wanted, **found} if key not in GROWING and found.get(key) != wanted.get(key)]
     except (OSError, TypeError, ValueError, AttributeError) as error:
         raise RecipeError(f"{path} cannot be read ({error}); name another folder") from error
     if differing:

@@ -1,7 +1,7 @@
 """`surround zero-shot`: measures a student on data sets that it has not learnt from, as a sanity check."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from stages.evaluation.results import EvaluateReport, against_lidar
 from stages.evaluation.spec import EvaluateSpec
 from stages.student.checkpoint import Lineage, load_student
 from stages.student.fold import folded
+from stages.student.model import Student
 
 
 @dataclass(frozen=True)
@@ -76,27 +77,43 @@ def run_zero_shot(
     reports = []
     with preemption() as should_stop:
         for target in opened:
-            spec = target.recipe.eval
-            device = resolve_device(spec.device)
-            place(student, device)
-            evaluation = evaluate(
-                target.source,
-                target.frame_ids,
-                target.recipe.data.named(target.recipe.data.test),
-                student,
-                None,
-                EvaluateSpec(protocol=ZERO_SHOT.name, teacher=False, latency=False, pictures=0),
-                device=device,
-                precision=resolve_precision(spec.precision, device),
-                decode_size=student.spec.input_size,
-                should_stop=should_stop,
-            )
-            against_lidar(evaluation.report)  # a table of dashes says nothing
-            reports.append(evaluation.report)
+            reports.append(measure_zero_shot(student, target.recipe, target.source, target.frame_ids, should_stop))
+            against_lidar(reports[-1])  # a table of dashes says nothing
     sha256 = {target.name: hashlib.sha256(recipe_toml(target.recipe).encode()).hexdigest() for target in opened}
     provenance = {"recipe_sha256": sha256} | student_provenance(loaded, checkpoint)
     page = write_zero_shot(folder, loaded.lineage, reports, provenance)
     return ZeroShotRun(loaded.lineage.dataset, tuple(reports), page)
+
+
+def measure_zero_shot(
+    student: Student,
+    recipe: Recipe,
+    source: Source,
+    frame_ids: Sequence[str],
+    should_stop: Callable[[], bool] = lambda: False,
+) -> EvaluateReport:
+    """Measure a folded student on frames of a data set that it has not learnt from.
+
+    Args:
+        student: sees the frames at its own input size.
+        recipe: of the data set: how it names its test frames, device and precision.
+        source, frame_ids: the frames.
+        should_stop: asked between two frames.
+    """
+    device = resolve_device(recipe.eval.device)
+    place(student, device)
+    return evaluate(
+        source,
+        frame_ids,
+        recipe.data.named(recipe.data.test),
+        student,
+        None,
+        EvaluateSpec(protocol=ZERO_SHOT.name, teacher=False, latency=False, pictures=0),
+        device=device,
+        precision=resolve_precision(recipe.eval.precision, device),
+        decode_size=student.spec.input_size,
+        should_stop=should_stop,
+    ).report
 
 
 def _recipes(targets: Sequence[str], overrides: Sequence[str]) -> dict[str, Recipe]:

@@ -1,4 +1,4 @@
-"""Point clouds for viewers: a page for a browser, a recording for Rerun.
+"""Files for viewers: a page for a browser, a recording for Rerun, ROS 2 messages for Foxglove and rviz2.
 
 The clouds are made elsewhere (`stages/inference`). Read `cloud_page.py` first.
 """

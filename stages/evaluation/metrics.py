@@ -108,6 +108,13 @@ def fit_affine_disparity(*, disparity: Float[np.ndarray, " N"], truth_m: Float[n
     return AffineFit(scale, float(inverse.mean()) - scale * mean)
 
 
+def aligned_m(
+    *, disparity: Float[np.ndarray, " N"], truth_m: Float[np.ndarray, " N"], range_m: tuple[float, float]
+) -> Float[np.ndarray, " N"]:
+    """Depth of a disparity after its own least-squares fit to truth, within the range."""
+    return affine_depth_m(disparity, fit_affine_disparity(disparity=disparity, truth_m=truth_m), range_m)
+
+
 def affine_depth_m(
     disparity: Float[np.ndarray, "*shape"], fit: AffineFit, range_m: tuple[float, float]
 ) -> Float[np.ndarray, "*shape"]:

@@ -153,5 +153,4 @@ class ProtocolScores:
         )
 
     def _fitted(self, disparity: Float[np.ndarray, " N"], image: ImagePixels) -> Float[np.ndarray, " N"]:
-        fit = metrics.fit_affine_disparity(disparity=disparity, truth_m=image.truth_m)
-        return metrics.affine_depth_m(disparity, fit, self._range_m)
+        return metrics.aligned_m(disparity=disparity, truth_m=image.truth_m, range_m=self._range_m)

@@ -74,6 +74,8 @@ class EvaluateReport:
         disagreement: errors of the teacher against the student at every pixel of the student's input size, after a fit
             of scale and shift of disparity per image. It needs no LiDAR and says how alike they are, not which is
             right. None without a teacher.
+        dense_affine_invariant: the student against dense truth everywhere, after a fit of scale and shift of disparity
+            per image; None if the source has no dense truth.
     """
 
     dataset: str
@@ -92,6 +94,7 @@ class EvaluateReport:
     dense_truth: dict[str, Scores] | None = None
     masked_images: int = 0
     disagreement: Scores | None = None
+    dense_affine_invariant: Scores | None = None
 
 
 @dataclass(frozen=True, eq=False)

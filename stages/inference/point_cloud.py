@@ -61,11 +61,7 @@ def frame_cloud(frame: Frame, prediction: Prediction, range_m: tuple[float, floa
             f"frame {frame.id}: a point cloud needs the poses of the cameras on the vehicle, which are not known;"
             " give ego_from_cam in rig.json, or world_from_ego in frames.jsonl, or ask for depth maps only"
         )
-    unoccluded = np.ones(prediction.depth_m.shape, dtype=bool)
-    for i, view in enumerate(frame.views):
-        if view is not None and view.load_unoccluded is not None:
-            unoccluded[i] = mask_at(view.load_unoccluded(), prediction.depth_m.shape[1:])
-    depth_m = np.where(unoccluded, prediction.depth_m, np.float32(0))
+    depth_m = unoccluded_depth(frame, prediction)
     neighbour_px = max(1, prob_stride // 2)
     cloud = fused_cloud(prediction.rig, depth_m, frame.world_from_ego, range_m, neighbour_px=neighbour_px)
     if not len(cloud.points_m):
@@ -73,6 +69,15 @@ def frame_cloud(frame: Frame, prediction: Prediction, range_m: tuple[float, floa
             f"frame {frame.id}: no depth from {range_m[0]:g} to {range_m[1]:g} m, so there is no point cloud"
         )
     return cloud
+
+
+def unoccluded_depth(frame: Frame, prediction: Prediction) -> Float[np.ndarray, "V H W"]:
+    """Depth of a prediction in metres, 0 also where self-occlusion masks hide the scene. Raises FrameError."""
+    unoccluded = np.ones(prediction.depth_m.shape, dtype=bool)
+    for i, view in enumerate(frame.views):
+        if view is not None and view.load_unoccluded is not None:
+            unoccluded[i] = mask_at(view.load_unoccluded(), prediction.depth_m.shape[1:])
+    return np.where(unoccluded, prediction.depth_m, np.float32(0))
 
 
 def fused_cloud(

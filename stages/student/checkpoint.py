@@ -76,6 +76,21 @@ def save_student(path: Path, student: Student, lineage: Lineage) -> None:
     _save(path, student.state_dict(), header)
 
 
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint at a path: the file itself; of a folder, such as a repository of a model hub, the only one in it.
+
+    Raises:
+        CheckpointError: if a folder holds none, or several.
+    """
+    if not path.is_dir():
+        return path
+    found = sorted(path.glob(f"*{SUFFIX}"))
+    if len(found) != 1:
+        names = ", ".join(one.name for one in found) or "none"
+        raise CheckpointError(f"{path}: expected one checkpoint (*{SUFFIX}) in the folder, found {names}; name a file")
+    return found[0]
+
+
 def load_student(
     path: Path, expected: StudentSpec | None = None, expected_bins: BinSpec | None = None
 ) -> LoadedStudent:

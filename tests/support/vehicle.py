@@ -15,6 +15,8 @@ from PIL import Image
 from data_cache.frames.rig import Camera
 from data_cache.frames.undistort import Lens, distort
 from data_cache.sources.synthetic import source as synthetic
+from data_cache.sources.synthetic.scene import turned
+from data_cache.sources.synthetic.world import STREET
 
 SIZE = (192, 320)
 LIDAR_LEAD_NS = 18_000_000
@@ -56,7 +58,7 @@ def _rig() -> dict[str, object]:
             camera["distortion"] = {"model": distortion[0], "coefficients": distortion[1]}
         cameras.append(camera | {"ego_from_cam": _ego_from_cam(yaw_deg).tolist()})
     ego_from_lidar = np.eye(4)
-    ego_from_lidar[2, 3] = synthetic.LIDAR_HEIGHT_M
+    ego_from_lidar[2, 3] = STREET.lidar.height_m
     return {
         "format": 1,
         "name": "made-up",
@@ -67,14 +69,14 @@ def _rig() -> dict[str, object]:
 
 
 def _ego_from_cam(yaw_deg: float) -> np.ndarray:
-    pose = synthetic._pose(np.deg2rad(yaw_deg), 0.0)
-    pose[:3, 3] = 0.0, 0.0, synthetic.CAMERA_HEIGHT_M
-    return pose @ synthetic._EGO_FROM_OPTICAL
+    pose = turned(np.deg2rad(yaw_deg), 0.0)
+    pose[:3, 3] = 0.0, 0.0, STREET.mounts[0].height_m
+    return pose @ synthetic.EGO_FROM_OPTICAL
 
 
 def _line(root: Path, drive: int, index: int) -> dict[str, object]:
     time_ns = 1_700_000_000_000_000_000 + (drive * 1000 + index) * 500_000_000
-    world_from_ego = synthetic._world_from_ego(drive, index)
+    world_from_ego = synthetic._world_from_ego(STREET, drive, index)
     cameras = {}
     for name, yaw_deg, focal_px, distortion in MOUNTS:
         file = root / f"images/{name}/{drive:02d}_{index:03d}.png"
@@ -82,7 +84,7 @@ def _line(root: Path, drive: int, index: int) -> dict[str, object]:
         rgb = _photograph(drive, world_from_ego @ _ego_from_cam(yaw_deg), focal_px, distortion)
         Image.fromarray(rgb).save(file)
         cameras[name] = {"image": str(file.relative_to(root))}
-    sweep = synthetic._sweep(drive, index)
+    sweep = synthetic._sweep(STREET, drive, index)
     file = root / f"lidar/{drive:02d}_{index:03d}.pcd"
     file.parent.mkdir(exist_ok=True)
     file.write_bytes(pcd(sweep.points_m.astype(np.float32)))
@@ -96,7 +98,7 @@ def _line(root: Path, drive: int, index: int) -> dict[str, object]:
         "lidar": {
             "points": str(file.relative_to(root)),
             "time_ns": time_ns - LIDAR_LEAD_NS,
-            "world_from_ego": synthetic._world_from_ego(drive, index, lead_s).tolist(),
+            "world_from_ego": synthetic._world_from_ego(STREET, drive, index, lead_s).tolist(),
         },
     }
 
@@ -129,7 +131,7 @@ def rays(lens: Lens) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _rendered(drive: int, camera: Camera, world_from_cam: np.ndarray) -> np.ndarray:
-    return synthetic._tracer(drive).render(camera, world_from_cam, np.random.default_rng(drive)).rgb
+    return synthetic._tracer(STREET, drive).render(camera, world_from_cam, np.random.default_rng(drive)).rgb
 
 
 def pcd(points: np.ndarray) -> bytes:

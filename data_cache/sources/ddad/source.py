@@ -129,6 +129,7 @@ class DdadSource:
             partial(load_rgb, sample.folder / datum.file, datum.size),
             sample.folder / datum.file,
             self._masks.loader(scene, name, datum.size) if self._masks is not None else None,
+            sample.calibration.ego_from_sensor.get(name),
         )
 
     def files(self, frame_id: str) -> Mapping[str, Path]:

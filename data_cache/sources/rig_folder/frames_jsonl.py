@@ -23,13 +23,17 @@ _LATEST_NS = 2**62  # the year 2116
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shot:
-    """The image of one camera in a frame: its file, time stamp, pose and calibration."""
+    """The image of one camera in a frame: its file, time stamp, pose and calibration.
+
+    `ego_from_cam` is None if the line gives `world_from_cam` itself: the two need not agree then.
+    """
 
     file: str
     time_ns: int
     world_from_cam: Float[np.ndarray, "4 4"]
     calibration: Calibration
     mask: str | None
+    ego_from_cam: Float[np.ndarray, "4 4"] | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -139,10 +143,12 @@ def _read_line(value: Any, number: int, where: str, described: RigDescription) -
     for name, entry in sensors.items():
         at = f"{where}: cameras.{name}"
         calibration = _calibration(entry, name, described, at)
-        pose = _pose(table, entry, "world_from_cam", described.cameras[name].ego_from_cam, at)
+        mount = described.cameras[name].ego_from_cam
+        pose = _pose(table, entry, "world_from_cam", mount, at)
         file = _relative(entry["image"], f"{at}.image")
         mask = _relative(entry["mask"], f"{at}.mask") if "mask" in entry else None
-        shots[name] = Shot(file, stamps.get(name, stamps.get("frame", 0)), pose, calibration, mask)
+        time_ns = stamps.get(name, stamps.get("frame", 0))
+        shots[name] = Shot(file, time_ns, pose, calibration, mask, None if "world_from_cam" in entry else mount)
     scan = None
     if lidar is not None:
         scan = Scan(

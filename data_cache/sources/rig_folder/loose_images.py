@@ -98,9 +98,15 @@ def _view(name: str, image: Photograph, described: RigDescription) -> View:
     if isinstance(image, Path):
         plain = calibration.lens is None
         return View(
-            calibration.camera, world_from_cam, 0, partial(load_image, image, calibration), image if plain else None
+            calibration.camera,
+            world_from_cam,
+            0,
+            partial(load_image, image, calibration),
+            image if plain else None,
+            ego_from_cam=camera.ego_from_cam,
         )
-    return View(calibration.camera, world_from_cam, 0, partial(_in_memory, image, calibration))
+    load = partial(_in_memory, image, calibration)
+    return View(calibration.camera, world_from_cam, 0, load, ego_from_cam=camera.ego_from_cam)
 
 
 def _in_memory(

@@ -92,6 +92,7 @@ class RigFolderSource:
             partial(_load_image, self._root, shot.file, shot.calibration, where),
             self._root / shot.file if plain else None,
             partial(_load_mask, self._root, shot.mask, shot.calibration, where) if shot.mask is not None else None,
+            shot.ego_from_cam,
         )
 
 

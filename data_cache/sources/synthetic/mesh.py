@@ -13,11 +13,11 @@ Vector = np.ndarray | tuple[float | int, ...]
 class Material(IntEnum):
     """The material of a triangle; the renderer has one texture for each."""
 
-    PLAIN, ROAD, PAVING, GRASS, FACADE, ROOF, BARK, FOLIAGE, PAINT, GLASS = range(10)
+    PLAIN, ROAD, PAVING, GRASS, FACADE, ROOF, BARK, FOLIAGE, PAINT, GLASS, STONES, TIMBER, LAMP = range(13)
 
 
 class Surface(NamedTuple):
-    """Material, linear RGB albedo (3,) or (F, 3), and up to seven numbers for the texture (see `street.Facade`)."""
+    """Material, linear RGB albedo (3,) or (F, 3), and up to seven numbers for the texture (`texture.py`)."""
 
     material: Material
     colour: Vector
@@ -33,6 +33,10 @@ class Mesh:
     def columns(self) -> tuple[np.ndarray, ...]:
         """(F, 3, 3) corners, (F, 3, 2) uv, (F,) material, (F, 3) colour, (F, 7) style of all triangles so far."""
         return tuple(np.concatenate(column) for column in zip(*self._parts, strict=True))
+
+    def merge(self, other: "Mesh", pose: Float[np.ndarray, "4 4"]) -> None:
+        """Add the triangles of another mesh, moved by a pose."""
+        self._parts += [(part[0] @ pose[:3, :3].T + pose[:3, 3], *part[1:]) for part in other._parts]
 
     def triangles(
         self, corners_m: Float[np.ndarray, "F 3 3"], surface: Surface, uv_m: np.ndarray | None = None

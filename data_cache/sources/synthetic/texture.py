@@ -13,9 +13,9 @@ from data_cache.sources.synthetic.mesh import Material
 _TILE = 512
 _TEXEL_M = 0.02
 # Per Material: strength of its grain, size of its grain, and mirror strength.
-_GRAIN = np.array([0.12, 0.35, 0.25, 0.5, 0.1, 0.25, 0.5, 0.5, 0.0, 0.0], np.float32)
-_GRAIN_SIZE = np.array([1, 1, 1, 2, 1, 1, 2, 0.7, 1, 1], np.float32)
-_MIRROR = np.array([0, 0.12, 0, 0, 0, 0, 0, 0, 0.9, 1.6], np.float32)
+_GRAIN = np.array([0.12, 0.35, 0.25, 0.5, 0.1, 0.25, 0.5, 0.5, 0.0, 0.0, 0.25, 0.12, 0.0], np.float32)
+_GRAIN_SIZE = np.array([1, 1, 1, 2, 1, 1, 2, 0.7, 1, 1, 1, 1, 1], np.float32)
+_MIRROR = np.array([0, 0.12, 0, 0, 0, 0, 0, 0, 0.9, 1.6, 0, 0, 0], np.float32)
 
 
 def appearance(
@@ -32,7 +32,9 @@ def appearance(
     Args:
         material: (N,) Material.
         colour: (N, 3) mean albedo.
-        style: (N, 7) numbers for the texture; see `street.Street.style`.
+        style: (N, 7) numbers for the texture: of a facade a `street.Facade`; of a road the width of a lane; of stones
+            their length and height (m), the width of joints (m) and the spread of their brightness; of timber the
+            distances of posts and of beams (m).
         point_m: (N, 3) world coordinates.
         uv_m: (N, 2) texture coordinates.
         flat: (N,) whether the surface is level.
@@ -49,6 +51,10 @@ def appearance(
     albedo[road] = _road(albedo[road], style[road, 0], uv_m[road], footprint_m[road])
     slabs = material == Material.PAVING
     albedo[slabs] = _paving(albedo[slabs], uv_m[slabs], footprint_m[slabs])
+    stones = material == Material.STONES
+    albedo[stones] = _stones(albedo[stones], style[stones], uv_m[stones], footprint_m[stones])
+    timber = (material == Material.TIMBER) & ~flat
+    albedo[timber] = _timber(albedo[timber], style[timber], uv_m[timber], footprint_m[timber])
     wall = (material == Material.FACADE) & ~flat
     albedo[wall], mirror[wall] = _facade(albedo[wall], style[wall], uv_m[wall], footprint_m[wall])
     return albedo, mirror
@@ -87,7 +93,9 @@ def _band(x_m: np.ndarray, half_m: np.ndarray | float, footprint_m: np.ndarray) 
     return share
 
 
-def _stripes(x_m: np.ndarray, period_m: float, width_m: float, footprint_m: np.ndarray) -> np.ndarray:
+def _stripes(
+    x_m: np.ndarray, period_m: np.ndarray | float, width_m: np.ndarray | float, footprint_m: np.ndarray
+) -> np.ndarray:
     """Filtered stripes, centred on multiples of the period."""
     blur = np.clip(footprint_m / period_m * 2 - 0.5, 0, 1)
     sharp = _band(x_m - np.round(x_m / period_m) * period_m, width_m / 2, footprint_m)
@@ -114,6 +122,30 @@ def _paving(albedo: np.ndarray, uv_m: np.ndarray, footprint_m: np.ndarray) -> np
     """Slabs of 1.2 m with dark joints."""
     joint = np.maximum(*(_stripes(x, 1.2, 0.03, footprint_m) for x in uv_m.T))
     return _mix(albedo, 0.0, 0.5 * joint)
+
+
+def _stones(albedo: np.ndarray, style: np.ndarray, uv_m: np.ndarray, footprint_m: np.ndarray) -> np.ndarray:
+    """Stones, bricks or tiles in staggered courses, each of its own brightness; `style` as `appearance` says."""
+    length, height, joint, spread = style.T[:4]
+    v = uv_m[:, 1]
+    course = np.floor(v / height)
+    u = uv_m[:, 0] + 0.5 * length * (course % 2)
+    lot = np.sin(np.floor(u / length) * 12.9898 + course * 78.233) * 437.585
+    sharp = np.clip(2 - 2 * footprint_m / height, 0, 1)
+    own = 1 + spread * sharp * (2 * (lot - np.floor(lot)) - 1)
+    joints = np.maximum(_stripes(u, length, joint, footprint_m), _stripes(v, height, joint, footprint_m))
+    return _mix(albedo * own[:, None], 0.03, 0.75 * joints)
+
+
+def _timber(albedo: np.ndarray, style: np.ndarray, uv_m: np.ndarray, footprint_m: np.ndarray) -> np.ndarray:
+    """Plaster between dark posts and beams, with a brace in every other field; `style` as `appearance` says."""
+    post, beam = style.T[:2]
+    u, v = uv_m.T
+    field = np.floor(u / post) + np.floor(v / beam)
+    across = np.abs((u / post) % 1 - (v / beam) % 1) * np.minimum(post, beam) * 0.7
+    brace = _band(across, 0.09, footprint_m) * (field % 2)
+    frame = np.maximum(_stripes(u, post, 0.2, footprint_m), _stripes(v, beam, 0.24, footprint_m))
+    return _mix(albedo, np.array([0.07, 0.045, 0.03], np.float32), np.maximum(frame, brace))
 
 
 def _facade(

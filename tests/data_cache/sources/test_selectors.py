@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from data_cache.errors import FrameError, SourceError
 from data_cache.frames.rig import Frame, Rig
 from data_cache.sources.base import Source
-from data_cache.sources.registry import SOURCES, open_source
+from data_cache.sources.registry import RENDERED, SOURCES, open_source
 from data_cache.sources.selectors import first, select, shown
 
 
@@ -144,12 +144,13 @@ def test_an_option_of_another_source_is_an_error(kind, options, message, tmp_pat
 def test_an_unknown_source_is_an_error_that_lists_the_known(tmp_path):
     for root in (None, tmp_path):
         with pytest.raises(
-            SourceError, match="unknown source 'kitti'; it is one of synthetic, ddad, nuscenes, pandaset"
+            SourceError,
+            match="unknown source 'kitti'; it is one of synthetic, synthetic_town, ddad, nuscenes, pandaset",
         ):
             open_source("kitti", root)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in SOURCES if kind != "synthetic"])
+@pytest.mark.parametrize("kind", [kind for kind in SOURCES if kind not in RENDERED])
 def test_a_source_on_disk_needs_a_folder_of_its_own_layout(kind, tmp_path):
     with pytest.raises(SourceError, match="pass --data DIR"):
         open_source(kind, None)

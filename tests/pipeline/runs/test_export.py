@@ -1,6 +1,8 @@
 """`surround export`: its files say what they are, and what does not say what PyTorch says is not written."""
 
 import json
+import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable
@@ -12,23 +14,30 @@ import onnxruntime
 import pytest
 import torch
 from click import Choice
+from PIL import Image
+from support.deploy_examples import python_example
 from support.deployed import deployable
-from support.fakes import NAMES, STUDENT_SIZE, FakeSource, random_record, tiny_identity
+from support.fakes import CPU, NAMES, NATIVE_SIZE, STUDENT_SIZE, FakeSource, random_record, tiny_identity
 from support.surround import surround
 from torch.export import ExportedProgram
 
 from data_cache.errors import SettingError
+from data_cache.frames.views import rig_views
 from data_cache.shards.identity import Resolved, SplitFrames
 from data_cache.shards.writer import CacheWriter
+from pipeline.api import load_student
 from pipeline.cli.students import export as export_verb
+from pipeline.release.card import NOT_MEASURED
 from pipeline.runs import export as command
 from pipeline.runs import splits
 from stages.compute.cpu import cpu_flags, flags_text
+from stages.compute.resize import depth_at
 from stages.deploy import parity, quantize
 from stages.deploy.export import export_program, onnx_model
 from stages.deploy.quantize import INT8_TARGETS, quantized
 from stages.deploy.runtimes import DeployedRigs
-from stages.student.checkpoint import Lineage, save_student
+from stages.inference.predict import predict_rig
+from stages.student.checkpoint import CheckpointError, Lineage, save_student
 from stages.student.model import Student
 
 LINEAGE = Lineage("tiny", "CC-BY-NC-4.0", "c0ffee" * 10, "fake", (0.1, 80.0), 1234)
@@ -288,12 +297,77 @@ def test_a_missing_checkpoint_package_or_frame_is_one_error(folder, monkeypatch)
     assert (code, "export needs pip install 'surround-distill[export]'" in text) == (2, True), text
 
 
-def test_the_licence_of_a_student_names_each_licence_once():
-    """Apache-2.0 is this program's, and EfficientNet-lite's too."""
-    spec = deployable("resnet-18").spec
-    for encoder, licence in (
-        ("efficientnet-lite0", "Apache-2.0"),
-        ("mobilenet-v2", "Apache-2.0 AND BSD-3-Clause"),
-        ("resnet-10", "Apache-2.0 AND BSD-3-Clause"),
-    ):
-        assert command.student_licence(replace(spec, encoder=encoder, pretrained=True)) == licence
+def test_a_program_without_torch_says_what_predict_says(folder):
+    """Within what one may derive: the stretches differ by two grey levels at most, so by D = |student(its images) -
+    student(ours)| in metres, which is computed; the graph by FP32_LIMIT from the student; and resizing depth, which
+    takes averages, adds only the rounding of coordinates (below 2^6 px, three float32 operations) times the largest
+    difference of neighbours, no more than the largest depth.
+    """
+    code, text = export(folder, "--batch", "dynamic", "--set", 'data.test=["d[3:4]"]')
+    assert code == 0, text
+    # d/3 has all cameras, d/4 lacks the second one.
+    settings = ("--set", 'data.test=["d[3:5]"]', "--set", 'eval.precision="fp32"', "--write", "npy")
+    code, text = surround("predict", folder / "run/student/last.safetensors", "--out", folder / "said", *settings)
+    assert code == 0, text
+    example = python_example()
+    opened = example.open_student(folder / "s.onnx")
+    student = load_student(folder / "run/student/last.safetensors", "cpu", "fp32")
+    for frame_id in ("d/3", "d/4"):
+        frame = SOURCE.frame(frame_id)
+        photos, images = {}, []
+        for view in frame.views:
+            images.append(None)
+            if view is not None:
+                path = folder / f"{view.camera.name}.png"
+                Image.fromarray(view.load_image()).save(path)
+                photos[view.camera.name] = example.Photo(view.camera.K_px[0, 0], path)
+                images[-1] = example.stretched(path, STUDENT_SIZE)[0]
+        found = example.look(opened, photos)
+        theirs_m = predict_rig(student.network, rig_views(frame, tuple(images), None, STUDENT_SIZE), CPU, "fp32")
+        ours_m = student.look(frame).depth_m
+        assert found.keys() == photos.keys()
+        for i, name in enumerate(NAMES):
+            if name in found:
+                apart_m = depth_at(np.abs(theirs_m[i] - ours_m[i]) + parity.FP32_LIMIT * theirs_m[i], NATIVE_SIZE)
+                said_m = np.load(folder / f"said/npy/{name}/{frame_id}.npy")
+                assert (np.abs(found[name] - said_m) <= apart_m + 3 * 2**-18 * ours_m[i].max()).all()
+
+
+def test_a_card_makes_a_folder_that_others_can_use(folder):
+    """The folder is checkpoint and card, as a repository of a model hub."""
+    out = folder / "release/van.onnx"
+    code, text = export(folder, "--out", out, "--card", "--set", 'data.test=["d[3:5]"]', "--json")
+    assert code == 0, text
+    names = ["van.onnx", "README.md", "van.safetensors"]
+    assert json.loads(text[text.index("{") : text.rindex("}") + 1])["files"] == [
+        str(out.parent / name) for name in names
+    ]
+    card = (out.parent / "README.md").read_text()
+    assert NOT_MEASURED in card
+    assert re.search(r"\| drives +\| d\[:3\] +\|", card)
+    assert re.search(r"\| onnxruntime \| +fp32 \| everywhere \|", card)
+    assert load_student(out.parent).lineage == LINEAGE
+    photos = ("--on", folder / "run/recipe.toml", "--set", 'data.test=["d[3:4]"]', "--write", "npy")
+    code, text = surround("predict", out.parent, "--out", folder / "said", *photos)
+    assert (code, "1 frame written" in text) == (0, True), text
+    assert surround("predict", out.parent, "--out", folder / "said")[0] == 2  # it lies in no run
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda folder: shutil.copy(folder / "a.safetensors", folder / "b.safetensors"),
+            "a.safetensors, b.safetensors",
+        ),
+        (lambda folder: (folder / "a.safetensors").unlink(), r"found none"),
+        (lambda folder: os.truncate(folder / "a.safetensors", 999), r"a\.safetensors"),
+    ],
+)
+def test_a_folder_without_exactly_one_whole_student_is_one_error(tmp_path, student, change, message):
+    save_student(tmp_path / "a.safetensors", student, LINEAGE)
+    change(tmp_path)
+    with pytest.raises(CheckpointError, match=message):
+        load_student(tmp_path)
+    code, text = surround("predict", tmp_path, "--out", tmp_path / "out", "--on", "demo")
+    assert (code, text.count("Error: "), re.search(message, text) is not None) == (1, 1, True), text

@@ -278,4 +278,4 @@ def test_the_help_lists_what_there_is():
     assert code == 0
     kinds = re.search(r"\[png16\|[^\]]*\]", text)
     assert kinds is not None
-    assert set(kinds[0].strip("[]").split("|")) == {*predict.IMAGE_KINDS, *predict.CLOUD_KINDS, predict.RECORDING}
+    assert set(kinds[0].strip("[]").split("|")) == {*predict.IMAGE_KINDS, *predict.CLOUD_KINDS, *predict.WHOLE_DRIVES}

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,12 @@ from data_cache.frames.geometry import sparse_depth
 from data_cache.frames.rig import Frame
 from data_cache.frames.views import load_images, rig_views
 from pipeline.runs import splits
+from stages.compute.devices import resolve_precision
 from stages.compute.resize import resize_views
 from stages.evaluate import evaluate
 from stages.evaluation.metrics import depth_errors
 from stages.evaluation.spec import EvaluateSpec
-from stages.inference.predict import predict_rig
+from stages.inference.predict import predict_frame, predict_rig
 from stages.student.checkpoint import save_student
 from stages.student.fold import folded
 
@@ -43,7 +45,18 @@ class LongLens(FakeSource):
         return replace(frame, views=tuple(views))
 
 
+@dataclass
+class Dense(FakeSource):
+    """Knows its depth everywhere: twice the student's disparity, plus 0.01 per metre."""
+
+    def frame(self, frame_id: str) -> Frame:
+        frame = super().frame(frame_id)
+        seen_m = predict_frame(folded(student()), frame, CPU, resolve_precision("auto", CPU)).depth_m
+        return replace(frame, load_truth_m=tuple(partial(np.copy, 1 / (2 / m + 0.01)) for m in seen_m))
+
+
 SOURCES = {
+    "dense": Dense(2, name="dense"),
     "home": FakeSource(4, name="home"),
     "near": FakeSource(4, name="near", missing={"d/2": (1,)}),
     "ddad": LongLens(3, name="ddad", broken={"d/1": "image missing: x"}),
@@ -144,6 +157,22 @@ def test_the_data_set_that_it_has_learnt_from_is_refused_before_anything_is_meas
     code, text = zero_shot(folder, "--on", folder / "near.toml", "--on", folder / "home.toml")
     assert (code, "target home: not zero-shot" in text, "c0ffeec0ffee" in text) == (2, True, True), text
     assert not (folder / "run/zero_shot").exists()
+
+
+def test_dense_truth_is_measured_as_it_is_and_after_a_fit_of_scale_and_shift(folder):
+    """By hand: d against d / (2 + 0.01 d) is an error of 1 + 0.01 d, and after the fit of no more than bf16 rounds."""
+    (folder / "dense.toml").write_text(MEMORY_RECIPE.format(source="dense"))
+    code, text = zero_shot(folder, "--on", folder / "dense.toml", "--on", folder / "near.toml")
+    assert code == 0, text
+    dense, without = json.loads((folder / "run/zero_shot/zero_shot.json").read_text())["targets"]
+    assert 1 < dense["dense_truth"]["all"]["mean"]["abs_rel"] < 1.8
+    fitted = dense["dense_affine_invariant"]["mean"]["abs_rel"]
+    assert fitted == pytest.approx(0, abs=2**-8)
+    assert (without["dense_truth"], without["dense_affine_invariant"]) == (None, None)
+    header, first, second = (line for line in text.splitlines() if line[:3] in ("| s", "| h"))
+    assert "dense AbsRel | dense AbsRel affine-invariant" in header
+    assert first.split("|")[-2].strip() == f"{fitted:.3f}"
+    assert [cell.strip() for cell in second.split("|")[-3:-1]] == ["-", "-"]
 
 
 @pytest.mark.parametrize(

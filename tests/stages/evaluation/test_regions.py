@@ -4,7 +4,7 @@ import pytest
 from data_cache.frames.rig import make_sweep
 from data_cache.frames.views import RigViews, load_images, rig_views
 from data_cache.sources.registry import open_source
-from data_cache.sources.synthetic.source import ELEVATION_DEG
+from data_cache.sources.synthetic.world import STREET
 from stages.compute.resize import resize_views
 from stages.evaluation.regions import regions, truth_at
 
@@ -91,4 +91,4 @@ def test_no_return_of_the_synthetic_lidar_lies_above_its_field_of_view():
     assert 0.02 < found.above_lidar.mean() < 0.5
     assert (found.above_lidar & found.at_lidar).sum() < 0.02 * found.at_lidar.sum()
     slope = sweep.points_m[:, 2] / np.hypot(sweep.points_m[:, 0], sweep.points_m[:, 1])
-    assert np.rad2deg(np.arctan(slope.max())) == pytest.approx(ELEVATION_DEG[1], abs=0.5)
+    assert np.rad2deg(np.arctan(slope.max())) == pytest.approx(STREET.lidar.elevation_deg[-1], abs=0.5)

@@ -13,6 +13,7 @@ from data_cache.frames.geometry import cam_from_lidar, project, sparse_depth
 from data_cache.sources.rig_folder.source import RigFolderSource
 from data_cache.sources.selectors import select
 from data_cache.sources.synthetic import source as synthetic
+from data_cache.sources.synthetic.world import STREET
 
 
 def edited(value, path, new):
@@ -314,7 +315,7 @@ def test_a_made_up_vehicle_sees_through_every_lens_what_a_pinhole_camera_sees_th
     sweep = frame.load_sweep()
     assert len(frame.views) == 5
     for view in frame.views:
-        truth = synthetic._tracer(0).render(view.camera, view.world_from_cam, np.random.default_rng(0))
+        truth = synthetic._tracer(STREET, 0).render(view.camera, view.world_from_cam, np.random.default_rng(0))
         difference = np.abs(view.load_image().astype(int) - truth.rgb)
         assert np.median(difference) <= 5, view.camera.name
         depth_m = sparse_depth(view, sweep, truth.depth_m.shape)
