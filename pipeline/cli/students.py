@@ -141,7 +141,7 @@ def zero_shot(checkpoint: Path, targets: tuple[str, ...], overrides: tuple[str, 
     "--write",
     "kinds",
     multiple=True,
-    type=click.Choice(["png16", "npy", "colour", "ply", "glb", "html", "rrd"]),
+    type=click.Choice(["png16", "npy", "colour", "confidence", "ply", "glb", "html", "rrd"]),
     default=["png16", "colour", "ply"],
     show_default=True,
     help="What to write; repeatable.",
@@ -157,7 +157,7 @@ def predict(
     out: Path,
     kinds: tuple[str, ...],
 ) -> None:
-    """Write the depth that a student predicts: maps, pictures and point clouds, in metres.
+    """Write the depth that a student predicts: maps, pictures and point clouds, in metres, and how sure it is.
 
     CHECKPOINT is RUN/student/last.safetensors. The student sees the test frames of a recipe, or IMAGE...: one file per
     camera of --rig, named after the camera (front.jpg); or one folder of such files, or with one folder per camera.
@@ -166,6 +166,7 @@ def predict(
     png16   OUT/png16/CAMERA/FRAME.png   16-bit, metres x 256, at the size of the image
     npy     OUT/npy/CAMERA/FRAME.npy     the same as float32 metres
     colour  OUT/colour/CAMERA/FRAME.png  yellow is near, blue is far
+    confidence  OUT/confidence/CAMERA/FRAME.png  16-bit, standard deviation of log depth x 10,000
     ply     OUT/ply/FRAME.ply            point cloud of all cameras: x forward, y left, z up
     glb     OUT/glb/FRAME.glb            the same for viewers of glTF
     html    OUT/html/FRAME.html          the same to look at in a browser, up to 120,000 points
@@ -211,6 +212,7 @@ def predict(
 )
 @click.option("--frames", type=click.IntRange(1), default=8, show_default=True, help="Test frames to compare on.")
 @click.option("--pt2", is_flag=True, help="Also write the program of torch.export.")
+@click.option("--confidence", is_flag=True, help="A second output: sigma, the standard deviation of log depth.")
 @json_option
 @quiet_option
 def export(
@@ -224,6 +226,7 @@ def export(
     cache: str | None,
     frames: int,
     pt2: bool,
+    confidence: bool,
     as_json: bool,
 ) -> None:
     """Export a student as ONNX for onnxruntime, OpenVINO and TensorRT, and compare it with PyTorch on real frames.
@@ -244,6 +247,7 @@ def export(
             cache=cache,
             frames=frames,
             pt2=pt2,
+            confidence=confidence,
         )
     if as_json:
         click.echo(json_report(done))

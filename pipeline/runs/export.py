@@ -41,6 +41,7 @@ from stages.deploy.parity import (
     int8_contenders,
     measured_rig,
     require_parity,
+    require_sigma,
     torch_contenders,
 )
 from stages.deploy.quantize import INT8_TARGETS, quantized, require_cpu_for
@@ -100,6 +101,7 @@ def run_export(
     cache: str | None = None,
     frames: int = 8,
     pt2: bool = False,
+    confidence: bool = False,
 ) -> ExportRun:
     """Export a student, compare it with itself in PyTorch on test frames, and write the files if it is still the same.
 
@@ -114,6 +116,7 @@ def run_export(
         cache: run or cache folder, address or recipe on whose frames it is calibrated; None for the checkpoint's run.
         frames: test frames to compare on, spread over the split.
         pt2: also write the program of torch.export.
+        confidence: the graph also gives sigma, calibrated if the student is.
 
     Raises:
         CheckpointError: if there is no usable student.
@@ -151,7 +154,11 @@ def run_export(
         bar.set_postfix_str("graph")
         views = 1 if one_camera else source.rig.view_count
         told = _metadata(loaded, checkpoint, source.rig, batch, views)
-        program = export_program(loaded.student, views, batch)
+        scale = None
+        if confidence:
+            scale = loaded.calibration.sigma_scale if loaded.calibration is not None else 1.0
+            told |= {"sigma_scale": scale, "calibration": loaded.calibration and asdict(loaded.calibration)}
+        program = export_program(loaded.student, views, batch, scale)
         graph = onnx_model(program, told | {"precision": "fp32"})
         files = {out: graph}
         contenders = [*torch_contenders(loaded.student, checkpoint.stat().st_size)]
@@ -181,6 +188,8 @@ def run_export(
         )
         bar.update()
     require_parity(parity)
+    if scale is not None:
+        require_sigma(graph, loaded.student, scale, rigs[0].inputs, one_camera=one_camera)
     for path, data in files.items():
         replace_atomically(path, partial(Path.write_bytes, data=data))
     return ExportRun(

@@ -22,11 +22,11 @@ from data_cache.errors import FrameError
 from data_cache.files import WriteError
 from pipeline.api import load_student
 from pipeline.runs import predict
-from stages.compute.resize import depth_at
-from stages.evaluation.predictions import PNG_STEPS_PER_M, read_prediction
+from stages.compute.resize import depth_at, resized
+from stages.evaluation.predictions import PNG_STEPS_PER_M, SIGMA_STEPS, read_prediction
 from stages.inference.colours import colour_depth, depth_scale
 from stages.inference.point_cloud import frame_cloud
-from stages.student.checkpoint import save_student
+from stages.student.checkpoint import Calibration, save_calibration, save_student
 
 KINDS = ("png16", "npy", "colour", "ply", "glb", "html")
 
@@ -56,6 +56,27 @@ def test_every_kind_of_file_holds_what_the_student_says(folder):
     (points,) = trimesh.load_scene(out / "glb/d/1.glb").geometry.values()
     np.testing.assert_array_equal(points.vertices, cloud.points_m)
     assert f"{len(cloud.points_m):,} point" in (out / "html/d/1.html").read_text()
+
+
+def test_confidence_is_written_and_a_student_without_calibration_says_so(folder):
+    checkpoint = folder / "run/student/last.safetensors"
+    code, text = run_predict(folder, "--frame", 1, *writing("confidence", "ply"))
+    assert (code, "Warning: this student has no calibration" in text) == (0, True), text
+    plain = load_student(checkpoint, precision="fp32")
+    frame = NEAR.frame("d/1")
+    assert len(read_ply((folder / "out/ply/d/1.ply").read_bytes())) == len(
+        frame_cloud(frame, plain.look(frame), LINEAGE.depth_range_m, 4).points_m
+    )
+    save_calibration(checkpoint, Calibration(0.5, "near", "d[:1]", 1234))
+    code, text = run_predict(folder, "--frame", 1, *writing("confidence"), "--out", folder / "sure")
+    assert (code, "no calibration" in text) == (0, False), text
+    sigma = plain.look(frame, uncalibrated=True).sigma
+    for i, name in enumerate(NAMES):
+        for out, scale, said in (("out", 1.0, "none"), ("sure", 0.5, "near d[:1]")):
+            with Image.open(folder / out / f"confidence/{name}/d/1.png") as picture:
+                assert (picture.size[::-1], picture.info["calibration"]) == (NATIVE_SIZE, said)
+                found = np.asarray(picture) / SIGMA_STEPS
+            np.testing.assert_allclose(found, scale * resized(sigma[i], NATIVE_SIZE), atol=0.6 / SIGMA_STEPS)
 
 
 def test_all_test_frames_are_looked_at_and_what_is_missing_or_damaged_is_no_reason_to_stop(folder):
