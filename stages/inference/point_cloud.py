@@ -35,7 +35,7 @@ SIGMA_LIMIT = 0.3
 
 Chosen on the 16 selection frames of `evidence`, three seeds (docs/PREDICT.md has the table): edges and this limit
 together remove 45 to 47 % of the wrong points and lose 5.3 to 5.6 % of the good ones, edges alone 34 to 39 % and 5.2 to
-5.4 %. Sigma alone is no replacement: where it loses as many good points, it takes 80 % of those beyond 40 m.
+5.4 %. Sigma alone is no replacement: where it loses as many good points, it takes 80 % and more of those beyond 40 m.
 """
 
 

@@ -105,7 +105,7 @@ def predict_rig_sigma(
     *,
     flip: bool = False,
 ) -> tuple[Float[np.ndarray, "V H W"], Float[np.ndarray, "V H W"]]:
-    """The depth of `predict_rig`, and the standard deviation of log depth; both 0 where a camera is missing.
+    """The depth of `predict_rig`, up to rounding, and the standard deviation of log depth; 0 where a camera is missing.
 
     Args:
         student, rig, device, precision: as for `predict_rig`.

@@ -81,7 +81,7 @@ class Student(nn.Module):
             image: RGB in [0, 1] at the spec's input size.
             focal_px: fx of each view at that size.
             view_valid: False for missing cameras; their outputs are meaningless.
-            sigma: also say how sure it is; in evaluation mode only. Depth is the same.
+            sigma: also say how sure it is; in evaluation mode only. Depth is the same up to rounding.
         """
         B, V = image.shape[:2]
         flat = (image - self.mean).div_(self.std).flatten(0, 1).contiguous(memory_format=torch.channels_last)

@@ -141,11 +141,13 @@ def _sureness(cells: Iterable[_Cell]) -> Sureness:
     whole = list(cells)
     by_bin = np.sum([cell.by_bin for cell in whole], axis=0)
     count, relative, square, own_relative, relative_sum, own_square, square_sum, ratio = by_bin
-    inside = np.sum([cell.inside for cell in whole], axis=0) / count.sum()
+    inside_68, inside_95, inside_95_gauss = (np.sum([cell.inside for cell in whole], axis=0) / count.sum()).tolist()
     return Sureness(
         int(count.sum()),
         quantile(count, 0.5),
-        *(float(share) for share in inside),
+        inside_68,
+        inside_95,
+        inside_95_gauss,
         quantile(ratio, ONE_SIGMA),
         sparsification(count, relative, own_relative, relative_sum, root=False),
         sparsification(count, square, own_square, square_sum, root=True),

@@ -18,7 +18,7 @@ from stages.student.model import Student
 
 pytestmark = pytest.mark.bench
 CPU = torch.device("cpu")
-ROUNDS = 12
+ROUNDS = 8
 
 
 def processor_ms(call) -> float:

@@ -99,8 +99,8 @@ def test_sigma_comes_with_the_same_depth_and_is_said_to_be_uncalibrated(tmp_path
     sure = load_student(copy, precision="fp32")
     (depth_m, sigma), _ = sure.predict_with_sigma([image, None], rig)
     (expected_m, _) = plain.predict([image, None], rig)
-    np.testing.assert_array_equal(raw_m, expected_m)
-    np.testing.assert_array_equal(depth_m, expected_m)
+    np.testing.assert_allclose(raw_m, expected_m, rtol=1e-5)
+    np.testing.assert_allclose(depth_m, expected_m, rtol=1e-5)
     assert (sigma.dtype, sigma.shape) == (np.float32, NATIVE_SIZE)
     np.testing.assert_allclose(sigma, raw / 4, rtol=1e-5)
 
