@@ -50,8 +50,8 @@ _SURE_COLUMNS = (
     "of random",
     "AURG",
     "RMSE AUSE",
-    "of random",
-    "AURG",
+    "RMSE of random",
+    "RMSE AURG",
     "pixels",
 )
 
