@@ -1,5 +1,6 @@
 """`surround export`: turns a checkpoint into files for a vehicle, and measures what they cost."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -8,13 +9,14 @@ from pathlib import Path
 
 import torch
 
-from data_cache.errors import FrameError
+from data_cache.errors import FrameError, SurroundWarning
 from data_cache.files import file_sha256, replace_atomically, require_writable
 from data_cache.frames import images
 from data_cache.frames.rig import Rig
 from data_cache.shards.reader import CacheReader
 from data_cache.sources.base import Source
 from data_cache.sources.selectors import spread
+from pipeline.api import UNCALIBRATED
 from pipeline.errors import RecipeError
 from pipeline.recipe.config import Recipe, load_recipe
 from pipeline.recipe.provenance import surroundings
@@ -156,6 +158,8 @@ def run_export(
         told = _metadata(loaded, checkpoint, source.rig, batch, views)
         scale = None
         if confidence:
+            if loaded.calibration is None:
+                warnings.warn(UNCALIBRATED, SurroundWarning, stacklevel=2)
             scale = loaded.calibration.sigma_scale if loaded.calibration is not None else 1.0
             told |= {"sigma_scale": scale, "calibration": loaded.calibration and asdict(loaded.calibration)}
         program = export_program(loaded.student, views, batch, scale)

@@ -94,7 +94,9 @@ def test_what_is_there_is_not_written_again(folder, monkeypatch):
     before = contents(folder / "out")
     looked = []
     real = predict.SurroundStudent.look
-    monkeypatch.setattr(predict.SurroundStudent, "look", lambda self, f: looked.append(f.id) or real(self, f))
+    monkeypatch.setattr(
+        predict.SurroundStudent, "look", lambda self, f, **how: looked.append(f.id) or real(self, f, **how)
+    )
     (folder / "out/colour/left/d/2.png").unlink()
     code, text = run_predict(folder, "--frame", 0, "--frame", 1, "--frame", 2)
     assert (code, "2 frames written, 1 already done" in text, looked) == (0, True, ["d/1", "d/2"]), text
@@ -279,7 +281,7 @@ def test_a_signal_ends_it_between_two_frames_with_75(folder):
 
 
 def test_frames_that_all_fail_are_counted_with_the_first_reason(folder, monkeypatch):
-    def fail(self, frame):
+    def fail(self, frame, **_):
         raise FrameError(f"{frame.id} looks bad")
 
     monkeypatch.setattr(predict.SurroundStudent, "look", fail)
