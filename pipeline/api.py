@@ -5,6 +5,7 @@ README, "From Python", shows all of it in ten lines. Its types belong to the lay
 `data_cache.shards.records`.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
-from data_cache.errors import SettingError
+from data_cache.errors import SettingError, SurroundWarning
 from data_cache.frames.rig import Frame
 from data_cache.shards.reader import CacheReader
 from data_cache.shards.records import FrameRecord
@@ -21,13 +22,18 @@ from data_cache.sources.rig_folder.loose_images import frame_of
 from data_cache.sources.rig_folder.rig_json import RigDescription, read_rig
 from stages.compute.devices import place, resolve_device, resolve_precision
 from stages.inference.predict import Prediction, predict_frame
-from stages.student.checkpoint import Lineage, find_checkpoint
+from stages.student.checkpoint import Calibration, Lineage, find_checkpoint
 from stages.student.checkpoint import load_student as load_checkpoint
 from stages.student.fold import folded
 from stages.student.model import Student
 
 Image = np.ndarray | str | Path
 DepthMap = Float32[np.ndarray, "H W"]
+SigmaMap = Float32[np.ndarray, "H W"]
+UNCALIBRATED = (
+    "this student has no calibration: its sigma is the spread of its bins as it is, several times too large or too"
+    " small; run `surround calibrate` on its run"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,12 +44,14 @@ class SurroundStudent:
         network: on its device, batch norms folded; `network.spec.input_size` is the size that images are stretched to.
         lineage: its origin: teacher and licence, data set, the range of depth in metres that it was trained on.
         device, precision: what it computes on and in.
+        calibration: what makes its sigma right; None for a student that `surround calibrate` has not seen.
     """
 
     network: Student
     lineage: Lineage
     device: torch.device
     precision: str
+    calibration: Calibration | None = None
 
     def predict(self, images: Sequence[Image | None], rig: RigDescription) -> list[DepthMap | None]:
         """Predict metric depth for the images of one moment.
@@ -61,16 +69,40 @@ class SurroundStudent:
         Raises:
             FrameError: if an image cannot be read, is not of the rig's size, or one is missing or too many.
         """
-        given = [Path(image) if isinstance(image, str) else image for image in images]
-        return self.predict_frame(frame_of(given, rig))
+        return self.predict_frame(_frame_of(images, rig))
+
+    def predict_with_sigma(
+        self, images: Sequence[Image | None], rig: RigDescription
+    ) -> list[tuple[DepthMap, SigmaMap] | None]:
+        """Do the same, and say how sure each depth is.
+
+        Returns:
+            For each image its depth map and sigma, the standard deviation of log depth, float32 (H, W): 68 % of depths
+            are right up to a factor exp(sigma), if the student is calibrated. None for None.
+
+        Warns:
+            SurroundWarning: if it is not calibrated.
+        """
+        if self.calibration is None:
+            warnings.warn(UNCALIBRATED, SurroundWarning, stacklevel=2)
+        frame = _frame_of(images, rig)
+        said = self.look(frame, uncalibrated=True)
+        return [
+            (depth_m, sigma) if depth_m is not None and sigma is not None else None
+            for depth_m, sigma in zip(said.at_image_size(frame), said.sigma_at_image_size(frame), strict=True)
+        ]
 
     def predict_frame(self, frame: Frame) -> list[DepthMap | None]:
         """Do the same for a frame of a data set (`data_cache.sources.registry.open_source`). Raises FrameError."""
         return list(self.look(frame).at_image_size(frame))
 
-    def look(self, frame: Frame) -> Prediction:
-        """Predict at the network's own input size. Raises FrameError."""
-        return predict_frame(self.network, frame, self.device, self.precision)
+    def look(self, frame: Frame, *, uncalibrated: bool = False) -> Prediction:
+        """Predict at the network's own input size, with sigma if it is calibrated or `uncalibrated`.
+
+        Raises FrameError.
+        """
+        how = (self.network, frame, self.device, self.precision, self.calibration)
+        return predict_frame(*how, uncalibrated=uncalibrated)
 
 
 def load_student(checkpoint: str | Path, device: str = "auto", precision: str = "auto") -> SurroundStudent:
@@ -90,7 +122,11 @@ def load_student(checkpoint: str | Path, device: str = "auto", precision: str = 
     loaded = load_checkpoint(find_checkpoint(Path(checkpoint)))
     network = folded(loaded.student)
     place(network, where)
-    return SurroundStudent(network, loaded.lineage, where, how)
+    return SurroundStudent(network, loaded.lineage, where, how, loaded.calibration)
+
+
+def _frame_of(images: Sequence[Image | None], rig: RigDescription) -> Frame:
+    return frame_of([Path(image) if isinstance(image, str) else image for image in images], rig)
 
 
 def load_rig(path: str | Path) -> RigDescription:

@@ -31,11 +31,13 @@ from stages.evaluation.protocols import PROTOCOLS
 from stages.evaluation.ranking import FrameErrors, place, ranking, shown_frames
 from stages.evaluation.regions import Regions, regions, truth_at
 from stages.evaluation.results import Consistency, EvaluateReport, Evaluation, EvaluationError, FramePictures
-from stages.evaluation.scores import ScoreTable
+from stages.evaluation.scores import BAND_EDGES_M, ScoreTable
 from stages.evaluation.seen_frame import SeenFrame, Setting, see_frame
 from stages.evaluation.spec import EvaluateSpec
+from stages.student.checkpoint import Calibration
 from stages.student.model import Student
 from stages.teacher.base import Teacher
+from stages.uncertainty.coverage import SurenessTable, Uncertainty
 
 Pixels = Float[np.ndarray, " N"]
 
@@ -52,13 +54,14 @@ def evaluate(
     precision: str,
     decode_size: tuple[int, int] | None = None,
     save_to: Path | None = None,
+    calibration: Calibration | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
     """Evaluate `student` (and `teacher`) on the frames of a split under a protocol (stages/evaluation/protocols.py).
 
     Unreadable frames are left out and listed. With stage one's `decode_size` images are decoded as in stage one.
-    Predictions are saved below `save_to` if `spec` names a format. A folder of predictions is evaluated in place of a
-    student; it has no latency.
+    Predictions are saved below `save_to` if `spec` names a format. With a `calibration` the student also says how
+    sure it is, and that is measured, too. A folder of predictions is evaluated in place of a student, without latency.
 
     Raises:
         EvaluationError: if no frame can be read. If no LiDAR point is in range, the report has no scores against LiDAR.
@@ -77,8 +80,10 @@ def evaluate(
         device,
         precision,
         decode_size,
+        calibration.sigma_scale if calibration is not None else None,
     )
     range_m = setting.range_m
+    sure, sure_dense = SurenessTable(BAND_EDGES_M), defaultdict[str, SurenessTable](lambda: SurenessTable(BAND_EDGES_M))
     table, alike, aligned = ProtocolScores(protocol, range_m), ScoreTable(range_m), ScoreTable(range_m)
     dense = {region.name: ScoreTable(range_m) for region in fields(Regions)}
     overlaps: dict[str, list[Overlap]] = defaultdict(list)
@@ -107,7 +112,10 @@ def evaluate(
             table.add(list(seen.measured.values()))
             for camera, fitted_m, student_m in _compared(seen, range_m):
                 alike.add(camera, [fitted_m], [student_m])
-            _add_dense(dense, aligned, seen, range_m)
+            for pixels in seen.measured.values():
+                if pixels.sigma is not None:
+                    sure.add(pixels.camera, pixels.predicted_m.clip(*range_m), pixels.truth_m, pixels.sigma)
+            _add_dense(dense, aligned, sure_dense, seen, range_m)
             for name, overlap in ring_overlaps(seen.frame, rig, seen.student_m).items():
                 overlaps[name].append(overlap)
             errors[frame_id] = _frame_errors(seen, range_m)
@@ -149,6 +157,7 @@ def evaluate(
         masked_images=table.masked_images,
         disagreement=alike.scores() if alike.images else None,
         dense_affine_invariant=aligned.scores() if aligned.images else None,
+        uncertainty=_uncertainty(calibration, sure, sure_dense) if calibration is not None else None,
     )
     ranked = ranking(errors)
     pictures = []
@@ -214,6 +223,7 @@ def _pictures(seen: SeenFrame, setting: Setting) -> FramePictures:
         seen.student_m,
         tuple(i in on_lidar for i in range(len(seen.student_m))),
         _frame_errors(seen, setting.range_m),
+        sigma=seen.sigma,
     )
 
 
@@ -229,6 +239,7 @@ def _on_lidar(
 def _add_dense(
     tables: Mapping[str, ScoreTable],
     aligned: ScoreTable,
+    sure: Mapping[str, SurenessTable],
     seen: SeenFrame,
     range_m: tuple[float, float],
 ) -> None:
@@ -248,4 +259,16 @@ def _add_dense(
             aligned.add(view.camera.name, [fitted_m], [there_m])
         for name, mask in vars(found).items():
             if mask.any():
-                tables[name].add(view.camera.name, [student_m[mask].clip(*range_m)], [truth_m[mask]])
+                predicted_m = student_m[mask].clip(*range_m)
+                tables[name].add(view.camera.name, [predicted_m], [truth_m[mask]])
+                if seen.sigma is not None:
+                    sure[name].add(view.camera.name, predicted_m, truth_m[mask], seen.sigma[i][mask])
+
+
+def _uncertainty(
+    calibration: Calibration, lidar: SurenessTable, dense: Mapping[str, SurenessTable]
+) -> Uncertainty | None:
+    """What was measured about sigma; None if nothing was."""
+    regions = {name: scores for name, table in dense.items() if (scores := table.scores()) is not None}
+    at_lidar = lidar.scores()
+    return Uncertainty(calibration, at_lidar, regions or None) if at_lidar is not None or regions else None

@@ -32,7 +32,7 @@ FLOORS = {
     "stages": [
         "compute targets",
         "teacher student",
-        "caching losses inference",
+        "caching losses inference uncertainty",
         "training evaluation checkup",
         "deploy",
         "teacher_cache train_student evaluate",

@@ -6,7 +6,7 @@ import click
 
 from data_cache.errors import SurroundWarning
 from pipeline.cli.cache import cache, rig, weights
-from pipeline.cli.stages import doctor, evaluate, fit_bins, teacher_cache, train_student
+from pipeline.cli.stages import calibrate, doctor, evaluate, fit_bins, teacher_cache, train_student
 from pipeline.cli.students import ablate, compare, export, predict, report, zero_shot
 from stages.compute.waiting import wait_briefly
 
@@ -40,6 +40,6 @@ def main() -> None:
     warnings.formatwarning = shown
 
 
-for _verb in (doctor, fit_bins, teacher_cache, train_student, evaluate, report, compare, predict, export, zero_shot,
-              ablate, cache, rig, weights):  # fmt: skip
+for _verb in (doctor, fit_bins, teacher_cache, train_student, calibrate, evaluate, report, compare, predict, export,
+              zero_shot, ablate, cache, rig, weights):  # fmt: skip
     main.add_command(_verb)

@@ -141,7 +141,7 @@ def zero_shot(checkpoint: Path, targets: tuple[str, ...], overrides: tuple[str, 
     "--write",
     "kinds",
     multiple=True,
-    type=click.Choice(["png16", "npy", "colour", "ply", "glb", "html", "rrd", "mcap"]),
+    type=click.Choice(["png16", "npy", "colour", "confidence", "ply", "glb", "html", "rrd", "mcap"]),
     default=["png16", "colour", "ply"],
     show_default=True,
     help="What to write; repeatable.",
@@ -157,7 +157,7 @@ def predict(
     out: Path,
     kinds: tuple[str, ...],
 ) -> None:
-    """Write the depth that a student predicts: maps, pictures and point clouds, in metres.
+    """Write the depth that a student predicts: maps, pictures and point clouds, in metres, and how sure it is.
 
     CHECKPOINT is RUN/student/last.safetensors, or a folder that holds one student. The student sees the test frames of
     a recipe, or IMAGE...: one file per camera of --rig, named after the camera (front.jpg); or one folder of such
@@ -167,6 +167,7 @@ def predict(
     png16   OUT/png16/CAMERA/FRAME.png   16-bit, metres x 256, at the size of the image
     npy     OUT/npy/CAMERA/FRAME.npy     the same as float32 metres
     colour  OUT/colour/CAMERA/FRAME.png  yellow is near, blue is far
+    confidence  OUT/confidence/CAMERA/FRAME.png  16-bit, standard deviation of log depth x 10,000
     ply     OUT/ply/FRAME.ply            point cloud of all cameras: x forward, y left, z up
     glb     OUT/glb/FRAME.glb            the same for viewers of glTF
     html    OUT/html/FRAME.html          the same to look at in a browser, up to 120,000 points
@@ -216,6 +217,7 @@ def predict(
 @click.option(
     "--card", is_flag=True, help="Also write README.md, a model card, and the checkpoint beside the ONNX file."
 )
+@click.option("--confidence", is_flag=True, help="A second output: sigma, the standard deviation of log depth.")
 @json_option
 @quiet_option
 def export(
@@ -230,6 +232,7 @@ def export(
     frames: int,
     pt2: bool,
     card: bool,
+    confidence: bool,
     as_json: bool,
 ) -> None:
     """Export a student as ONNX for onnxruntime, OpenVINO and TensorRT, and compare it with PyTorch on real frames.
@@ -252,6 +255,7 @@ def export(
             frames=frames,
             pt2=pt2,
             card=card,
+            confidence=confidence,
         )
     if as_json:
         click.echo(json_report(done))

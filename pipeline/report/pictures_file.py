@@ -52,6 +52,7 @@ class ShownView:
         teacher: depth, fitted to LiDAR or to the student; None if the teacher was not asked.
         student: metric depth.
         teacher_on_lidar: whether the teacher was fitted to LiDAR.
+        sigma: the student's standard deviation of log depth, in percent in place of metres; None if there is none.
     """
 
     camera: str
@@ -60,6 +61,7 @@ class ShownView:
     teacher: Grid | None
     student: Grid | None
     teacher_on_lidar: bool
+    sigma: Grid | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ def _view(pictures: FramePictures, i: int) -> ShownView:
         encode_depth(nearest_at(teacher_m[i], size)) if teacher_m is not None else None,
         encode_depth(nearest_at(student_m, size)),
         on_lidar,
+        encode_depth(nearest_at(100 * pictures.sigma[i], size)) if pictures.sigma is not None else None,
     )
 
 

@@ -26,7 +26,7 @@ class Layer:
 
     Attributes:
         label: on the picture.
-        kind: depth of one grid, or error of one grid against another.
+        kind: depth of one grid, error of one grid against another, or sigma.
         of, against: names of the grids.
         note: what it shows, as a tooltip.
         absent: why there is no picture, in its place.
@@ -162,6 +162,9 @@ def report_strip(frame: ShownFrame) -> FrameStrip:
         frozenset({True, False}): "to LiDAR if there is any, else to the student",
     }
     note = f"Teacher: fitted per image, by scale and shift of disparity, {fits[frozenset(fitted)]}." if fitted else ""
+    if any(view.sigma is not None for view in frame.views):
+        sigma = "Sigma: how sure the student is, in the colour of an error of that size; 68 % of errors are smaller."
+        note = f"{note} {sigma}".strip()
     lidar = any(view.lidar is not None for view in frame.views)
     views = tuple(_report_view(view, lidar=lidar) for view in frame.views)
     return FrameStrip(frame.frame_id, _place(frame), note, views)
@@ -183,6 +186,11 @@ def _report_view(view: ShownView, *, lidar: bool) -> ViewStrip:
         fit = "LiDAR" if view.teacher_on_lidar else "the student"
         layers.append(Layer("Teacher", "depth", "teacher", note=f"fitted to {fit}"))
     layers += [Layer("Student", "depth", "student", note="metric"), _error("Error", "student", grids)]
+    if view.sigma is not None:
+        grids["sigma"] = view.sigma
+        layers.append(
+            Layer("Sigma", "sigma", "sigma", note="68 % of errors are smaller; in the colour of such an error")
+        )
     return _strip(view, grids, layers)
 
 

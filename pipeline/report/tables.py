@@ -12,6 +12,7 @@ from stages.evaluation.protocols import PROTOCOLS
 from stages.evaluation.regions import EDGE_RADIUS_PX
 from stages.evaluation.results import EvaluateReport, Latency, StudentScores
 from stages.evaluation.scores import Scores
+from stages.uncertainty.coverage import GAUSS_95, LAPLACE_95, Sureness, SurenessScores, Uncertainty
 
 ERRORS = {
     "abs_rel": "AbsRel",
@@ -32,6 +33,27 @@ DISAGREEMENT_NOTE = (
 NO_LIDAR = "No frame has a LiDAR point in range: nothing is measured in metres."
 DENSE_TRUTH = "The data set knows the depth of every pixel."
 NO_VALUE = "-"
+_REGIONS = {
+    "all": "all pixels",
+    "edges": f"within {EDGE_RADIUS_PX} px of a depth edge",
+    "above_lidar": "above the LiDAR's highest beam",
+    "at_lidar": "at LiDAR returns",
+}
+_SURE_COLUMNS = (
+    "where",
+    "median sigma",
+    "in 1 sigma",
+    f"in {LAPLACE_95:.2f}",
+    f"in {GAUSS_95}",
+    "factor",
+    "AbsRel AUSE",
+    "of random",
+    "AURG",
+    "RMSE AUSE",
+    "RMSE of random",
+    "RMSE AURG",
+    "pixels",
+)
 
 _DATA_SETS = {
     "synthetic": "the synthetic street",
@@ -153,6 +175,7 @@ def details(report: EvaluateReport) -> list[Table]:
         *(_against_lidar(report.student) if report.student is not None else ()),
         *([_teacher(report)] if report.teacher is not None or report.disagreement is not None else ()),
         *([_dense(report.dense_truth)] if report.dense_truth else ()),
+        *(_sureness(report.uncertainty) if report.uncertainty is not None else ()),
         Table(
             "Overlap consistency",
             "Student: relative difference of depth where two neighbours see the same surface; lower is better.",
@@ -202,15 +225,51 @@ def _abs_rel(errors: DepthErrors | None) -> str:
 
 
 def _dense(scores: Mapping[str, Scores]) -> Table:
-    names = {
-        "all": "all pixels",
-        "edges": f"within {EDGE_RADIUS_PX} px of a depth edge",
-        "above_lidar": "above the LiDAR's highest beam",
-        "at_lidar": "at LiDAR returns",
-    }
-    errors = {names[name]: entry.mean for name, entry in scores.items()}
+    errors = {_REGIONS[name]: entry.mean for name, entry in scores.items()}
     note = f"Student, metric, at its input size. {DENSE_TRUTH}"
     return error_table("Dense truth", note, "where", errors)
+
+
+def _sureness(found: Uncertainty) -> list[Table]:
+    """Whether sigma is right: shares of errors inside it, and how it orders the errors."""
+    calibrated = found.calibration
+    note = (
+        "Sigma: the student's standard deviation of log depth. Share of pixels with an error of log depth inside one"
+        f" sigma (aim 68 %) and inside {LAPLACE_95:.2f} and {GAUSS_95} sigma (95 % of a Laplace and of a Gauss"
+        " distribution); the factor with which 68 % would lie inside. AUSE: area between the error of the pixels that"
+        " are left when the least sure are removed, and that of a perfect order, as a share of the error of all; of"
+        " random:"
+        " the same as a share of that of a random order, 0 is perfect, 1 says nothing. AURG: area below a random order."
+        f" Calibrated on {count_text(calibrated.pixels, 'LiDAR return')} of {calibrated.dataset} {calibrated.split}."
+    )
+    tables = []
+    if found.lidar is not None:
+        tables.append(Table("Confidence at LiDAR returns", note, _SURE_COLUMNS, _sure_rows(found.lidar)))
+    regions = found.dense_truth or {}
+    if regions:
+        rows = [_sure_row(_REGIONS[name], scores.all) for name, scores in regions.items() if name != "all"]
+        rows = [*(_sure_rows(regions["all"]) if "all" in regions else ()), *rows]
+        more = DENSE_TRUTH if found.lidar is not None else f"{DENSE_TRUTH} {note}"
+        tables.append(Table("Confidence on dense truth", more, _SURE_COLUMNS, tuple(rows)))
+    return tables
+
+
+def _sure_rows(scores: SurenessScores) -> tuple[tuple[str, ...], ...]:
+    bands = {f"{band} m": found for band, found in scores.by_distance_m.items()}
+    rows = {"all pixels": scores.all, **scores.per_camera, **bands}
+    return tuple(_sure_row(name, found) for name, found in rows.items())
+
+
+def _sure_row(name: str, found: Sureness) -> tuple[str, ...]:
+    shares = (found.median_sigma, found.inside_68, found.inside_95, found.inside_95_gauss)
+    orders = [(order.ause, order.of_random, order.aurg) for order in (found.abs_rel, found.rmse)]
+    return (
+        name,
+        *(NO_VALUE if not math.isfinite(share) else f"{100 * share:.1f} %" for share in shares),
+        number(found.scale_68, 2),
+        *(number(value) for order in orders for value in order),
+        f"{found.pixels:,}",
+    )
 
 
 def _latency(latency: Latency | None) -> Table:

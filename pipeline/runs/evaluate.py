@@ -2,7 +2,7 @@
 
 import hashlib
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,16 +17,16 @@ from pipeline.recipe.config import Recipe, recipe_toml
 from pipeline.recipe.provenance import surroundings
 from pipeline.recipe.run_folder import RunFolder, cache_location
 from pipeline.report.one_run import write_report
-from pipeline.runs.splits import frames_to_test, learnt_from, open_data, refuse_leak
+from pipeline.runs.splits import frames_to_test, learnt_from, open_data, refuse_leak, select_frames
 from pipeline.runs.stage_one import open_teacher, with_begun_runtime
 from stages.compute.devices import place, resolve_device, resolve_precision
 from stages.compute.preemption import preemption
 from stages.evaluate import evaluate
 from stages.evaluation.predictions import open_predictions
-from stages.evaluation.protocols import ZERO_SHOT
-from stages.evaluation.results import EvaluateReport, Evaluation
+from stages.evaluation.protocols import PROTOCOLS, ZERO_SHOT, measured_frames
+from stages.evaluation.results import EvaluateReport, Evaluation, against_lidar
 from stages.inference.point_cloud import PointCloud, frame_cloud
-from stages.student.checkpoint import LoadedStudent, load_student
+from stages.student.checkpoint import Calibration, LoadedStudent, load_student, save_calibration
 from stages.student.fold import folded
 
 
@@ -79,16 +79,73 @@ def run_evaluate(
             precision=precision,
             decode_size=larger(recipe.teacher_cache.input_size, recipe.student.input_size),
             save_to=folder.predictions,
+            calibration=loaded.calibration,
             should_stop=should_stop,
         )
-    seen_by = SurroundStudent(student, loaded.lineage, device, precision)
+    seen_by = SurroundStudent(student, loaded.lineage, device, precision, loaded.calibration)
     html = write_report(
         folder.eval,
         evaluation,
-        _recipe_provenance(recipe) | student_provenance(loaded, checkpoint),
+        _recipe_provenance(recipe) | student_provenance(loaded, checkpoint) | _calibration_provenance(loaded),
         _cloud(source, evaluation, seen_by),
     )
     return EvaluateRun(evaluation.report, html)
+
+
+def run_calibrate(recipe: Recipe, folder: RunFolder, *, checkpoint: Path | None = None) -> Calibration:
+    """Calibrate a student's sigma on the selection split, at LiDAR returns, and keep the number in its checkpoint.
+
+    Args:
+        recipe, folder: of the run.
+        checkpoint: of a student to calibrate instead of the run's own.
+
+    Raises:
+        RecipeError: if the recipe has no selection split.
+        EvaluationError: if no selection frame has a LiDAR point in range.
+        CheckpointError: if there is no usable student, or its file cannot be written.
+        Preempted: if a signal asks to stop; the checkpoint stays as it was.
+    """
+    if not recipe.data.selection:
+        raise RecipeError(
+            "data.selection: expected frames to calibrate on, found none; name drives that are neither trained nor"
+            " tested on, such as --set 'data.selection=[\"DRIVE\"]'"
+        )
+    checkpoint = checkpoint or own_checkpoint(recipe, folder)
+    loaded = load_student(checkpoint, expected=recipe.student, expected_bins=recipe.bins)
+    source = open_data(recipe.data)
+    split = recipe.data.named(recipe.data.selection)
+    selected = select_frames(recipe.data, source, recipe.data.selection)
+    device = resolve_device(recipe.eval.device)
+    student = folded(loaded.student)
+    place(student, device)
+    with preemption() as should_stop:
+        report = evaluate(
+            source,
+            measured_frames(PROTOCOLS[recipe.eval.protocol], source, selected),
+            split,
+            student,
+            None,
+            replace(recipe.eval, latency=False, pictures=0, save_predictions=""),
+            device=device,
+            precision=resolve_precision(recipe.eval.precision, device),
+            decode_size=larger(recipe.teacher_cache.input_size, recipe.student.input_size),
+            calibration=Calibration(1.0, source.name, split, 0),
+            should_stop=should_stop,
+        ).report
+    against_lidar(report)
+    sure = report.uncertainty
+    assert sure is not None  # a calibration was given
+    assert sure.lidar is not None  # there is LiDAR
+    found = sure.lidar.all
+    calibration = Calibration(found.scale_68, source.name, split, found.pixels)
+    save_calibration(checkpoint, calibration)
+    return calibration
+
+
+def _calibration_provenance(loaded: LoadedStudent) -> dict[str, object]:
+    if loaded.calibration is None:
+        return {"calibration": "none: `surround calibrate` lets the report say how sure the student is"}
+    return {"calibration": asdict(loaded.calibration)}
 
 
 def _cloud(source: Source, evaluation: Evaluation, student: SurroundStudent) -> tuple[str, PointCloud] | None:

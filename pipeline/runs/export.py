@@ -1,5 +1,6 @@
 """`surround export`: turns a checkpoint into files for a vehicle, and measures what they cost."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -8,13 +9,14 @@ from pathlib import Path
 
 import torch
 
-from data_cache.errors import FrameError
+from data_cache.errors import FrameError, SurroundWarning
 from data_cache.files import count_text, file_sha256, replace_atomically, require_writable
 from data_cache.frames import images
 from data_cache.frames.rig import Rig
 from data_cache.shards.reader import CacheReader
 from data_cache.sources.base import Source
 from data_cache.sources.selectors import spread
+from pipeline.api import UNCALIBRATED
 from pipeline.errors import RecipeError
 from pipeline.recipe.config import Recipe, load_recipe
 from pipeline.recipe.provenance import surroundings
@@ -42,6 +44,7 @@ from stages.deploy.parity import (
     int8_contenders,
     measured_rig,
     require_parity,
+    require_sigma,
     torch_contenders,
 )
 from stages.deploy.quantize import INT8_TARGETS, quantized, require_cpu_for
@@ -100,6 +103,7 @@ def run_export(
     frames: int = 8,
     pt2: bool = False,
     card: bool = False,
+    confidence: bool = False,
 ) -> ExportRun:
     """Export a student, compare it with itself in PyTorch on test frames, and write the files if it is still the same.
 
@@ -115,6 +119,7 @@ def run_export(
         frames: test frames to compare on, spread over the split.
         pt2: also write the program of torch.export.
         card: also write a model card beside `out`, and the checkpoint if it lies elsewhere.
+        confidence: the graph also gives sigma, calibrated if the student is.
 
     Raises:
         CheckpointError: if there is no usable student.
@@ -155,7 +160,13 @@ def run_export(
         bar.set_postfix_str("graph")
         views = 1 if one_camera else source.rig.view_count
         told = _metadata(loaded, checkpoint, source.rig, batch, views)
-        program = export_program(loaded.student, views, batch)
+        scale = None
+        if confidence:
+            if loaded.calibration is None:
+                warnings.warn(UNCALIBRATED, SurroundWarning, stacklevel=2)
+            scale = loaded.calibration.sigma_scale if loaded.calibration is not None else 1.0
+            told |= {"sigma_scale": scale, "calibration": loaded.calibration and asdict(loaded.calibration)}
+        program = export_program(loaded.student, views, batch, scale)
         graph = onnx_model(program, told | {"precision": "fp32"})
         files = {out: graph}
         contenders = [*torch_contenders(loaded.student, checkpoint.stat().st_size)]
@@ -185,6 +196,8 @@ def run_export(
         )
         bar.update()
     require_parity(parity)
+    if scale is not None:
+        require_sigma(graph, loaded.student, scale, rigs[0].inputs, one_camera=one_camera)
     truth = "dense truth" if rigs[0].dense else "LiDAR"
     done = ExportRun(
         tuple(map(str, files)),

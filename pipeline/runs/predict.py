@@ -2,6 +2,7 @@
 
 import io
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,12 +10,12 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from data_cache.errors import FrameError, SourceError
+from data_cache.errors import FrameError, SourceError, SurroundWarning
 from data_cache.files import file_sha256, replace_atomically, write_atomically
 from data_cache.frames.rig import Frame
 from data_cache.sources.base import Source, StoredSource
 from data_cache.sources.rig_folder.loose_images import LooseImages
-from pipeline.api import SurroundStudent, load_student
+from pipeline.api import UNCALIBRATED, SurroundStudent, load_student
 from pipeline.errors import RecipeError
 from pipeline.recipe.config import load_recipe
 from pipeline.recipe.run_folder import RunFolder
@@ -24,14 +25,15 @@ from pipeline.viewers.drive_mcap import DriveFile, require_mcap
 from pipeline.viewers.recording import Recording, require_rerun
 from stages.compute.preemption import Preempted, preemption
 from stages.compute.progress import progress_bar
-from stages.evaluation.predictions import SUFFIXES, frame_file, prediction_file, save_prediction
+from stages.evaluation.predictions import SUFFIXES, frame_file, prediction_file, save_prediction, save_sigma
 from stages.inference.cloud_files import glb_bytes, ply_bytes
 from stages.inference.colours import colour_depth, depth_scale
 from stages.inference.point_cloud import PointCloud, frame_cloud
 from stages.inference.predict import Prediction
 from stages.student.checkpoint import CheckpointError, find_checkpoint
 
-IMAGE_KINDS = {**SUFFIXES, "colour": ".png"}
+CONFIDENCE = "confidence"
+IMAGE_KINDS = {**SUFFIXES, "colour": ".png", CONFIDENCE: ".png"}
 """Kinds of files per image, below OUT/KIND/CAMERA, with their suffixes."""
 CLOUD_KINDS = {"ply": ".ply", "glb": ".glb", "html": ".html"}
 """Kinds of files per frame, below OUT/KIND, with their suffixes."""
@@ -110,6 +112,8 @@ def run_predict(
     target = _of_images(images, rig) if rig is not None else _of_recipe(checkpoint, on, overrides)
     frame_ids = _numbered(target.frame_ids, frames)
     student = load_student(checkpoint, target.device, target.precision)
+    if CONFIDENCE in kinds and student.calibration is None:
+        warnings.warn(UNCALIBRATED, SurroundWarning, stacklevel=2)
     description = _claim(
         out, {"checkpoint_sha256": file_sha256(checkpoint), "precision": student.precision, **target.described}
     )
@@ -221,11 +225,17 @@ class _Job:
         return PredictRun(self.out, self.written, self.already_done, self.left_out, self.points)
 
     def _write(self, frame: Frame, missing: Sequence[str], viewers: Sequence[_Viewer]) -> PointCloud | None:
-        prediction = self.student.look(frame)
+        prediction = self.student.look(frame, uncalibrated=CONFIDENCE in missing)
         for kind in (kind for kind in missing if kind in SUFFIXES):
             maps = [depth_m for depth_m in prediction.at_image_size(frame) if depth_m is not None]
             for path, depth_m in zip(self._files(kind, frame), maps, strict=True):
                 save_prediction(path, depth_m)
+        if CONFIDENCE in missing:
+            found = self.student.calibration
+            calibrated = f"{found.dataset} {found.split}" if found is not None else "none"
+            maps = [sigma for sigma in prediction.sigma_at_image_size(frame) if sigma is not None]
+            for path, sigma in zip(self._files(CONFIDENCE, frame), maps, strict=True):
+                save_sigma(path, sigma, calibrated)
         if "colour" in missing:
             for path, picture in zip(self._files("colour", frame), self._pictures(frame, prediction), strict=True):
                 _save(path, picture)

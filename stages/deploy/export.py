@@ -18,11 +18,12 @@ from stages.student.model import Student
 
 OPSET = 18
 """The version that torch's exporter writes without conversion; TensorRT 10.0 and current onnxruntimes read it."""
-IMAGE, FOCAL, DEPTH = "image", "focal_px", "depth_m"
+IMAGE, FOCAL, DEPTH, SIGMA = "image", "focal_px", "depth_m", "sigma"
 MEANINGS = {
     IMAGE: "uint8 RGB [B, V, 3, H, W], cameras in ring order or one of them, stretched to H x W; zeros: it is missing",
     FOCAL: "float32 [B, V], fx of each camera in pixels of the stretched image; 0 where a camera is missing",
     DEPTH: "float32 [B, V, H, W], depth along the optical axis in metres; 0 where a camera is missing",
+    SIGMA: "float32 [B, V, H, W], standard deviation of log depth; 0 where a camera is missing",
 }
 """Meaning of each input and output, by name; written into the graph."""
 METADATA_PREFIX = "surround."
@@ -40,17 +41,22 @@ class DeployedStudent(nn.Module):
     is multiplied in last, where a 16-bit runtime does not round it.
     """
 
-    def __init__(self, student: Student):
-        """Take a folded copy; `student` is in evaluation mode."""
+    def __init__(self, student: Student, sigma_scale: float | None = None):
+        """Take a folded copy; `student` is in evaluation mode. With `sigma_scale`, a factor, sigma is given, too."""
         super().__init__()
-        self.student = folded(student)
+        self.student, self.sigma_scale = folded(student), sigma_scale
 
-    def forward(self, image: UInt8[Tensor, "B V 3 H W"], focal_px: Float[Tensor, "B V"]) -> Float[Tensor, "B V H W"]:
-        """Depth in metres; see MEANINGS."""
-        f0_px = self.student.spec.focal_px
-        seen = self.student(image.float() / 255, torch.full_like(focal_px, f0_px), focal_px > 0)
+    def forward(
+        self, image: UInt8[Tensor, "B V 3 H W"], focal_px: Float[Tensor, "B V"]
+    ) -> Float[Tensor, "B V H W"] | tuple[Float[Tensor, "B V H W"], Float[Tensor, "B V H W"]]:
+        """Depth in metres, and sigma if it is asked for; see MEANINGS."""
+        f0_px, scale = self.student.spec.focal_px, self.sigma_scale
+        known = torch.full_like(focal_px, f0_px)
+        seen = self.student(image.float() / 255, known, focal_px > 0, sigma=scale is not None)
         depth_m: Tensor = seen.depth_m * (focal_px.clamp(min=0) / f0_px)[..., None, None]
-        return depth_m
+        if scale is None:
+            return depth_m
+        return depth_m, seen.sigma * (scale * (focal_px > 0))[..., None, None]
 
 
 def require_extra() -> None:
@@ -78,13 +84,16 @@ def require_views_alone(student: Student) -> None:
         )
 
 
-def export_program(student: Student, view_count: int, batch: int | None) -> ExportedProgram:
+def export_program(
+    student: Student, view_count: int, batch: int | None, sigma_scale: float | None = None
+) -> ExportedProgram:
     """Trace the deployed part of a student.
 
     Args:
         student: a student in evaluation mode, on the CPU; not changed.
         view_count: V, cameras per call: those of the rig, or 1 if the student sees each alone.
         batch: B, rigs per call, or images of one camera; None leaves it open.
+        sigma_scale: factor on sigma, the second output; None for no second output.
     """
     rigs = batch or 2
     image = torch.zeros(rigs, view_count, 3, *student.spec.input_size, dtype=torch.uint8)
@@ -92,7 +101,7 @@ def export_program(student: Student, view_count: int, batch: int | None) -> Expo
     open_batch = {0: Dim("batch", min=1, max=MAX_BATCH)}
     with quiet_exporters():
         return torch.export.export(
-            DeployedStudent(student).eval(),
+            DeployedStudent(student, sigma_scale).eval(),
             (image, focal_px),
             dynamic_shapes=None if batch else (open_batch, open_batch),
         )
@@ -115,7 +124,7 @@ def onnx_model(program: ExportedProgram, metadata: Mapping[str, object]) -> byte
             program,
             opset_version=OPSET,
             input_names=[IMAGE, FOCAL],
-            output_names=[DEPTH],
+            output_names=[DEPTH, SIGMA][: len(program.graph_signature.user_outputs)],
             external_data=False,
             verbose=False,
         )

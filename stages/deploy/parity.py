@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import torch
 from jaxtyping import Float32
 
 from data_cache.frames.rig import Frame
@@ -12,14 +13,16 @@ from data_cache.frames.views import load_images, rig_views
 from stages.compute.devices import place, resolve_precision
 from stages.compute.openvino_cpu import openvino_precisions
 from stages.compute.resize import resize_views
-from stages.deploy.export import ExportError
+from stages.deploy.export import SIGMA, ExportError
 from stages.deploy.quantize import INT8_TARGETS
 from stages.deploy.runtimes import (
     CPU,
     DeployedRigs,
     Runner,
     batches,
+    cameras,
     deployed_rig,
+    feeds,
     onnxruntime_runner,
     openvino_runner,
     torch_runner,
@@ -40,6 +43,8 @@ FP32_LIMIT = 1e-4
 """Limit on the relative difference of an fp32 graph from PyTorch at any pixel; the largest seen was 3e-6."""
 INT8_LIMIT = 0.03
 """Limit on the mean relative difference of an int8 graph from PyTorch; trained students had up to 0.016."""
+SIGMA_LIMIT = 0.01
+"""Limit on the relative difference of sigma at any pixel: in PyTorch it is a difference of two moments."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,6 +226,38 @@ def require_parity(found: Sequence[Parity]) -> None:
                 f" {one.mean_relative:.3f}; nothing was written. Calibrate on a cache of frames like those of the"
                 " vehicle, or export without --int8"
             )
+
+
+def require_sigma(model: bytes, student: Student, scale: float, rigs: DeployedRigs, *, one_camera: bool) -> None:
+    """Check the second output of an fp32 graph, in onnxruntime, against the student in PyTorch.
+
+    Args:
+        model: an ONNX file with sigma.
+        student: what was exported.
+        scale: factor on its sigma.
+        rigs: a batch of one.
+        one_camera: it is a graph of one camera.
+
+    Raises:
+        ExportError: if a pixel differs by more than SIGMA_LIMIT of it.
+    """
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    asked = cameras(rigs) if one_camera else [rigs]
+    found = np.concatenate([session.run([SIGMA], feeds(part))[0] for part in asked], axis=1)
+    valid = torch.from_numpy(rigs.focal_px) > 0
+    with torch.inference_mode():
+        focal_px = torch.where(valid, torch.from_numpy(rigs.focal_px), 1.0)
+        said = student(torch.from_numpy(rigs.image).float() / 255, focal_px, valid, sigma=True).sigma
+    there = valid.numpy()
+    expected = said.numpy()[there] * scale
+    largest = float((np.abs(found[there] - expected) / expected).max())
+    if not largest <= SIGMA_LIMIT or found[~there].any():
+        raise ExportError(
+            f"sigma in onnxruntime: expected at most a relative difference of {SIGMA_LIMIT} from PyTorch's and 0 for"
+            f" missing cameras, found {largest:.3f}; nothing was written. Export without --confidence"
+        )
 
 
 def _depths_m(run: Runner, inputs: Sequence[DeployedRigs], count: int) -> Float32[np.ndarray, "N V H W"]:

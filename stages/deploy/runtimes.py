@@ -132,7 +132,7 @@ def openvino_runner(model: bytes, precision: str, *, one_camera: bool = False) -
         depth_m = np.empty((B, V, H, W), np.float32)
 
         def keep(request: Any, i: int) -> None:
-            depth_m[:, i : i + 1] = request.get_output_tensor().data
+            depth_m[:, i : i + 1] = request.get_output_tensor(0).data
 
         queue.set_callback(keep)
         for i, camera in enumerate(cameras(rigs)):

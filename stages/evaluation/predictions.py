@@ -8,6 +8,7 @@ from urllib.parse import quote
 import numpy as np
 from jaxtyping import Float, UInt16
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from data_cache.errors import FrameError, SourceError
 from data_cache.files import open_regular, replace_atomically
@@ -19,6 +20,8 @@ from data_cache.sources.parsing.npy import NpyError, read_data, read_header
 PNG_STEPS_PER_M = 256
 PNG_FAR_M = 65535 / PNG_STEPS_PER_M
 """Largest depth in a PNG, 255.996 m; greater depths are saved as this."""
+SIGMA_STEPS = 10_000
+"""Steps of a PNG of sigma per unit of log depth."""
 SUFFIXES = {"png16": ".png", "npy": ".npy"}
 
 
@@ -95,6 +98,27 @@ def save_prediction(path: Path, depth_m: Float[np.ndarray, "H W"]) -> None:
                 image.save(stream, "PNG", compress_level=1)
             else:
                 np.save(stream, depth_m.astype(np.float32))
+
+    replace_atomically(path, write)
+
+
+def save_sigma(path: Path, sigma: Float[np.ndarray, "H W"], calibration: str) -> None:
+    """Write a standard deviation of log depth as a 16-bit PNG in steps of 1 / SIGMA_STEPS, in one step.
+
+    Args:
+        path: of the file.
+        sigma: larger values than 6.5535 are saved as this.
+        calibration: what it was calibrated on, or that it was not; kept in the file as the text `calibration`.
+
+    Raises WriteError.
+    """
+    steps = np.round(sigma * np.float32(SIGMA_STEPS)).clip(0, 65535).astype(np.uint16)
+    text = PngInfo()
+    text.add_text("calibration", calibration)
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as stream:
+            Image.fromarray(steps).save(stream, "PNG", compress_level=1, pnginfo=text)
 
     replace_atomically(path, write)
 

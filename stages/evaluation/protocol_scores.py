@@ -27,6 +27,7 @@ class ImagePixels:
         predicted_m: predicted depths there, not clipped.
         disparity: the teacher's disparity there, in its own unit; None if there is no teacher.
         masked: whether a self-occlusion mask was applied.
+        sigma: the student's standard deviation of log depth there; None if it was not asked.
     """
 
     camera: str
@@ -34,6 +35,7 @@ class ImagePixels:
     predicted_m: Float[np.ndarray, " N"]
     disparity: Float[np.ndarray, " N"] | None
     masked: bool
+    sigma: Float[np.ndarray, " N"] | None = None
 
 
 def image_pixels(
@@ -44,6 +46,7 @@ def image_pixels(
     protocol: Protocol,
     range_m: tuple[float, float],
     network_size: tuple[int, int],
+    sigma: Float[np.ndarray, "_ _"] | None = None,
 ) -> ImagePixels | None:
     """Collect the pixels of an image that count, at the resolution of the protocol; None if there are none.
 
@@ -54,6 +57,7 @@ def image_pixels(
         protocol: the protocol.
         range_m: the protocol's depth range for this data set.
         network_size: (H, W) of the network that is evaluated.
+        sigma: the student's standard deviation of log depth, at any size.
 
     Raises:
         FrameError: if the self-occlusion mask cannot be read.
@@ -69,7 +73,8 @@ def image_pixels(
         return None
     there = resized(disparity, size)[valid] if disparity is not None else None
     predicted = depth_at(predicted_m, size)[valid]
-    return ImagePixels(view.camera.name, truth_m[valid], predicted, there, load_mask is not None)
+    sure = resized(sigma, size)[valid] if sigma is not None else None
+    return ImagePixels(view.camera.name, truth_m[valid], predicted, there, load_mask is not None, sure)
 
 
 def teacher_fitted_to(

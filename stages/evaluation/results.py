@@ -8,6 +8,7 @@ from jaxtyping import Float, UInt8
 from data_cache.errors import SurroundError
 from stages.evaluation.ranking import FrameErrors
 from stages.evaluation.scores import Scores
+from stages.uncertainty.coverage import Uncertainty
 
 
 class EvaluationError(SurroundError):
@@ -76,6 +77,8 @@ class EvaluateReport:
             right. None without a teacher.
         dense_affine_invariant: the student against dense truth everywhere, after a fit of scale and shift of disparity
             per image; None if the source has no dense truth.
+        uncertainty: whether the student's sigma is right; None for a student without a calibration, and for depth maps
+            of a folder.
     """
 
     dataset: str
@@ -95,6 +98,7 @@ class EvaluateReport:
     masked_images: int = 0
     disagreement: Scores | None = None
     dense_affine_invariant: Scores | None = None
+    uncertainty: Uncertainty | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +116,7 @@ class FramePictures:
         teacher_on_lidar: views in which the teacher was fitted to LiDAR.
         errors: errors of the whole frame.
         rank, ranked: rank of the frame, 1 = worst, among `ranked` frames; rank 0 for a frame outside the ranking.
+        sigma: the student's standard deviation of log depth; None if it was not asked.
     """
 
     frame_id: str
@@ -125,6 +130,7 @@ class FramePictures:
     errors: FrameErrors
     rank: int = 0
     ranked: int = 0
+    sigma: Float[np.ndarray, "V H W"] | None = None
 
 
 @dataclass(frozen=True, eq=False)

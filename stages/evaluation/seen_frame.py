@@ -20,7 +20,7 @@ from stages.evaluation.predictions import (
 from stages.evaluation.protocol_scores import ImagePixels, image_pixels, teacher_fitted_to
 from stages.evaluation.protocols import Protocol
 from stages.evaluation.results import EvaluationError
-from stages.inference.predict import predict_rig
+from stages.inference.predict import predict_rig, predict_rig_sigma
 from stages.student.model import Student
 from stages.targets.space import to_disparity
 from stages.teacher.base import Teacher
@@ -28,7 +28,7 @@ from stages.teacher.base import Teacher
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """The models, data and settings of an evaluation."""
+    """The models, data and settings of an evaluation; with `sigma_scale` the student also says how sure it is."""
 
     source: Source
     student: Student | PredictionFolder
@@ -40,6 +40,7 @@ class Setting:
     device: torch.device
     precision: str
     decode_size: tuple[int, int] | None
+    sigma_scale: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +55,7 @@ class SeenFrame:
         teacher_ms: what the teacher took for all views at once; None where it was not asked or a camera is missing.
         on_student_m: the teacher's depth fitted to the student's, by view.
         measured: pixels with LiDAR, by view.
+        sigma: the student's standard deviation of log depth at its input size; None if it was not asked.
     """
 
     frame: Frame
@@ -65,6 +67,7 @@ class SeenFrame:
     teacher_ms: float | None
     on_student_m: dict[int, Float[np.ndarray, "H W"]]
     measured: dict[int, ImagePixels]
+    sigma: Float[np.ndarray, "V H W"] | None
 
 
 def see_frame(setting: Setting, frame_id: str) -> SeenFrame:
@@ -74,7 +77,7 @@ def see_frame(setting: Setting, frame_id: str) -> SeenFrame:
     sweep = frame.load_sweep() if frame.load_sweep is not None else None
     size, range_m = setting.network_size, setting.range_m
     rig = rig_views(frame, resize_views(images, size), sweep, size)
-    predicted_m = _predictions(setting, frame, rig)
+    predicted_m, sigma = _predictions(setting, frame, rig)
     disparity, teacher_ms = (
         _teacher_disparity(setting.teacher, images, setting.device) if setting.teacher else ({}, None)
     )
@@ -83,22 +86,29 @@ def see_frame(setting: Setting, frame_id: str) -> SeenFrame:
         depth_m = predicted_m[i]
         if view is None or sweep is None or depth_m is None:
             continue
-        pixels = image_pixels(view, sweep, depth_m, disparity.get(i), setting.protocol, range_m, size)
+        sure = sigma[i] if sigma is not None else None
+        pixels = image_pixels(view, sweep, depth_m, disparity.get(i), setting.protocol, range_m, size, sure)
         if pixels is not None:
             measured[i] = pixels
     student_m = np.stack([depth_at(d, size) if d is not None else np.zeros(size, np.float32) for d in predicted_m])
     on_student_m = {i: teacher_fitted_to(student_m[i], values, range_m) for i, values in disparity.items()}
-    return SeenFrame(frame, sweep, rig, predicted_m, student_m, disparity, teacher_ms, on_student_m, measured)
+    return SeenFrame(frame, sweep, rig, predicted_m, student_m, disparity, teacher_ms, on_student_m, measured, sigma)
 
 
-def _predictions(setting: Setting, frame: Frame, rig: RigViews) -> tuple[Float[np.ndarray, "_ _"] | None, ...]:
-    """Depth of every view in metres, None where a camera is missing."""
+def _predictions(
+    setting: Setting, frame: Frame, rig: RigViews
+) -> tuple[tuple[Float[np.ndarray, "_ _"] | None, ...], Float[np.ndarray, "V H W"] | None]:
+    """Depth of every view in metres, None where a camera is missing; and sigma of all views, if it is asked for."""
     if isinstance(setting.student, PredictionFolder):
-        return read_rig(setting.student, frame)
-    depth_m = predict_rig(setting.student, rig, setting.device, setting.precision, flip=setting.flip)
+        return read_rig(setting.student, frame), None
+    sigma, how = None, (setting.student, rig, setting.device, setting.precision)
+    if setting.sigma_scale is None:
+        depth_m = predict_rig(*how, flip=setting.flip)
+    else:
+        depth_m, sigma = predict_rig_sigma(*how, setting.sigma_scale, flip=setting.flip)
     if not np.isfinite(depth_m).all():
         raise EvaluationError(f"the student's depth of frame {frame.id} is not finite; train it again")
-    return tuple(depth_m[i] if there else None for i, there in enumerate(rig.view_valid))
+    return tuple(depth_m[i] if there else None for i, there in enumerate(rig.view_valid)), sigma
 
 
 def _teacher_disparity(

@@ -30,6 +30,13 @@ one):
 Also tried: windows of 5 x 5 pixels, comparing the two sides of a pixel, and the spread of the student's bins. None
 removed more flying points for the same loss.
 """
+SIGMA_LIMIT = 0.3
+"""Points that a calibrated student is less sure of than this (sigma of log depth) are left out, too.
+
+Chosen on the 16 selection frames of `evidence`, three seeds (docs/PREDICT.md has the table): edges and this limit
+together remove 45 to 47 % of the wrong points and lose 5.3 to 5.6 % of the good ones, edges alone 34 to 39 % and 5.2 to
+5.4 %. Sigma alone is no replacement: where it loses as many good points, it takes 80 % and more of those beyond 40 m.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +55,8 @@ class PointCloud:
 def frame_cloud(frame: Frame, prediction: Prediction, range_m: tuple[float, float], prob_stride: int) -> PointCloud:
     """`fused_cloud` of a student's prediction, without the pixels that self-occlusion masks hide.
 
+    Of a calibrated student, pixels with a sigma above SIGMA_LIMIT are left out, too.
+
     Args:
         frame, prediction: a frame and the student's prediction of it.
         range_m: range of depths that the student was trained on.
@@ -61,9 +70,11 @@ def frame_cloud(frame: Frame, prediction: Prediction, range_m: tuple[float, floa
             f"frame {frame.id}: a point cloud needs the poses of the cameras on the vehicle, which are not known;"
             " give ego_from_cam in rig.json, or world_from_ego in frames.jsonl, or ask for depth maps only"
         )
+    sigma = prediction.sigma if prediction.calibrated else None
+    sure = sigma <= SIGMA_LIMIT if sigma is not None else None
     depth_m = unoccluded_depth(frame, prediction)
     neighbour_px = max(1, prob_stride // 2)
-    cloud = fused_cloud(prediction.rig, depth_m, frame.world_from_ego, range_m, neighbour_px=neighbour_px)
+    cloud = fused_cloud(prediction.rig, depth_m, frame.world_from_ego, range_m, neighbour_px=neighbour_px, sure=sure)
     if not len(cloud.points_m):
         raise FrameError(
             f"frame {frame.id}: no depth from {range_m[0]:g} to {range_m[1]:g} m, so there is no point cloud"
@@ -87,10 +98,12 @@ def fused_cloud(
     range_m: tuple[float, float],
     *,
     neighbour_px: int = 1,
+    sure: Bool[np.ndarray, "V H W"] | None = None,
 ) -> PointCloud:
     """Put the pixels of all cameras into the vehicle's frame, in ring order, each image row by row.
 
-    Left out are pixels without depth, depths outside `range_m`, and pixels at depth edges (`smooth_pixels`). If two
+    Left out are pixels without depth, depths outside `range_m`, pixels that are not `sure`, and those at depth edges
+    (`smooth_pixels`; a pixel that is not sure makes an edge all the same). If two
     ring neighbours see the same surface, only the points of the camera that sees it nearer to its optical axis are
     kept. Both would appear as two surfaces: with the student above, a quarter of the points have such a twin, 0.85 m
     (5.4 %) away on average, and the point nearer to its optical axis is better (AbsRel .073 against .080, same
@@ -103,10 +116,13 @@ def fused_cloud(
         range_m: depths (z) are kept strictly between these.
         neighbour_px: distance in pixels to the neighbours that a pixel is compared with: half a cell of the grid on
             which depth was predicted before it was stretched to (H, W).
+        sure: pixels that may be kept; None for all.
     """
     V = len(depth_m)
     ego_from_world = np.linalg.inv(world_from_ego)
     kept = (depth_m > range_m[0]) & (depth_m < range_m[1]) & rig.view_valid[:, None, None]
+    if sure is not None:
+        kept &= sure
     camera_m: dict[int, np.ndarray] = {}
     ego_m: dict[int, np.ndarray] = {}
     for i in np.flatnonzero(rig.view_valid).tolist():

@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate
 
 from stages.student.cross_view import RingAttention
 from stages.student.encoder import ENCODERS, STRIDES, build_encoder
-from stages.student.head import MetricBinCenters, expected_depth_m, upsampled_m
+from stages.student.head import MetricBinCenters, depth_and_sigma, expected_depth_m, upsampled_m
 from stages.student.spec import StudentSpec
 from stages.targets.relations import GRID, pool_tokens
 from stages.targets.spec import BinSpec
@@ -29,12 +29,14 @@ class StudentOutput:
         centers_m: bin centres in metres per image, farthest first.
         depth_m: expected depth in metres, bilinearly upsampled to the input size.
         tokens: unit-length tokens of the deepest map of at least 6 x 10, before the attention between views.
+        sigma: standard deviation of log depth under the bins, upsampled like depth, not calibrated; None if not asked.
     """
 
     logit: Float[Tensor, "B V K h w"]
     centers_m: Float[Tensor, "B V K"]
     depth_m: Float[Tensor, "B V H W"]
     tokens: Float[Tensor, "B V P C"]
+    sigma: Float[Tensor, "B V H W"] | None = None
 
 
 class Student(nn.Module):
@@ -70,6 +72,8 @@ class Student(nn.Module):
         image: Float[Tensor, "B V 3 H W"],
         focal_px: Float[Tensor, "B V"],
         view_valid: Bool[Tensor, "B V"],
+        *,
+        sigma: bool = False,
     ) -> StudentOutput:
         """Estimate depth for a batch of rigs.
 
@@ -77,6 +81,7 @@ class Student(nn.Module):
             image: RGB in [0, 1] at the spec's input size.
             focal_px: fx of each view at that size.
             view_valid: False for missing cameras; their outputs are meaningless.
+            sigma: also say how sure it is; in evaluation mode only. Depth is the same up to rounding.
         """
         B, V = image.shape[:2]
         flat = (image - self.mean).div_(self.std).flatten(0, 1).contiguous(memory_format=torch.channels_last)
@@ -92,15 +97,19 @@ class Student(nn.Module):
         if self.detail is not None and self.detail_fuse is not None:
             detail = self.detail(flat)
             x = self.detail_fuse(detail + _upsample_like(x, detail))
-        logit = self.classify(x)
+        logit, spread = self.classify(x), None
         centers_m = self.centers(maps[-1].mean((-2, -1)), focal_px.flatten())
         if self.training:  # the order of this sum decides the bytes of a trained student
             logit = logit.float()
             depth_m = (logit.softmax(1) * centers_m[..., None, None]).sum(1)  # not einsum: autocast would round to bf16
+        elif sigma:
+            depth_m, spread = depth_and_sigma(logit, centers_m)
+            spread = upsampled_m(spread, self.bins.prob_stride)
         else:
             depth_m = expected_depth_m(logit, centers_m)
         depth_m = upsampled_m(depth_m, self.bins.prob_stride)
-        return StudentOutput(*(x.reshape(B, V, *x.shape[1:]) for x in (logit, centers_m, depth_m, tokens)))
+        outputs = (logit, centers_m, depth_m, tokens, *([spread] if spread is not None else ()))
+        return StudentOutput(*(x.reshape(B, V, *x.shape[1:]) for x in outputs))
 
 
 def _token_level(input_size: tuple[int, int]) -> int:

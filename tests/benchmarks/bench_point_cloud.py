@@ -60,10 +60,11 @@ def windows(values: np.ndarray, radius_px: int = 2) -> np.ndarray:
     return np.stack([padded[y : y + H, x : x + W] for y in offsets for x in offsets])
 
 
-def test_bench_point_cloud_edges(seen, monkeypatch, capsys):
-    """Flying: between two true surfaces within two pixels, and near none of them."""
-    _, found = seen
-    pixels = []
+def judged(found):
+    """Of each view: depth, points in the vehicle frame, height of the camera; pixels that fly, are good, are street.
+
+    Flying: between two true surfaces within two pixels, and near none of them.
+    """
     for frame, prediction, truth_m in found:
         for i, depth_m in enumerate(prediction.depth_m.astype(np.float64)):
             surface_m = np.where(truth_m[i] > 0, truth_m[i], 1e6)
@@ -73,7 +74,12 @@ def test_bench_point_cloud_edges(seen, monkeypatch, capsys):
             height_m = in_ego(frame, prediction, i, surface_m)[0][..., 2]
             road = (height_m < 0.25) & (surface_m > ROAD_M[0]) & (surface_m < ROAD_M[1])
             within = depth_m < FAR_M
-            pixels.append((depth_m, *in_ego(frame, prediction, i, depth_m), flying & within, good & within, road))
+            yield depth_m, *in_ego(frame, prediction, i, depth_m), flying & within, good & within, road
+
+
+def test_bench_point_cloud_edges(seen, monkeypatch, capsys):
+    _, found = seen
+    pixels = list(judged(found))
     total = sum(int((depth_m < FAR_M).sum()) for depth_m, *_ in pixels)
     flying_count, good_count = (sum(int(p[k].sum()) for p in pixels) for k in (3, 4))
     lines = [
@@ -92,6 +98,30 @@ def test_bench_point_cloud_edges(seen, monkeypatch, capsys):
             dropped += [(int((gone & group).sum()), int(group.sum())) for group in groups]
         shares = "".join(f"{100 * a / b:13.1f} %" for a, b in dropped)
         lines.append(f"{jump:<6g}{'-' if level < 0 else f'{level:g}':<6}{shares}")
+    with capsys.disabled():
+        print("", *lines, sep="\n")
+
+
+def test_bench_point_cloud_confidence(seen, capsys):
+    """What edges remove, what sigma removes, what both do; sigma alone where it loses as many good points as edges."""
+    student, found = seen
+    if student.calibration is None:
+        pytest.skip("the student has no calibration; run `surround calibrate`")
+    sigma = np.concatenate([prediction.sigma for _, prediction, _ in found])
+    pixels = list(judged(found))
+    edge = np.stack([~smooth_pixels(depth_m, ego_m, height_m) for depth_m, ego_m, height_m, *_ in pixels])
+    depth_m, flying, good, road = (np.stack([pixel[k] for pixel in pixels]) for k in (0, 3, 4, 5))
+    within = depth_m < FAR_M
+    alike = np.quantile(sigma[good], 1 - (edge & good).sum() / good.sum())
+    ways = {
+        f"edges, {point_cloud.JUMP_RATIO}": edge,
+        f"sigma > {alike:.2f}": sigma > alike,
+        f"edges or sigma > {point_cloud.SIGMA_LIMIT}": edge | (sigma > point_cloud.SIGMA_LIMIT),
+    }
+    groups = (flying, within & ~good, good, good & (depth_m > 40), good & road)
+    lines = ["removed               flying   wrong    good  good beyond 40 m  good street"]
+    for name, gone in ways.items():
+        lines.append(f"{name:20s}" + "".join(f"{100 * (gone & g).sum() / g.sum():7.1f}%" for g in groups))
     with capsys.disabled():
         print("", *lines, sep="\n")
 

@@ -12,14 +12,14 @@ from support.repository import REPOSITORY
 from support.students import LINEAGE, student
 from support.surround import surround
 
-from data_cache.errors import FrameError, SettingError, SourceError
+from data_cache.errors import FrameError, SettingError, SourceError, SurroundWarning
 from data_cache.frames.views import load_images, rig_views
 from data_cache.shards.errors import IncompleteCacheError
 from data_cache.shards.reader import CacheReader
 from pipeline.api import load_cache, load_rig, load_student
 from stages.compute.resize import depth_at, resize_views
 from stages.inference.predict import predict_rig
-from stages.student.checkpoint import CheckpointError, save_student
+from stages.student.checkpoint import Calibration, CheckpointError, save_calibration, save_student
 
 README = REPOSITORY / "README.md"
 
@@ -84,6 +84,25 @@ def test_a_distorted_image_is_undistorted_first(tmp_path, checkpoint):
     np.testing.assert_array_equal(from_array, from_file)
     (plain,) = look.predict([image], load_rig(write_rig(tmp_path, camera("front"))))
     assert not np.allclose(from_array, plain)
+
+
+def test_sigma_comes_with_the_same_depth_and_is_said_to_be_uncalibrated(tmp_path, checkpoint):
+    """Calibrated by 0.25, sigma is a quarter of the spread of the bins."""
+    image, rig = write_image(tmp_path / "front.png"), load_rig(write_rig(tmp_path, camera("front"), camera("right")))
+    plain = load_student(checkpoint, precision="fp32")
+    with pytest.warns(SurroundWarning, match="no calibration: its sigma is the spread of its bins"):
+        (raw_m, raw), missing = plain.predict_with_sigma([image, None], rig)
+    assert missing is None
+    copy = tmp_path / "calibrated.safetensors"
+    copy.write_bytes(Path(checkpoint).read_bytes())
+    save_calibration(copy, Calibration(0.25, "fake", "d", 100))
+    sure = load_student(copy, precision="fp32")
+    (depth_m, sigma), _ = sure.predict_with_sigma([image, None], rig)
+    (expected_m, _) = plain.predict([image, None], rig)
+    np.testing.assert_allclose(raw_m, expected_m, rtol=1e-5)
+    np.testing.assert_allclose(depth_m, expected_m, rtol=1e-5)
+    assert (sigma.dtype, sigma.shape) == (np.float32, NATIVE_SIZE)
+    np.testing.assert_allclose(sigma, raw / 4, rtol=1e-5)
 
 
 def test_a_frame_of_a_data_set_is_looked_at_as_eval_does(checkpoint):

@@ -109,6 +109,9 @@
       const points = Array.from(returns(grids[of]), (p) => ({...p, colour: depthColour(p.metres)}));
       points.sort((p, q) => q.metres - p.metres); // where they overlap, the nearest is on top
       drawPoints(canvas, image, points, BACKDROP.points);
+    } else if (kind === "sigma") { // percent in place of metres
+      const {metres} = grids[of];
+      drawDense(canvas, grids[of], (i) => metres[i] && errorColour(metres[i] / 100));
     } else if (kind === "depth") {
       const {metres} = grids[of];
       drawDense(canvas, grids[of], (i) => metres[i] && depthColour(metres[i]));
@@ -141,6 +144,7 @@
     }
     const found = look(grids, of, x, y);
     if (!found || !found.metres) return "–";
+    if (kind === "sigma") return `±${found.metres.toFixed(1)} %`;
     return metresText(found.metres) + (found.away ? `, ${found.away.toFixed(0)} px away` : "");
   }
 

@@ -14,7 +14,7 @@ from stages.compute.cpu import ISA_VARIABLE
 from stages.compute.progress import QUIET
 from stages.compute.waiting import DECIDED_BY
 
-VERBS = [[], ["doctor"], ["fit-bins"], ["teacher-cache"], ["train-student"], ["eval"], ["compare"], ["report"], ["ablate"], ["zero-shot"], ["predict"], ["export"], ["cache"], ["cache", "size"], ["cache", "status"], ["cache", "verify"], ["rig"], ["rig", "export"], ["weights"]]  # fmt: skip # noqa: E501
+VERBS = [[], ["doctor"], ["fit-bins"], ["teacher-cache"], ["train-student"], ["calibrate"], ["eval"], ["compare"], ["report"], ["ablate"], ["zero-shot"], ["predict"], ["export"], ["cache"], ["cache", "size"], ["cache", "status"], ["cache", "verify"], ["rig"], ["rig", "export"], ["weights"]]  # fmt: skip # noqa: E501
 
 
 def test_a_run_folder_holds_what_the_contract_says(run):
@@ -41,6 +41,39 @@ def test_the_report_keeps_its_contract(run):
     assert {"student_ms_per_rig", "teacher_ms_per_rig", "speedup", "precision", "device", "input", "teacher_input"} <= report["latency"].keys()  # fmt: skip # noqa: E501
     assert {"overlap_abs_rel", "pairs"} == report["consistency"].keys()
     assert {"versions", "recipe_sha256", "cache_id", "checkpoint_sha256", "git_commit", "teacher", "teacher_licence", "machine", "date"} <= report["provenance"].keys()  # fmt: skip # noqa: E501
+
+
+def test_a_calibrated_student_is_measured_on_how_sure_it_is_and_keeps_its_depth(run, recipe, tmp_path):
+    checkpoint, how = tmp_path / "s.safetensors", (recipe, "--run", tmp_path / "run", "--set", "eval.latency=false")
+    checkpoint.write_bytes((run / "student/last.safetensors").read_bytes())
+    how += ("--set", "eval.teacher=false", "--checkpoint", checkpoint)
+    code, text = surround("calibrate", *how)
+    assert (code, "data.selection: expected frames to calibrate on" in text) == (2, True), text
+    code, text = surround("calibrate", *how, "--set", 'data.selection=["drive-02[:1]"]')
+    assert (code, "LiDAR returns of synthetic drive-02[:1]" in text) == (0, True), text
+    # Measured where it was calibrated, 68 % lie inside one sigma, right to half a bin of the histogram.
+    code, text = surround("eval", *how, "--set", 'data.test=["drive-02[:1]"]')
+    assert code == 0, text
+    report = json.loads((tmp_path / "run/eval/report.json").read_text())
+    found, scale = report["uncertainty"], report["provenance"]["calibration"]["sigma_scale"]
+    assert found["calibration"]["sigma_scale"] == scale
+    assert found["lidar"]["all"]["inside_68"] == pytest.approx(0.68, abs=0.01)
+    assert found["lidar"]["all"]["pixels"] == found["calibration"]["pixels"] == report["valid_pixels"]
+    assert found["dense_truth"].keys() == {"all", "edges", "above_lidar", "at_lidar"}
+    assert found["dense_truth"]["all"]["all"]["pixels"] == report["dense_truth"]["all"]["mean"]["pixels"]
+    assert len(found["lidar"]["per_camera"]) == 6
+    page = (tmp_path / "run/eval/report.html").read_text()
+    assert 'aria-label="Sigma, front' in page
+    assert "Confidence on dense truth" in page
+    # The same without a calibration: the same depth, and nothing about sigma.
+    how = (*how[:-1], run / "student/last.safetensors")
+    assert surround("eval", *how, "--set", 'data.test=["drive-02[:1]"]')[0] == 0
+    plain = json.loads((tmp_path / "run/eval/report.json").read_text())
+    assert plain["uncertainty"] is None
+    assert "`surround calibrate`" in plain["provenance"]["calibration"]
+    for truth in ("student", "dense_truth"):
+        for scores, others in zip(plain[truth].values(), report[truth].values(), strict=True):
+            assert scores["mean"] == pytest.approx(others["mean"], rel=1e-4)
 
 
 def test_a_second_run_of_each_stage_does_nothing_again(run, recipe):

@@ -14,7 +14,7 @@ from support.reports import CAMERAS, HOSTILE, PROVENANCE, REPORT, WITHOUT_LIDAR,
 from pipeline.report.one_run import write_report
 from pipeline.report.two_runs import write_comparison
 from stages.evaluation.results import Evaluation
-from stages.inference.colours import colour_depth, depth_scale
+from stages.inference.colours import colour_depth, depth_scale, error_colours
 from stages.inference.point_cloud import PointCloud
 
 SIZE = (48, 80)
@@ -189,7 +189,8 @@ def test_the_cursor_follows_the_keys(visit, html):
 def test_it_fits_a_phone_and_answers_to_a_tap(visit, tmp_path, report):
     nothing = np.zeros((4, *SIZE), np.float32)
     blind = {"lidar_depth_m": nothing, "teacher_on_lidar": (False,) * 4} if report is WITHOUT_LIDAR else {}
-    path = write_report(tmp_path / "eval", Evaluation(report, (replace(slanted(), **blind),)), PROVENANCE)
+    sure = np.full((4, *SIZE), 0.125, np.float32)
+    path = write_report(tmp_path / "eval", Evaluation(report, (replace(slanted(), sigma=sure, **blind),)), PROVENANCE)
     page = visit(path, 360, 740, has_touch=True, is_mobile=True, color_scheme="dark")
     assert page.evaluate("[document.documentElement.scrollWidth, innerWidth]") == [360, 360]
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(19, 21, 23)"
@@ -197,6 +198,11 @@ def test_it_fits_a_phone_and_answers_to_a_tap(visit, tmp_path, report):
     page.touchscreen.tap(*point(page, "left", "[data-of=student][data-kind=depth]", 7, 5))
     values = said(page)
     assert metres(values["Student"]) == pytest.approx(2 + 3 + int(values["place"].split()[-1]) / 5 + 0.5, rel=0.05)
+    assert values["Sigma"] == "±12.5 %"
+    (*rgb, _) = page.locator("canvas[data-kind=sigma]").first.evaluate(
+        "canvas => [...canvas.getContext('2d').getImageData(30, 5, 1, 1).data]"
+    )
+    assert rgb == error_colours(256)[round((0.125 / 0.5 + 1) / 2 * 255)].tolist()
     assert ("LiDAR" in values) == (report is REPORT)
     assert page.get_by_text("no LiDAR", exact=True).count() == 0
     tabs = page.locator("[tabindex='0']").count()

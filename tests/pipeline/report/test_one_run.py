@@ -16,6 +16,9 @@ from pipeline.viewers.cloud_page import viewer_script
 from stages.evaluation.ranking import FrameErrors
 from stages.evaluation.results import Consistency, Evaluation
 from stages.inference.point_cloud import PointCloud
+from stages.student.checkpoint import Calibration
+from stages.uncertainty.coverage import Sureness, SurenessScores, Uncertainty
+from stages.uncertainty.sparsification import Sparsification
 
 
 def page_of(tmp_path, report=REPORT, frames=None, provenance=PROVENANCE):
@@ -184,6 +187,38 @@ def test_the_page_shows_the_numbers(tmp_path):
     assert {"100.002", "100.004", "103.001", "12.5 ms", "0.031", "drive/07"} <= set(texts)
     how = "Protocol surrounddepth, 0.1 to 80 m: 3 frames, 11 images, 1,234 valid pixels."
     assert f"Data set synthetic, split val. {how}" in texts
+
+
+def sureness(start: int) -> Sureness:
+    """Values that differ from each other and from those of every other start."""
+    order, other = (Sparsification(0.1 * start + i, start + i + 0.25, start + i + 0.125) for i in (0.01, 0.02))
+    return Sureness(10 * start, 0.001 * start, 0.002 * start, 0.003 * start, 0.004 * start, 0.5 * start, order, other)
+
+
+UNCERTAIN = Uncertainty(
+    Calibration(0.19, "synthetic", "selection[::3]", 579030),
+    SurenessScores(sureness(1), {"front": sureness(2)}, {"0-20": sureness(3)}),
+    {"all": SurenessScores(sureness(4), {}, {"20-40": sureness(5)}), "edges": SurenessScores(sureness(6), {}, {})},
+)
+
+
+def test_how_sure_the_student_is_has_tables_a_strip_and_a_place_in_json(tmp_path):
+    """0 percent means a missing camera; the strip keeps percent where others keep metres."""
+    report = replace(REPORT, uncertainty=UNCERTAIN)
+    sigma = np.full((4, 48, 80), 0.125, np.float32)
+    page = page_of(tmp_path, report, (pictures(sigma=sigma),))
+    assert read_report_file(tmp_path / "report.json").report == report
+    assert Counter(label.split(",")[0] for label in page.canvases)["Sigma"] == 4
+    text = (tmp_path / "report.md").read_text()
+    at_lidar = text.split("## Confidence at LiDAR returns")[1].split("##")[0]
+    rows = {row[0]: row[1:] for row in cells(at_lidar) if len(row) > 2}
+    assert list(rows)[2:] == ["all pixels", "front", "0-20 m"]
+    assert rows["0-20 m"] == ["0.3 %", "0.6 %", "0.9 %", "1.2 %", "1.50", "0.310", "3.135", "3.260", "0.320", "3.145", "3.270", "30"]  # fmt: skip # noqa: E501
+    dense = text.split("## Confidence on dense truth")[1].split("##")[0]
+    names = [row[0] for row in cells(dense) if len(row) > 2]
+    assert names[2:] == ["all pixels", "20-40 m", "within 3 px of a depth edge"]
+    assert "Calibrated on 579,030 LiDAR returns of synthetic selection[::3]." in text
+    assert "Confidence" not in (write_report(tmp_path, Evaluation(REPORT), PROVENANCE)).read_text()
 
 
 def test_every_frame_has_its_strips_of_every_camera_from_left_to_right(tmp_path):

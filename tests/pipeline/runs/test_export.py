@@ -37,7 +37,7 @@ from stages.deploy.export import export_program, onnx_model
 from stages.deploy.quantize import INT8_TARGETS, quantized
 from stages.deploy.runtimes import DeployedRigs
 from stages.inference.predict import predict_rig
-from stages.student.checkpoint import CheckpointError, Lineage, save_student
+from stages.student.checkpoint import Calibration, CheckpointError, Lineage, save_calibration, save_student
 from stages.student.model import Student
 
 LINEAGE = Lineage("tiny", "CC-BY-NC-4.0", "c0ffee" * 10, "fake", (0.1, 80.0), 1234)
@@ -177,8 +177,9 @@ def test_a_file_for_tensorrt_is_neither_run_in_integers_nor_timed(folder, monkey
 
 
 def test_a_graph_of_one_camera_is_calibrated_compared_and_written(traced, monkeypatch):
-    """The frame d/4 lacks its second camera; frames of the cache lack some, too, and those are not calibrated on."""
+    """With sigma. Frame d/4 lacks its second camera; frames of the cache lack some, too, and those do not calibrate."""
     save_student(traced / "run/student/last.safetensors", deployable("efficientnet-lite0", 0), LINEAGE)
+    save_calibration(traced / "run/student/last.safetensors", Calibration(0.25, "fake", "d[:1]", 1234))
     write_cache(traced / "run/cache", ("d/0", "d/1"))
     seen: list[DeployedRigs] = []
 
@@ -188,7 +189,8 @@ def test_a_graph_of_one_camera_is_calibrated_compared_and_written(traced, monkey
 
     monkeypatch.setattr(command, "quantized", spy)
     monkeypatch.setattr(parity, "INT8_LIMIT", 10.0)
-    code, text = export(traced, "--one-camera", "--int8", "cpu", "--set", 'data.test=["d[3:5]"]', "--json")
+    how = ("--one-camera", "--confidence", "--int8", "cpu", "--set", 'data.test=["d[3:5]"]', "--json")
+    code, text = export(traced, *how)
     assert code == 0, text
     told = json.loads(text[text.index("{") : text.rindex("}") + 1])
     assert (told["frames"], told["views_per_call"]) == (2, 1)
@@ -199,8 +201,11 @@ def test_a_graph_of_one_camera_is_calibrated_compared_and_written(traced, monkey
     for name in ("s.onnx", "s.int8.onnx"):
         session = onnxruntime.InferenceSession(traced / name)
         assert [entry.shape for entry in session.get_inputs()] == [[1, 1, 3, 32, 64], [1, 1]]
+        assert [entry.name for entry in session.get_outputs()] == ["depth_m", "sigma"]
         inside = session.get_modelmeta().custom_metadata_map
         assert (inside["surround.cameras"], inside["surround.views_per_call"]) == (json.dumps(NAMES), "1")
+        assert inside["surround.sigma_scale"] == "0.25"
+        assert json.loads(inside["surround.calibration"])["pixels"] == 1234
     identity = tiny_identity(SplitFrames(("d/0", "d/1"), ()), image_size=STUDENT_SIZE, shard_frames=2)
     records = [random_record(identity, i) for i in range(2)]
     there = [record.view_valid & (record.intrinsics[:, 0, 0] > 0) for record in records]

@@ -18,15 +18,15 @@ from support.ply import read_ply
 from support.students import LINEAGE, MEMORY_RECIPE, NEAR, run_predict, student, writing
 from support.surround import surround
 
-from data_cache.errors import FrameError
+from data_cache.errors import FrameError, SurroundWarning
 from data_cache.files import WriteError
 from pipeline.api import load_student
 from pipeline.runs import predict
-from stages.compute.resize import depth_at
-from stages.evaluation.predictions import PNG_STEPS_PER_M, read_prediction
+from stages.compute.resize import depth_at, resized
+from stages.evaluation.predictions import PNG_STEPS_PER_M, SIGMA_STEPS, read_prediction
 from stages.inference.colours import colour_depth, depth_scale
 from stages.inference.point_cloud import frame_cloud
-from stages.student.checkpoint import save_student
+from stages.student.checkpoint import Calibration, save_calibration, save_student
 
 KINDS = ("png16", "npy", "colour", "ply", "glb", "html")
 
@@ -58,6 +58,27 @@ def test_every_kind_of_file_holds_what_the_student_says(folder):
     assert f"{len(cloud.points_m):,} point" in (out / "html/d/1.html").read_text()
 
 
+def test_confidence_is_written_and_a_student_without_calibration_says_so(folder):
+    checkpoint = folder / "run/student/last.safetensors"
+    with pytest.warns(SurroundWarning, match="this student has no calibration"):
+        code, text = run_predict(folder, "--frame", 1, *writing("confidence", "ply"))
+    assert code == 0, text
+    plain = load_student(checkpoint, precision="fp32")
+    frame = NEAR.frame("d/1")
+    assert len(read_ply((folder / "out/ply/d/1.ply").read_bytes())) == len(
+        frame_cloud(frame, plain.look(frame), LINEAGE.depth_range_m, 4).points_m
+    )
+    save_calibration(checkpoint, Calibration(0.5, "near", "d[:1]", 1234))
+    assert surround("predict", checkpoint, "--out", folder / "sure", "--frame", 1, *writing("confidence"))[0] == 0
+    sigma = plain.look(frame, uncalibrated=True).sigma
+    for i, name in enumerate(NAMES):
+        for out, scale, said in (("out", 1.0, "none"), ("sure", 0.5, "near d[:1]")):
+            with Image.open(folder / out / f"confidence/{name}/d/1.png") as picture:
+                assert (picture.size[::-1], picture.info["calibration"]) == (NATIVE_SIZE, said)
+                found = np.asarray(picture) / SIGMA_STEPS
+            np.testing.assert_allclose(found, scale * resized(sigma[i], NATIVE_SIZE), atol=0.6 / SIGMA_STEPS)
+
+
 def test_all_test_frames_are_looked_at_and_what_is_missing_or_damaged_is_no_reason_to_stop(folder):
     code, text = run_predict(folder)
     assert (code, "3 frames written" in text, "d/3: image missing: x" in text) == (3, True, True), text
@@ -73,7 +94,9 @@ def test_what_is_there_is_not_written_again(folder, monkeypatch):
     before = contents(folder / "out")
     looked = []
     real = predict.SurroundStudent.look
-    monkeypatch.setattr(predict.SurroundStudent, "look", lambda self, f: looked.append(f.id) or real(self, f))
+    monkeypatch.setattr(
+        predict.SurroundStudent, "look", lambda self, f, **how: looked.append(f.id) or real(self, f, **how)
+    )
     (folder / "out/colour/left/d/2.png").unlink()
     code, text = run_predict(folder, "--frame", 0, "--frame", 1, "--frame", 2)
     assert (code, "2 frames written, 1 already done" in text, looked) == (0, True, ["d/1", "d/2"]), text
@@ -258,7 +281,7 @@ def test_a_signal_ends_it_between_two_frames_with_75(folder):
 
 
 def test_frames_that_all_fail_are_counted_with_the_first_reason(folder, monkeypatch):
-    def fail(self, frame):
+    def fail(self, frame, **_):
         raise FrameError(f"{frame.id} looks bad")
 
     monkeypatch.setattr(predict.SurroundStudent, "look", fail)

@@ -10,7 +10,8 @@ import torch
 from support.deployed import OPERATORS, one
 
 from stages.compute.openvino_cpu import openvino_precisions
-from stages.deploy.export import MEANINGS, ExportError, program_file, require_views_alone
+from stages.deploy.export import MEANINGS, ExportError, export_program, onnx_model, program_file, require_views_alone
+from stages.deploy.parity import require_sigma
 from stages.deploy.runtimes import DeployedRigs, onnxruntime_runner, openvino_runner, torch_runner
 
 
@@ -39,13 +40,29 @@ def test_the_graph_tells_what_goes_in_and_comes_out_and_nothing_of_the_sources(g
         "focal_px": ["batch", views],
         "depth_m": ["batch", views, 32, 64],
     }
-    assert {value.name: value.doc_string for value in (*proto.graph.input, *proto.graph.output)} == MEANINGS
+    told = {value.name: value.doc_string for value in (*proto.graph.input, *proto.graph.output)}
+    assert told == {name: MEANINGS[name] for name in ("image", "focal_px", "depth_m")}
     assert proto.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
     assert {node.op_type for node in proto.graph.node} <= {*OPERATORS.split()}
     assert not any(node.metadata_props or node.doc_string for node in proto.graph.node)
     for constant in proto.graph.initializer:
         constant.ClearField("raw_data")  # where any three bytes may occur
     assert b".py" not in proto.SerializeToString()
+
+
+def test_sigma_is_a_second_output_where_it_is_asked_for(student, model, rigs):
+    """Runners read depth, the first output, as ever; where a camera is missing, sigma is 0, too."""
+    sure = onnx_model(export_program(student, 3, 1, sigma_scale=0.5), {"format": "test"})
+    require_sigma(sure, student, 0.5, one(rigs, 1), one_camera=False)
+    with pytest.raises(ExportError, match=r"sigma in onnxruntime: expected .*, found 0\.[45]\d*; nothing was written"):
+        require_sigma(sure, student, 1.0, one(rigs, 1), one_camera=False)
+    graph = onnx.load_from_string(sure).graph
+    assert [value.name for value in graph.output] == ["depth_m", "sigma"]
+    assert graph.output[1].doc_string == MEANINGS["sigma"]
+    assert {node.op_type for node in graph.node} <= {*OPERATORS.split(), "Log", "Pow", "Sqrt"}
+    expected_m = onnxruntime_runner(model)(one(rigs, 1))
+    for runner in (onnxruntime_runner(sure), openvino_runner(sure, "fp32")):
+        np.testing.assert_allclose(runner(one(rigs, 1)), expected_m, rtol=1e-4)
 
 
 def test_turning_the_ring_turns_the_depth(model, rigs):

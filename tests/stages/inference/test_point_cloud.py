@@ -190,6 +190,20 @@ def test_a_frame_s_cloud_has_no_pixels_of_the_vehicle_itself_and_its_neighbours_
     assert (cloud.points_m[:, :2] @ (np.cos(yaw), np.sin(yaw))).mean() == pytest.approx(5 - 0.2 * np.sin(yaw), abs=1e-4)
 
 
+def test_pixels_that_a_calibrated_student_is_not_sure_of_are_left_out():
+    """Only if sigma is calibrated: the spread of bins as it is says nothing in units of log depth."""
+    frame, (rig, depth_m) = FakeSource().frame("d/0"), room([0.0])
+    sigma = np.full(depth_m.shape, point_cloud.SIGMA_LIMIT, np.float32)
+    sigma[0, 0, :3] += 0.01
+    clouds = [
+        frame_cloud(frame, Prediction(rig, depth_m, values, calibrated), RANGE_M, 2)
+        for values, calibrated in ((None, False), (sigma, False), (sigma, True))
+    ]
+    sizes = [len(cloud.points_m) for cloud in clouds]
+    assert sizes[0] == sizes[1] == sizes[2] + 3
+    np.testing.assert_array_equal(clouds[0].points_m[3:], clouds[2].points_m)
+
+
 def test_without_the_vehicle_s_place_there_is_no_cloud_but_an_error_with_a_remedy():
     frame = FakeSource().frame("d/0")
     with pytest.raises(FrameError, match="give ego_from_cam in rig.json"):

@@ -11,11 +11,13 @@ from safetensors.torch import save_file
 from stages.student.checkpoint import (
     HEADER,
     STATE_FORMAT,
+    Calibration,
     CheckpointError,
     Lineage,
     TrainingState,
     load_state,
     load_student,
+    save_calibration,
     save_state,
     save_student,
     saved_states,
@@ -55,6 +57,22 @@ def test_equal_students_are_equal_bytes(tmp_path):
     for name in "ab":
         save_student(tmp_path / name, student(), LINEAGE)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_calibration_is_kept_and_changes_nothing_else(tmp_path):
+    path, found = tmp_path / "a", Calibration(0.19, "synthetic", "selection[::3]", 579030)
+    save_student(path, student(), LINEAGE)
+    before = load_student(path)
+    assert before.calibration is None
+    save_calibration(path, replace(found, sigma_scale=7.0))
+    save_calibration(path, found)
+    loaded = load_student(path)
+    assert (loaded.calibration, loaded.lineage) == (found, LINEAGE)
+    for name, value in before.student.state_dict().items():
+        assert torch.equal(loaded.student.state_dict()[name], value)
+    for wrong in (0.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="sigma_scale: expected a positive number"):
+            replace(found, sigma_scale=wrong)
 
 
 def test_another_architecture_is_refused_naming_each_difference(tmp_path):

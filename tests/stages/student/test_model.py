@@ -13,7 +13,7 @@ from data_cache.errors import SettingError
 from stages.student.cross_view import RingAttention
 from stages.student.encoder import ENCODERS, STRIDES, build_encoder
 from stages.student.fold import folded
-from stages.student.head import MetricBinCenters, expected_depth_m, upsampled_m
+from stages.student.head import MetricBinCenters, depth_and_sigma, expected_depth_m, upsampled_m
 from stages.student.model import Student
 from stages.student.spec import StudentSpec
 from stages.targets.relations import pool_tokens
@@ -289,6 +289,47 @@ def test_expected_depth_by_hand():
     depth_m = expected_depth_m(logit, torch.tensor([[8.0, 2.0], [10.0, 1.0]]))
     torch.testing.assert_close(depth_m, torch.tensor([6.5, 5.5]).view(2, 1, 1))
     assert expected_depth_m(logit.bfloat16(), torch.ones(2, 2)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("exporting", [False, True])
+def test_sigma_by_hand(exporting, monkeypatch):
+    """Centres e^3, e^1, e^0 have log cells of width 2, 1.5, 1. Odds 3 to 1 to 0: the mean of log depth is 2.5, the
+    variance of the centres 0.75 * 0.25 + 0.25 * 2.25 = 0.75, that within the cells (0.75 * 4 + 0.25 * 2.25) / 12. All
+    probability in the last bin: its own width / sqrt(12), whatever its neighbours are.
+    """
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: exporting)
+    logit = torch.tensor([[math.log(3.0), 0.0, -1e4], [-1e4, -1e4, 0.0]]).view(2, 3, 1, 1)
+    centers_m = torch.tensor([3.0, 1.0, 0.0]).exp().expand(2, 3)
+    depth_m, sigma = depth_and_sigma(logit, centers_m)
+    torch.testing.assert_close(depth_m, expected_depth_m(logit, centers_m))
+    expected = torch.tensor([0.75 + (0.75 * 4 + 0.25 * 2.25) / 12, 1 / 12]).sqrt().view(2, 1, 1)
+    torch.testing.assert_close(sigma, expected, rtol=1e-5, atol=0)
+
+
+def test_two_ways_to_sigma_are_one_and_depth_is_the_same_up_to_rounding(monkeypatch):
+    """On a CPU sigma is a difference of two moments up to 8; each sum of 64 terms is rounded by 64 * 2 ** -24 of it."""
+    logit, centers_m = 4 * random(3, 64, 5, 7), torch.linspace(math.log(120), math.log(0.5), 64).exp().expand(3, 64)
+    logit[0, 9] += 50  # one bin has all of it
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # would round a matrix product to 8 bits
+        depth_m, sigma = depth_and_sigma(logit, centers_m)
+    torch.testing.assert_close(depth_m, expected_depth_m(logit, centers_m), rtol=2 * 64 * 2**-24, atol=0)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    torch.testing.assert_close(sigma**2, depth_and_sigma(logit, centers_m)[1] ** 2, rtol=0, atol=64 * 8 * 2**-24)
+    width = math.log(240) / 63
+    torch.testing.assert_close(sigma[0], torch.full((5, 7), width / 12**0.5), rtol=0.01, atol=0)
+
+
+def test_a_student_that_is_asked_how_sure_it_is_says_the_same_depth():
+    model, image = make_student(), random(1, 6, 3, 96, 160)
+    focal_px = torch.full((1, 6), 100.0)
+    with torch.inference_mode():
+        plain, sure = model(image, focal_px, ALL_SIX), model(image, focal_px, ALL_SIX, sigma=True)
+        longer = model(image, 2 * focal_px, ALL_SIX, sigma=True)
+    assert plain.sigma is None
+    torch.testing.assert_close(sure.depth_m, plain.depth_m, rtol=1e-5, atol=0)
+    assert sure.sigma.shape == sure.depth_m.shape
+    torch.testing.assert_close(longer.sigma, sure.sigma, rtol=1e-3, atol=1e-4)  # a longer lens makes nobody surer
+    assert (sure.sigma > math.log(80) / 16 / 2 / 12**0.5).all()  # a bin is at least half as wide as an even share
 
 
 @pytest.mark.parametrize("factor", [2, 4])
