@@ -187,8 +187,8 @@ def parse_recipe(text: str, where: str, overrides: Sequence[str] = (), name: str
         )
     if recipe.bins.strategy == "local" and recipe.train_student.lidar_share < 1:
         raise RecipeError(
-            f"{Path(where).name}[train_student]: lidar_share is {recipe.train_student.lidar_share:g}, but all returns have"
-            ' corrected the teacher\'s bins (bins.strategy = "local"); set it to 1, or take another strategy'
+            f"{Path(where).name}[train_student]: lidar_share is {recipe.train_student.lidar_share:g}, but with"
+            ' bins.strategy = "local" all returns have corrected the bins; set it to 1, or take another strategy'
         )
     return recipe
 

@@ -97,7 +97,7 @@ def correct_by_lidar(u: Float[Tensor, "V h w"], lidar_depth_m: Float[Tensor, "V 
     for view in fit.fitted.nonzero()[:, 0].tolist():
         there = lidar_depth_m[view] > 0
         left = (lidar_depth_m[view][there] / fitted_m[view][there]).log().clamp(-MAX_LOG_STEP, MAX_LOG_STEP)
-        step = spread(_places(at_returns[view])[there], left, _places(u[view]).flatten(0, 1), height / width)
+        step = spread(places(at_returns[view])[there], left, places(u[view]).flatten(0, 1), height / width)
         inverse = fit.shift[view] + fit.scale[view] * bins.map_disparity(u[view])
         found[view] = bins.affine_invariant_map(inverse * torch.exp(-step.view(h, w)), (h, w))
     return Corrected(found, fit.fitted)
@@ -145,8 +145,8 @@ def _corners(at: Float[Tensor, "N 3"], cells: Tensor) -> _Corners:
     return _Corners((node[..., 0] * (cells[1] + 1) + node[..., 1]) * (cells[2] + 1) + node[..., 2], share)
 
 
-def _places(u: Float[Tensor, "H W"]) -> Float[Tensor, "H W 3"]:
-    """Row, column and u of every pixel, each in [0, 1]."""
+def places(u: Float[Tensor, "H W"]) -> Float[Tensor, "H W 3"]:
+    """Row, column and u of every pixel of a map, each in [0, 1], for `spread`."""
     height, width = u.shape
     row, column = torch.meshgrid(
         (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij"
