@@ -18,6 +18,7 @@ def main() -> None:
     figure = Figure(figsize=(9, 4.2), dpi=120, layout="constrained")
     for axes, (data, aim) in zip(figure.subplots(1, 2, sharey=True), AIMS.items(), strict=True):
         own = [row for row in rows if (row["data"], row["part"], row["flips"]) == (data, "test", False)]
+        own.sort(key=lambda row: "LiDAR alone" in row["fit"])
         for offset, (kind, (label, colour)) in zip((-0.2, 0.2), KINDS.items(), strict=True):
             places = [i + offset for i in range(len(own))]
             bars = axes.barh(places, [row[kind] for row in own], 0.38, color=colour, label=label)
@@ -27,7 +28,7 @@ def main() -> None:
         axes.set_title(NAMES[data], fontsize=9)
         axes.set_xlabel("AbsRel at LiDAR returns that the fit has not seen", fontsize=8)
         axes.set_xlim(0, 1.15 * max(max(row[kind] for row in own) for kind in KINDS))
-        axes.legend(fontsize=7, loc="lower right")
+        axes.legend(fontsize=7, loc="upper right")
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].invert_yaxis()
     figure.savefig(HERE.parents[1] / "docs/teacher_ceiling.png")
