@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader, BytesIO
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -47,7 +47,10 @@ def load_rgb(
 
 
 def decode_rgb(
-    stream: IO[bytes], where: str, size: tuple[int, int] | None = None, at_least: tuple[int, int] | None = None
+    stream: BufferedReader | BytesIO,
+    where: str,
+    size: tuple[int, int] | None = None,
+    at_least: tuple[int, int] | None = None,
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Decode an image as `load_rgb` does, from an open file or from memory; errors name `where`."""
     with _image(stream, where) as image:
@@ -60,7 +63,7 @@ def decode_rgb(
     return rgb
 
 
-def image_size(stream: IO[bytes], where: str) -> tuple[int, int]:
+def image_size(stream: BufferedReader | BytesIO, where: str) -> tuple[int, int]:
     """(H, W) that the header of an image declares; no pixel is decoded. Raises FrameError naming `where`."""
     with _image(stream, where) as image:
         return image.height, image.width
@@ -78,7 +81,7 @@ def opened(path: Path) -> Iterator[Image.Image]:
 
 
 @contextmanager
-def _image(stream: IO[bytes], where: str) -> Iterator[Image.Image]:
+def _image(stream: BufferedReader | BytesIO, where: str) -> Iterator[Image.Image]:
     try:
         with Image.open(stream, formats=FORMATS) as image:
             yield image

@@ -133,11 +133,12 @@ def calibration(
     values = {"binning_x": 0, "binning_y": 0, "roi": roi} | more
     message = ros(
         "sensor_msgs/msg/CameraInfo", header=header(time_ns, frame), width=size[0], height=size[1],
-        distortion_model=model, d=np.array(list(D), np.float64), k=K.ravel(), r=np.eye(3).ravel(), p=P.ravel(), **values,
+        distortion_model=model, d=np.array(list(D), np.float64), k=K.ravel(), r=np.eye(3).ravel(), p=P.ravel(),
+        **values,
     )  # fmt: skip
     protobuf = CameraCalibration(
-        frame_id=frame, width=size[0], height=size[1], distortion_model=model, D=list(D), K=K.ravel(), R=np.eye(3).ravel(),
-        P=P.ravel(),
+        frame_id=frame, width=size[0], height=size[1], distortion_model=model, D=list(D), K=K.ravel(),
+        R=np.eye(3).ravel(), P=P.ravel(),
     )  # fmt: skip
     protobuf.timestamp.FromNanoseconds(time_ns)
     return Said(topic, time_ns + LATENCY_NS, "sensor_msgs/msg/CameraInfo", message, protobuf)
@@ -192,7 +193,7 @@ def cloud_message(
 
 
 def write_bag(path: Path, messages: Iterable[Said], kind: str = "mcap", chunk_bytes: int = 2**20) -> Path:
-    """Write messages in the order of recording; `kind` is one of FORMATS. Returns the bag: a folder, or an MCAP file."""
+    """Write messages in the order of recording; `kind` is one of FORMATS. Returns a folder, or an MCAP file."""
     assert kind in FORMATS, kind
     if kind == "foxglove":
         with path.with_suffix(".mcap").open("wb") as stream, ProtobufWriter(stream, chunk_size=chunk_bytes) as writer:

@@ -36,9 +36,10 @@ def decisions_text(source: RecordingSource) -> str:
     for camera, azimuth_deg in zip(choices.cameras, choices.azimuths_deg, strict=True):
         size = f"{camera.photographed.width_px} x {camera.photographed.height_px} px"
         lens = camera.lens.model if camera.lens is not None else "rectified" if camera.is_rectified else "no distortion"
-        side = "left" if azimuth_deg > 0 else "right"
+        side = f"{abs(azimuth_deg):.0f} degrees to the {'left' if azimuth_deg > 0 else 'right'}"
+        looks = side if abs(azimuth_deg) >= 0.5 else "ahead"
         lines += [
-            f"[[camera]]    # looks {abs(azimuth_deg):.0f} degrees to the {side}, {size}, {lens}",
+            f"[[camera]]    # looks {looks}, {size}, {lens}",
             f"name = {_quoted(camera.name)}",
             f"topic = {_quoted(camera.topic)}",
             f"calibration = {_quoted(camera.calibration_topic)}",

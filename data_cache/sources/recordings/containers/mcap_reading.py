@@ -27,7 +27,7 @@ _UNCHUNKED = -1
 class McapFile:
     """An MCAP file, open for reading from any thread.
 
-    `notes` says what the last pass left out: what was cut off, or a damaged chunk.
+    `notes` says what the last pass left out: what was cut off, or a damaged chunk. `scratch` lives as long as the file.
     """
 
     def __init__(self, path: Path) -> None:

@@ -2,13 +2,11 @@
 
 import re
 import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
 
 from data_cache.errors import SourceError
 from data_cache.sources.recordings.containers import mcap_reading, sqlite_reading
-from data_cache.sources.recordings.containers.packed import ZSTD_MAGIC, Place, Recorded, missing_extra
+from data_cache.sources.recordings.containers.packed import ZSTD_MAGIC, missing_extra
 
 _SUFFIXES = (".mcap", ".db3", ".zstd", ".zst")
 _LISTED = re.compile(r"^\s*-\s+[\"']?([^\s\"']+\.(?:mcap|db3)(?:\.zstd)?)[\"']?\s*$", re.MULTILINE)
@@ -16,21 +14,7 @@ _LARGEST_RATIO = 1000  # images do not shrink by zstd, tables of numbers to a te
 _STEP = 16 * 2**20
 
 
-class MessageFile(Protocol):
-    """A file of messages; see McapFile and SqliteFile."""
-
-    path: Path
-    notes: list[str]
-    scratch: object
-    """What must live as long as the file is open."""
-
-    def messages(self, on_bytes: Callable[[int], object] = ...) -> Iterator[Recorded]:
-        """All messages, in the order of the file."""
-        ...
-
-    def fetch(self, place: Place) -> memoryview:
-        """The bytes of one message."""
-        ...
+MessageFile = mcap_reading.McapFile | sqlite_reading.SqliteFile
 
 
 def bag_files(bag: Path) -> tuple[Path, ...]:

@@ -24,7 +24,7 @@ class SqliteFile:
     """A sqlite3 file of a ROS 2 bag, open for reading from any thread.
 
     Bags that compress each message are unpacked: a message of ROS 2 never begins as zstd data does. `notes` says what
-    the last pass left out.
+    the last pass left out. `scratch` lives as long as the file.
     """
 
     def __init__(self, path: Path) -> None:
