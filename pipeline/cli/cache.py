@@ -173,7 +173,7 @@ def rig_export(recipe: str, data: Path | None, overrides: tuple[str, ...], out: 
 
 @rig.command("import")
 @click.argument("bags", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="BAG...")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write, new or unfinished.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to write, new or unfinished.")
 @click.option(
     "--rate",
     type=click.FloatRange(min=0, min_open=True),
@@ -199,10 +199,12 @@ def rig_import(
     BAG is a file or the folder of a bag; each becomes a drive. Cameras, LiDAR, ring order, poses and frames are decided
     from the recording, unless --bag-toml says otherwise. The same command continues an import that was stopped.
     """
+    if out is None and not dry_run:
+        raise click.UsageError("--out names the folder to write; leave it out only with --dry-run")
     from pipeline.runs.rig_folder import run_rig_import
 
     with exit_on_error():
-        imported = run_rig_import(bags, out, bag_toml, rate, slack_ms, dry_run=dry_run)
+        imported = run_rig_import(bags, None if dry_run else out, bag_toml, rate, slack_ms)
     for note in imported.notes:
         click.echo(f"Note: {note}", err=True)
     if imported.done is None:

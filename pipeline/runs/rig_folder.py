@@ -41,21 +41,18 @@ class RigImport:
 
 def run_rig_import(
     bags: Sequence[Path],
-    out: Path,
+    out: Path | None,
     bag_toml: Path | None = None,
     rate_hz: float | None = None,
     slack_ms: float | None = None,
-    *,
-    dry_run: bool = False,
 ) -> RigImport:
     """Read each bag once, decide what it holds, and write its frames to a new or unfinished rig folder.
 
     Args:
         bags: recordings of one vehicle: files, or folders of ROS 2 bags.
-        out: the folder to write; not touched by a dry run.
+        out: the folder to write; None for a dry run: decide, and write nothing.
         bag_toml: what the user decides; None to leave everything to the recording.
         rate_hz, slack_ms: in place of those of `bag_toml`, if not None.
-        dry_run: decide, and write nothing.
 
     Raises:
         SourceError: if a recording or a setting cannot be used, or `out` holds a rig already.
@@ -71,7 +68,7 @@ def run_rig_import(
     with progress_bar(size, 0, "reading", "B", unit_scale=True) as bar:
         source = RecordingSource(bags, settings, on_bytes=bar.update, name=_rig_name(out))
     decisions = decisions_text(source)
-    if dry_run:
+    if out is None:
         return RigImport(decisions, source.notes, None)
     frame_ids = [one for ids in source.drives.values() for one in ids]
     with progress_bar(len(frame_ids), 0, "rig import", "frame") as bar:
@@ -79,5 +76,6 @@ def run_rig_import(
     return RigImport(decisions, source.notes, done)
 
 
-def _rig_name(out: Path) -> str:
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", out.resolve().name).lstrip(".-")[:64] or "recording"
+def _rig_name(out: Path | None) -> str:
+    name = out.resolve().name if out is not None else ""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip(".-")[:64] or "recording"

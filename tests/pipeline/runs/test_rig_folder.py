@@ -56,8 +56,10 @@ def test_an_image_that_leads_elsewhere_is_left_out_with_exit_3(tmp_path, folder)
 
 def test_a_recording_is_imported_and_its_decisions_decide_the_same_again(tmp_path):
     bag = write_bag(tmp_path / "monday", recording(), "mcap-zstd")
-    code, decisions = surround("rig", "import", bag, "--out", tmp_path / "van", "--dry-run")
-    assert (code, (tmp_path / "van").exists()) == (0, False), decisions
+    code, decisions = surround("rig", "import", bag, "--dry-run")
+    assert (code, sorted(tmp_path.iterdir())) == (0, [bag]), decisions
+    code, text = surround("rig", "import", bag)
+    assert (code, "--out names the folder to write" in text) == (2, True)
     for line in (
         '\nego = "base_link"    # the vehicle',
         '\nworld = "odom"    # stands still',
@@ -72,8 +74,7 @@ def test_a_recording_is_imported_and_its_decisions_decide_the_same_again(tmp_pat
     code, text = surround("rig", "import", bag, "--out", tmp_path / "van", "--bag-toml", tmp_path / "bag.toml")
     said = f"rig import: 20 frames in {tmp_path / 'van'}, 80 images copied, 0 written as PNG\n"
     assert (code, said in text) == (0, True), text
-    again = surround("rig", "import", bag, "--out", tmp_path / "a", "--bag-toml", tmp_path / "bag.toml", "--dry-run")[1]
-    assert again == decisions
+    assert surround("rig", "import", bag, "--bag-toml", tmp_path / "bag.toml", "--dry-run")[1] == decisions
     folder = RigFolderSource(tmp_path / "van")
     assert (folder.rig.name, folder.rig.camera_names) == ("van", ("front", "right", "back", "left"))
     code, text = surround("rig", "import", bag, "--out", tmp_path / "van")

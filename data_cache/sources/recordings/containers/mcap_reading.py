@@ -59,6 +59,7 @@ class McapFile:
                 )
                 return
             if opcode == _DATA_END:
+                on_bytes(self._size - position)  # what follows repeats what was read
                 return
             try:
                 if opcode == _CHUNK:
