@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from data_cache.errors import FrameError, SourceError
+from data_cache.files import count_text
 from data_cache.sources.recordings.containers.opening import MessageFile, bag_files, open_file
 from data_cache.sources.recordings.containers.packed import Channel, Place, Recorded
 from data_cache.sources.recordings.decoding.messages import (
@@ -144,7 +145,10 @@ def read_bag(path: Path, on_bytes: Callable[[int], object] = lambda _: None) -> 
             except FrameError as error:
                 damaged.setdefault(one.channel.topic, []).append(str(error))
     notes = [note for file in files for note in file.notes]
-    notes += [f"{topic}: {len(errors)} damaged messages left out; {errors[0]}" for topic, errors in damaged.items()]
+    notes += [
+        f"{topic}: {count_text(len(errors), 'damaged message')} left out; the first: {errors[0]}"
+        for topic, errors in damaged.items()
+    ]
     if not any(topic.count for topic in topics.values()):
         why = f"; {notes[0]}" if notes else ""
         raise SourceError(f"{path}: expected messages, found none{why}")

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Int
 
 from data_cache.errors import SourceError
+from data_cache.files import count_text
 from data_cache.sources.recordings.choices import Choices
 from data_cache.sources.recordings.containers.packed import Place
 from data_cache.sources.recordings.indexing import Bag, Row
@@ -72,7 +73,10 @@ def pair(bag: Bag, choices: Choices, tree: Tree) -> Pairs:
     nearest = [_nearest(stream.times_ns, times_ns, slack_ns) for stream in streams]
     seen: np.ndarray = (np.stack(nearest) != _NONE).any(axis=0)
     if not seen.all() and seen.any():
-        notes.append(f"{int((~seen).sum())} of {len(seen)} frames are left out: no image within {slack_ns / 1e6:g} ms")
+        notes.append(
+            f"{int((~seen).sum()):,} of {count_text(len(seen), 'frame')} left out: no image within"
+            f" {slack_ns / 1e6:g} ms"
+        )
     if not seen.any():
         raise SourceError(
             f"{bag.path}: expected frames, found none: {len(times_ns)} sweeps or moments, and no image within"
@@ -99,11 +103,13 @@ def _stream(bag: Bag, choices: Choices, tree: Tree, name: str, frame: str, notes
     twice = np.append(False, np.diff(times_ns) == 0)
     if not known.all():
         notes.append(
-            f"{name}: {int((~known).sum())} of {len(known)} messages are left out: no pose of {frame} in"
+            f"{name}: {int((~known).sum()):,} of {count_text(len(known), 'message')} left out: no pose of {frame} in"
             f" {choices.world} at their time"
         )
     if twice.any():
-        notes.append(f"{name}: {int(twice.sum())} messages are left out: the one before has the same time stamp")
+        notes.append(
+            f"{name}: {count_text(int(twice.sum()), 'message')} left out: the one before has the same time stamp"
+        )
     return _Stream(times_ns[known & ~twice], rows[known & ~twice])
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from data_cache.errors import SettingError
 
-MESSAGE_LIMIT = 512 * 2**20
+MESSAGE_LIMIT = 256 * 2**20
 """Bytes of the largest message, and of the largest chunk of an MCAP file, unpacked."""
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 

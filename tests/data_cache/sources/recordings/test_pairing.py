@@ -95,7 +95,7 @@ def test_messages_without_a_pose_are_left_out_and_said(tmp_path):
     said = [*statics(), *poses(until_s=1.0), *lidar(), *camera("front")]
     source = source_of(tmp_path, said)
     assert seconds(source)[-1] == 0.9  # the sweep at 1.0 has a pose, but no image that has one
-    assert f"{LIDAR_TOPIC}: 9 of 20 messages are left out: no pose of lidar in odom at their time" in source.notes
+    assert f"{LIDAR_TOPIC}: 9 of 20 messages left out: no pose of lidar in odom at their time" in source.notes
 
 
 def test_of_messages_with_one_stamp_the_first_counts(tmp_path):
@@ -103,4 +103,4 @@ def test_of_messages_with_one_stamp_the_first_counts(tmp_path):
     source = source_of(tmp_path, [*recording(["front"]), replace(twice, log_ns=twice.log_ns + 1000)])
     assert len(source.drives["van"]) == 20
     np.testing.assert_array_equal(source.frame(f"van/{at(0.5)}").load_sweep().points_m, points(5))
-    assert f"{LIDAR_TOPIC}: 1 messages are left out: the one before has the same time stamp" in source.notes
+    assert f"{LIDAR_TOPIC}: 1 message left out: the one before has the same time stamp" in source.notes
