@@ -192,7 +192,12 @@ def rig_export(recipe: str, data: Path | None, overrides: tuple[str, ...], out: 
 @click.option("--dry-run", is_flag=True, help="Print what would be decided, and write nothing.")
 @quiet_option
 def rig_import(
-    bags: tuple[Path, ...], out: Path, rate: float | None, slack_ms: float | None, bag_toml: Path | None, dry_run: bool
+    bags: tuple[Path, ...],
+    out: Path | None,
+    rate: float | None,
+    slack_ms: float | None,
+    bag_toml: Path | None,
+    dry_run: bool,
 ) -> None:
     """Write recordings of a vehicle as a rig folder: ROS 2 bags (MCAP, sqlite3) and Foxglove MCAP.
 
