@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from data_cache.errors import FrameError, SourceError
+from data_cache.frames.rig import require_rigid
 from data_cache.sources.recordings.cameras import RecordedCamera, find_cameras
 from data_cache.sources.recordings.decoding.clouds import TIME_FIELDS
 from data_cache.sources.recordings.decoding.messages import CLOUD, CloudMessage
@@ -239,8 +240,9 @@ def _mounts(
         begin_ns = max((int(edge.stamps_ns[0]) for edge in (*up, *down) if not edge.always), default=0)
         try:
             mounts[name] = tree.pose(ego, frame, begin_ns)
+            require_rigid(mounts[name], "")
         except FrameError as error:
-            raise SourceError(f"transforms: where {frame} is on {ego}: {error}") from error
+            raise SourceError(f"transforms: where {frame} is on {ego}: {str(error).removeprefix(': ')}") from error
     return mounts
 
 

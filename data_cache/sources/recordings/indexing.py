@@ -29,6 +29,7 @@ from data_cache.sources.recordings.decoding.messages import (
 from data_cache.sources.recordings.transforms import EdgeLog
 
 _COLUMNS = 6  # stamp, log time, number of the file, and the three numbers of a place
+_NOTES = 5  # of a file; a damaged one could have thousands
 _SAMPLED = 100_000  # messages of a topic whose places nobody needs, only rates and clock offsets
 
 
@@ -144,7 +145,7 @@ def read_bag(path: Path, on_bytes: Callable[[int], object] = lambda _: None) -> 
                 _take(one, number, topics, edges, odometry)
             except FrameError as error:
                 damaged.setdefault(one.channel.topic, []).append(str(error))
-    notes = [note for file in files for note in file.notes]
+    notes = [note for file in files for note in _shortened(file.notes)]
     notes += [
         f"{topic}: {count_text(len(errors), 'damaged message')} left out; the first: {errors[0]}"
         for topic, errors in damaged.items()
@@ -153,6 +154,12 @@ def read_bag(path: Path, on_bytes: Callable[[int], object] = lambda _: None) -> 
         why = f"; {notes[0]}" if notes else ""
         raise SourceError(f"{path}: expected messages, found none{why}")
     return Bag(path, files, topics, edges, odometry, tuple(notes))
+
+
+def _shortened(notes: list[str]) -> list[str]:
+    """The first notes of a file, and how many there are beyond them."""
+    beyond = len(notes) - _NOTES
+    return notes if beyond <= 0 else [*notes[:_NOTES], f"{count_text(beyond, 'more part')} of this file left out"]
 
 
 def _take(

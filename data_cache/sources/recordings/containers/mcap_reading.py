@@ -22,6 +22,7 @@ _HEAD = struct.Struct("<BQ")
 _MESSAGE_HEAD = struct.Struct("<HIQQ")
 _SCHEMA, _CHANNEL, _MESSAGE, _CHUNK, _DATA_END = 3, 4, 5, 6, 15
 _UNCHUNKED = -1
+_LATEST_NS = 2**62
 
 
 class McapFile:
@@ -152,6 +153,8 @@ class _Tables:
                     place = Place(*offset, position - begin)
                     if channel not in self._channels:
                         raise Damaged(f"a message of channel {channel}, which is not declared")
+                    if log_ns > _LATEST_NS:
+                        raise Damaged(f"a message recorded at {log_ns} ns, after the year 2116")
                     yield Recorded(self._channels[channel], log_ns, data[begin:position], place)
                 elif opcode == _SCHEMA:
                     self._add_schema(data[body:position])

@@ -18,6 +18,8 @@ from data_cache.sources.recordings.containers.packed import (
 )
 
 MAGIC = b"SQLite format 3\0"
+# What reading a damaged file raises; UnicodeDecodeError comes from its texts, and from those of error messages.
+_FAULTS = (sqlite3.Error, UnicodeDecodeError, OverflowError)
 
 
 class SqliteFile:
@@ -46,21 +48,26 @@ class SqliteFile:
             topics = self._database.execute("SELECT id, name, type, serialization_format FROM topics")
             channels = {number: Channel(str(name), str(kind), str(code)) for number, name, kind, code in topics}
             rows = self._database.execute("SELECT id, topic_id, timestamp, data FROM messages ORDER BY id")
-        except sqlite3.Error as error:
+        except _FAULTS as error:
             raise SourceError(
                 f"{self.path}: expected the tables of a ROS 2 bag, found {error}; it is cut off, damaged, or no bag"
             ) from error
         while True:
             try:
                 row = rows.fetchone()
-            except sqlite3.Error as error:
+            except _FAULTS as error:
                 self.notes.append(f"{self.path}: cut off or damaged, the rest is left out: {error}")
                 return
             if row is None:
                 return
             number, topic, log_ns, packed = row
             try:
-                if topic not in channels or not isinstance(packed, bytes) or not isinstance(log_ns, int):
+                if (
+                    topic not in channels
+                    or not isinstance(packed, bytes)
+                    or type(number) is not int
+                    or type(log_ns) is not int
+                ):
                     raise Damaged("expected a topic, a time and bytes")
                 data = _plain(packed)
             except Damaged as error:
@@ -75,7 +82,7 @@ class SqliteFile:
             with self._lock:
                 row = self._database.execute("SELECT data FROM messages WHERE id = ?", (place.start,)).fetchone()
             data = _plain(row[0] if row else b"")
-        except (sqlite3.Error, Damaged) as error:
+        except (*_FAULTS, Damaged) as error:
             raise FrameError(f"{self.path}: message {place.start} cannot be read: {error}") from error
         if len(data) != place.length:
             raise FrameError(f"{self.path}: expected a message of {place.length} bytes, found {len(data)}")

@@ -226,6 +226,13 @@ def test_an_unknown_type_in_the_place_of_cameras_is_named(tmp_path):
         source_of(tmp_path / "b", [*said, unknown], cameras=(CameraSetting("/video"),))
 
 
+def test_a_sensor_whose_place_is_no_pose_is_named(tmp_path, standing):
+    broken = transform(at(1), "base_link", "front_optical", mount(0), "/tf_static")
+    broken.ros.transforms[0].transform.translation.x = float("nan")
+    with pytest.raises(SourceError, match="transforms: where front_optical is on base_link: expected a finite"):
+        source_of(tmp_path, [*standing, broken])
+
+
 def test_cameras_without_a_vehicle_above_them_are_an_error(tmp_path):
     said = [transform(at(0), "front_optical", "left_optical", np.eye(4), "/tf_static")]
     said += [*camera("front", count=1), *camera("left", count=1)]
