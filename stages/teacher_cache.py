@@ -15,7 +15,7 @@ from data_cache.errors import FrameError
 from data_cache.shards.records import FrameRecord
 from data_cache.shards.writer import CacheWriter
 from data_cache.sources.base import Source
-from stages.caching.products import CONSTANT_NOTE, SeenView, frame_record, look
+from stages.caching.products import CONSTANT_NOTE, UNCORRECTED_NOTE, SeenView, corrected, frame_record, look
 from stages.caching.teacher_input import PreparedFrame, prepare_frame
 from stages.compute.preemption import Preempted
 from stages.targets.binning import Binning
@@ -138,7 +138,7 @@ def teacher_cache(
                 filled.batches.append(hand_over(waiting))
             while len(commits) > 1:
                 report += commits.popleft().result()
-            commits.append(committers.submit(_commit, filled, writer, bin_spec, claims))
+            commits.append(committers.submit(_commit, filled, writer, bin_spec, binning, claims))
         for commit in commits:
             report += commit.result()
     return replace(report, shards_elsewhere=claims.elsewhere, shards_found_done=claims.found_done)
@@ -221,15 +221,17 @@ def _read_ahead(
         yield read
 
 
-def _commit(filled: _FilledShard, writer: CacheWriter, bin_spec: BinSpec, claims: _Claims) -> TeacherCacheReport:
+def _commit(
+    filled: _FilledShard, writer: CacheWriter, bin_spec: BinSpec, binning: Binning, claims: _Claims
+) -> TeacherCacheReport:
     """Combine the frames of a shard with the teacher's output, and write the shard."""
     shard, quarantined = filled.number, filled.quarantined
     views = chain.from_iterable(batch.result() for batch in filled.batches)
     records: dict[str, FrameRecord] = {}
     notes: dict[str, str] = {}
     for frame in filled.frames:
-        seen = list(islice(views, int(frame.view_valid.sum())))
-        note = ", ".join([*filter(None, [frame.note]), *_constant(frame, seen, writer.identity.camera_names)])
+        seen = corrected(frame, list(islice(views, int(frame.view_valid.sum()))), binning)
+        note = ", ".join([*filter(None, [frame.note]), *_notes(frame, seen, writer.identity.camera_names)])
         if note:
             notes[frame.id] = note
         try:
@@ -242,10 +244,16 @@ def _commit(filled: _FilledShard, writer: CacheWriter, bin_spec: BinSpec, claims
     return TeacherCacheReport(shards_written=1, frames_written=len(records))
 
 
-def _constant(frame: PreparedFrame, seen: Sequence[SeenView], camera_names: Sequence[str]) -> list[str]:
-    """A note for each camera in which the teacher sees no depth order at all, as behind a covered lens."""
-    names = (camera_names[i] for i in np.flatnonzero(frame.view_valid).tolist())
-    return [f"{name} {CONSTANT_NOTE}" for name, view in zip(names, seen, strict=True) if view.constant]
+def _notes(frame: PreparedFrame, seen: Sequence[SeenView], camera_names: Sequence[str]) -> list[str]:
+    """Notes about cameras: the teacher sees no depth order, as behind a covered lens; LiDAR has not corrected it.
+
+    A frame in which no camera was corrected says so once.
+    """
+    names = [camera_names[i] for i in np.flatnonzero(frame.view_valid).tolist()]
+    constant = [f"{name} {CONSTANT_NOTE}" for name, view in zip(names, seen, strict=True) if view.constant]
+    kept = [name for name, view in zip(names, seen, strict=True) if view.corrected is False]
+    which = ["every camera"] if len(kept) == len(names) else kept
+    return constant + [f"{name} {UNCORRECTED_NOTE}" for name in which]
 
 
 @contextmanager

@@ -16,9 +16,20 @@ FLOORS = {
     "data_cache.storage": ["claims store", "folder_store object_store", "locations"],
     "data_cache.sources": [
         "base parsing",
-        "selectors synthetic ddad nuscenes pandaset",
+        "selectors synthetic ddad nuscenes pandaset recordings",
         "rig_folder",
         "registry",
+    ],
+    "data_cache.sources.recordings": [
+        "containers settings",
+        "decoding",
+        "transforms",
+        "indexing",
+        "cameras",
+        "choices",
+        "pairing",
+        "source",
+        "decisions",
     ],
     "data_cache.shards": [
         "errors encodings",

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader, BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -41,14 +42,31 @@ def load_rgb(
     Raises:
         FrameError: if the file is missing, not a regular file, truncated, not an image, or not of `size`.
     """
-    with opened(path) as image:
+    with open_regular(path, BYTE_LIMIT, "image") as stream:
+        return decode_rgb(stream, str(path), size, at_least)
+
+
+def decode_rgb(
+    stream: BufferedReader | BytesIO,
+    where: str,
+    size: tuple[int, int] | None = None,
+    at_least: tuple[int, int] | None = None,
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Decode an image as `load_rgb` does, from an open file or from memory; errors name `where`."""
+    with _image(stream, where) as image:
         found = (image.height, image.width)
         if size is not None and found != size:
-            raise FrameError(f"{path}: expected {size[0]} x {size[1]} px (h x w), found {found[0]} x {found[1]}")
+            raise FrameError(f"{where}: expected {size[0]} x {size[1]} px (h x w), found {found[0]} x {found[1]}")
         if at_least is not None:
             image.draft("RGB", (at_least[1], at_least[0]))
         rgb = np.array(image.convert("RGB"))
     return rgb
+
+
+def image_size(stream: BufferedReader | BytesIO, where: str) -> tuple[int, int]:
+    """(H, W) that the header of an image declares; no pixel is decoded. Raises FrameError naming `where`."""
+    with _image(stream, where) as image:
+        return image.height, image.width
 
 
 @contextmanager
@@ -58,18 +76,23 @@ def opened(path: Path) -> Iterator[Image.Image]:
     Raises:
         FrameError: if the file is missing, not a regular file, not an image, or damaged, including while decoding.
     """
-    with open_regular(path, BYTE_LIMIT, "image") as stream:
-        try:
-            with Image.open(stream, formats=FORMATS) as image:
-                yield image
-        except (SurroundError, MemoryError):
-            raise
-        except UnidentifiedImageError as error:
-            raise FrameError(
-                f"image cannot be decoded: {path}: expected {', '.join(FORMATS)}, found none of them; write it again"
-            ) from error
-        except Exception as error:  # a damaged image can fail in any way, from OSError to ZeroDivisionError
-            raise FrameError(f"image cannot be decoded: {path}: {error}") from error
+    with open_regular(path, BYTE_LIMIT, "image") as stream, _image(stream, str(path)) as image:
+        yield image
+
+
+@contextmanager
+def _image(stream: BufferedReader | BytesIO, where: str) -> Iterator[Image.Image]:
+    try:
+        with Image.open(stream, formats=FORMATS) as image:
+            yield image
+    except (SurroundError, MemoryError):
+        raise
+    except UnidentifiedImageError as error:
+        raise FrameError(
+            f"image cannot be decoded: {where}: expected {', '.join(FORMATS)}, found none of them; write it again"
+        ) from error
+    except Exception as error:  # a damaged image can fail in any way, from OSError to ZeroDivisionError
+        raise FrameError(f"image cannot be decoded: {where}: {error}") from error
 
 
 def load_mask(path: Path, size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:

@@ -31,6 +31,7 @@ class CacheIdentity:
         train, selection: selectors of the two splits that the cache holds, as in the recipe.
         encoding: key of ENCODINGS.
         window_width, bin_count, bin_sigma: None if not among the encoding's `settings`.
+        bin_lidar: which LiDAR has corrected the bins of the binning strategy `local`: depths and frames; else empty.
         bin_knots: the fitted map of the binning strategy `fitted` (stages/targets/binning.py), None for the others.
         token_channels: C of the stored teacher tokens, 0 if they are not stored.
         limit_scenes, limit_frames, lidar, nearby_sweep_s: how the data set was read (see DataSpec).
@@ -60,6 +61,7 @@ class CacheIdentity:
     teacher_weights_sha256: str
     teacher_preprocessing: str
     teacher_input_size: tuple[int, int]
+    bin_lidar: str = field(default="", metadata={OPTIONAL: True})
     bin_knots: tuple[float, ...] | None = field(default=None, metadata={OPTIONAL: True})
     token_channels: int = field(default=0, metadata={OPTIONAL: True})
     limit_scenes: int = field(default=0, metadata={OPTIONAL: True})

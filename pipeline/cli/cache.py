@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from data_cache.files import count_text
-from pipeline.cli.console import json_option, json_report, list_notes, open_run, recipe_options
+from pipeline.cli.console import json_option, json_report, list_notes, open_run, quiet_option, recipe_options
 from pipeline.cli.exit_codes import EXIT_FAILED, exit_on_error, exit_quarantined
 
 RETRY = "fix the files and run teacher-cache --retry"
@@ -135,9 +135,12 @@ def cache_verify(target: str, recompute: int, data: Path | None, run: Path | Non
     exit_quarantined(verified.quarantined, RETRY)
 
 
-@click.group(short_help="Export frames as a rig folder, the layout for your own vehicle.")
+@click.group(short_help="Import recordings, or export frames, as a rig folder, the layout for your own vehicle.")
 def rig() -> None:
-    """Export frames as a rig folder, the layout for your own vehicle: data_cache/RIG_FOLDER.md."""
+    """Import recordings, or export frames, as a rig folder, the layout for your own vehicle.
+
+    data_cache/RIG_FOLDER.md describes it.
+    """
 
 
 @rig.command("export")
@@ -157,7 +160,7 @@ def rig_export(recipe: str, data: Path | None, overrides: tuple[str, ...], out: 
     The frames are those of data.train, data.selection and data.test.
     """
     from pipeline.recipe.config import load_recipe
-    from pipeline.runs.rig_export import run_rig_export
+    from pipeline.runs.rig_folder import run_rig_export
 
     with exit_on_error():
         done = run_rig_export(load_recipe(recipe, overrides, data), out)
@@ -166,6 +169,59 @@ def rig_export(recipe: str, data: Path | None, overrides: tuple[str, ...], out: 
         f" {count_text(done.copied_count, 'image')} copied, {done.encoded_count} written as PNG"
     )
     exit_quarantined(done.left_out, "they were not exported")
+
+
+@rig.command("import")
+@click.argument("bags", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="BAG...")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to write, new or unfinished.")
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="HZ",
+    help="At most so many frames a second; default: one per LiDAR sweep.",
+)
+@click.option(
+    "--slack-ms",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="MS",
+    help="An image belongs to a frame if it is so near; default: 50.",
+)
+@click.option(
+    "--bag-toml", type=click.Path(path_type=Path), help="Decisions of yours, in the form that --dry-run prints."
+)
+@click.option("--dry-run", is_flag=True, help="Print what would be decided, and write nothing.")
+@quiet_option
+def rig_import(
+    bags: tuple[Path, ...],
+    out: Path | None,
+    rate: float | None,
+    slack_ms: float | None,
+    bag_toml: Path | None,
+    dry_run: bool,
+) -> None:
+    """Write recordings of a vehicle as a rig folder: ROS 2 bags (MCAP, sqlite3) and Foxglove MCAP.
+
+    BAG is a file or the folder of a bag; each becomes a drive. Cameras, LiDAR, ring order, poses and frames are decided
+    from the recording, unless --bag-toml says otherwise. The same command continues an import that was stopped.
+    """
+    if out is None and not dry_run:
+        raise click.UsageError("--out names the folder to write; leave it out only with --dry-run")
+    from pipeline.runs.rig_folder import run_rig_import
+
+    with exit_on_error():
+        imported = run_rig_import(bags, None if dry_run else out, bag_toml, rate, slack_ms)
+    for note in imported.notes:
+        click.echo(f"Note: {note}", err=True)
+    if imported.done is None:
+        click.echo(imported.decisions, nl=False)
+        return
+    done = imported.done
+    continued = f" ({done.continued_count:,} of them before)" if done.continued_count else ""
+    click.echo(
+        f"rig import: {count_text(done.frame_count, 'frame')}{continued} in {out},"
+        f" {count_text(done.copied_count, 'image')} copied, {done.encoded_count} written as PNG"
+    )
+    exit_quarantined(done.left_out, "they were not imported")
 
 
 @click.command(short_help="Fetch pinned weights, or list them.")

@@ -185,6 +185,11 @@ def parse_recipe(text: str, where: str, overrides: Sequence[str] = (), name: str
             f"{Path(where).name}[student]: no pretrained weights are known for {recipe.student.encoder};"
             ' set pretrained = false, or encoder = "mobilenet-v2"'
         )
+    if recipe.bins.strategy == "local" and recipe.train_student.lidar_share < 1:
+        raise RecipeError(
+            f"{Path(where).name}[train_student]: lidar_share is {recipe.train_student.lidar_share:g}, but with"
+            ' bins.strategy = "local" all returns have corrected the bins; set it to 1, or take another strategy'
+        )
     return recipe
 
 

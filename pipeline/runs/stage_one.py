@@ -13,10 +13,10 @@ from data_cache.shards.errors import CacheError
 from data_cache.shards.identity import CacheIdentity, Resolved, SplitFrames, load_description
 from data_cache.shards.writer import CacheWriter
 from data_cache.sources.base import Source
-from data_cache.sources.selectors import shown
+from data_cache.sources.selectors import select, shown
 from data_cache.storage.locations import open_store
 from pipeline.errors import RecipeError
-from pipeline.recipe.config import Recipe
+from pipeline.recipe.config import DataSpec, Recipe
 from pipeline.recipe.run_folder import RunFolder, cache_location
 from pipeline.runs.splits import frames_to_learn, open_data, refuse_leak, select_frames
 from pipeline.weights.catalog import KNOWN, UNKNOWN_LICENCE
@@ -26,6 +26,7 @@ from stages.caching.fit_bins import load_fitted, require_made_with
 from stages.caching.identity import cache_identity, recipe_identity
 from stages.compute.devices import resolve_device, resolve_precision
 from stages.targets.binning import AffineBinning, Binning, resolve_binning
+from stages.targets.local_fit import LocalBinning
 from stages.teacher.load import LoadedTeacher, load_teacher
 from stages.teacher_cache import BATCH_IMAGES, TeacherCacheReport, teacher_cache, teacher_lanes
 
@@ -106,7 +107,7 @@ def open_stage_one(recipe: Recipe, knots: tuple[float, ...] | None = None) -> St
     teacher = open_teacher(recipe)
     batch_images = recipe.teacher_cache.batch_images or BATCH_IMAGES[teacher.device.type]
     knots = knots if recipe.bins.strategy == "fitted" else None
-    binning = resolve_binning(recipe.bins, teacher.space, knots)
+    binning = resolve_binning(recipe.bins, teacher.space, knots, _local_binning(recipe.data, source))
     return StageOne(recipe, source, frames, teacher, batch_images, teacher_lanes(teacher.device), binning, knots)
 
 
@@ -129,7 +130,19 @@ def decided_identity(recipe: Recipe) -> dict[str, object]:
     data = recipe.data
     train, selection = (tuple(map(shown, selectors)) for selectors in (data.train, data.selection))
     made = recipe_identity(data.source, train, selection, recipe.teacher_cache, recipe.bins, recipe.student.input_size)
-    return made | data.reading
+    return made | data.reading | {"bin_lidar": bin_lidar(data) if recipe.bins.strategy == "local" else ""}
+
+
+def bin_lidar(data: DataSpec) -> str:
+    """Which LiDAR corrects the bins of the strategy `local`, as the identity of a cache says it."""
+    near_m, far_m = data.depth_range_m
+    frames = f" of {', '.join(map(shown, data.lidar_drives))}" if data.lidar_drives else ""
+    return f"{near_m:g}..{far_m:g} m{frames}"
+
+
+def _local_binning(data: DataSpec, source: Source) -> LocalBinning:
+    frame_ids = frozenset(select(source, data.lidar_drives)) if data.lidar_drives else None
+    return LocalBinning(data.depth_range_m, frame_ids)
 
 
 def fit_settings(stage: StageOne) -> dict[str, object]:

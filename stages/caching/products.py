@@ -1,7 +1,7 @@
 """The teacher's output on images, reduced to the small products that the cache keeps."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,16 +11,19 @@ from torch import Tensor
 from data_cache.errors import FrameError, SettingError
 from data_cache.shards.encodings import ENCODINGS
 from data_cache.shards.identity import CacheIdentity
-from data_cache.shards.records import FrameRecord
+from data_cache.shards.records import FrameRecord, unpack_depth_m
 from data_cache.shards.schema import bin_table
 from stages.caching.teacher_input import PreparedFrame
 from stages.targets import bins, relations
 from stages.targets.binning import Binning
+from stages.targets.local_fit import LocalBinning
 from stages.targets.space import to_disparity
 from stages.targets.spec import BinSpec
 from stages.teacher.base import Teacher
 
 CONSTANT_NOTE = "looks constant to the teacher"
+UNCORRECTED_NOTE = "keeps affine bins"
+"""Where LiDAR was to correct the bins and has no fit in a view."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +35,14 @@ class SeenView:
         tokens: pooled features of unit length.
         finite: whether the whole output is finite.
         constant: whether u is the same everywhere, as behind a covered lens.
+        corrected: whether LiDAR has corrected u; None where the strategy does not ask for it.
     """
 
     u: Float[Tensor, "h w"]
     tokens: Float[Tensor, "P C"]
     finite: bool
     constant: bool
+    corrected: bool | None = None
 
 
 def look(
@@ -64,6 +69,16 @@ def look(
         SeenView(u[i], tokens[i], *flags)
         for i, flags in enumerate(zip(finite.tolist(), constant.tolist(), strict=True))
     ]
+
+
+def corrected(frame: PreparedFrame, seen: Sequence[SeenView], binning: Binning) -> list[SeenView]:
+    """The views with u corrected by the frame's LiDAR, if the strategy does that."""
+    if not isinstance(binning, LocalBinning) or not all(view.finite for view in seen):
+        return list(seen)
+    lidar_depth_m = torch.from_numpy(unpack_depth_m(frame.lidar_depth[frame.view_valid]))
+    fit = binning.correct(frame.id, torch.stack([view.u for view in seen]), lidar_depth_m)
+    flags = fit.corrected.tolist()
+    return [replace(view, u=fit.u[i], corrected=flags[i]) for i, view in enumerate(seen)]
 
 
 def frame_record(frame: PreparedFrame, seen: Sequence[SeenView], identity: CacheIdentity, spec: BinSpec) -> FrameRecord:

@@ -10,7 +10,7 @@ from data_cache.shards.records import record_arrays
 from data_cache.shards.schema import array_table
 from data_cache.shards.writer import encode_shard
 from data_cache.sources.base import Source
-from stages.caching.products import SeenView, frame_record, look
+from stages.caching.products import SeenView, corrected, frame_record, look
 from stages.caching.teacher_input import PreparedFrame, prepare_frame
 from stages.targets.binning import Binning
 from stages.targets.spec import BinSpec
@@ -53,7 +53,10 @@ def sample_frames(
 ) -> list[SampledFrame]:
     """Read frames and run the teacher on them, as stage one does. Raises FrameError."""
     frames = [prepare_frame(source, frame_id, teacher.input_size, image_size) for frame_id in frame_ids]
-    return [SampledFrame(frame, look(teacher, frame.teacher_images, prob_size, binning)) for frame in frames]
+    return [
+        SampledFrame(frame, corrected(frame, look(teacher, frame.teacher_images, prob_size, binning), binning))
+        for frame in frames
+    ]
 
 
 def predict_size(samples: Sequence[SampledFrame], identity: CacheIdentity, spec: BinSpec) -> PredictedSize:

@@ -13,7 +13,7 @@ from data_cache.shards.identity import CacheIdentity
 from data_cache.shards.reader import CacheReader
 from data_cache.shards.records import FrameRecord, record_arrays
 from data_cache.sources.base import Source
-from stages.caching.products import CONSTANT_NOTE, frame_record, look
+from stages.caching.products import CONSTANT_NOTE, corrected, frame_record, look
 from stages.caching.teacher_input import prepare_frame
 from stages.targets import bins
 from stages.targets.binning import Binning
@@ -108,7 +108,7 @@ def recompute(
     usable = reader.usable(reader.frames.ordered)
     for frame_id in random.Random(seed).sample(usable, min(frame_count, len(usable))):
         frame = prepare_frame(source, frame_id, teacher.input_size, identity.image_size)
-        seen = look(teacher, frame.teacher_images, identity.prob_size, binning)
+        seen = corrected(frame, look(teacher, frame.teacher_images, identity.prob_size, binning), binning)
         now = frame_record(frame, seen, identity, spec)
         then = reader.read(frame_id)
         there = torch.from_numpy(then.view_valid)

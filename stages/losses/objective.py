@@ -18,7 +18,8 @@ from stages.student.model import Student, StudentOutput
 from stages.targets.binning import Binning
 from stages.targets.bins import decode, expected_position, move_bins, student_frame
 from stages.targets.consensus import consensus
-from stages.targets.lidar_frame import LidarFit, fit_to_lidar, lidar_frame, teacher_disparity
+from stages.targets.lidar_fit import LidarFit
+from stages.targets.lidar_frame import fit_to_lidar, lidar_frame, teacher_disparity
 from stages.targets.relations import all_relations, neighbours_valid, pairs_valid, ring_relations
 
 

@@ -11,6 +11,7 @@ from torch.nn.functional import interpolate
 
 from data_cache.errors import SettingError
 from stages.targets import bins
+from stages.targets.local_fit import DEFINITION, LocalBinning
 from stages.targets.space import METRIC_SPACES, Space
 from stages.targets.spec import BinSpec
 
@@ -123,17 +124,22 @@ def _unbend(u: Float[Tensor, "*shape"], knots: tuple[float, ...]) -> Float[Tenso
 
 
 def binning_definition(spec: BinSpec) -> str:
-    """The definition of a recipe's strategy, which does not depend on fitted knots."""
+    """The definition of a recipe's strategy, which does not depend on fitted knots or LiDAR."""
+    if spec.strategy == "local":
+        return DEFINITION
     return stored_binning(spec, (0.0, 1.0)).definition
 
 
-def resolve_binning(spec: BinSpec, space: Space, knots: tuple[float, ...] | None) -> Binning:
+def resolve_binning(
+    spec: BinSpec, space: Space, knots: tuple[float, ...] | None, local: LocalBinning | None = None
+) -> Binning:
     """The strategy of a recipe for a teacher.
 
     Args:
         spec: the bins section of the recipe.
         space: space of the teacher's predictions.
         knots: the knots of fit-bins, for the strategy `fitted`; else None.
+        local: what the strategy `local` may use of LiDAR; else None.
 
     Raises:
         SettingError: if the strategy needs a metric teacher and this one is not, or needs knots and there are none.
@@ -145,11 +151,17 @@ def resolve_binning(spec: BinSpec, space: Space, knots: tuple[float, ...] | None
         )
     if spec.strategy == "fitted" and knots is None:
         raise SettingError('bins.strategy = "fitted" needs a fitted map; run `surround fit-bins RECIPE` first')
+    if spec.strategy == "local":
+        assert local is not None
+        return local
     return stored_binning(spec, knots)
 
 
 def stored_binning(spec: BinSpec, knots: tuple[float, ...] | None) -> Binning:
-    """The strategy with which a cache was written: that of its recipe, with its `bin_knots`."""
+    """How the bins of a cache are read: by the strategy of its recipe, with its `bin_knots`.
+
+    Maps that LiDAR has corrected (`local`) are relative disparity in the closed form, as those of `affine` are.
+    """
     if spec.strategy == "metric":
         return MetricBinning(*spec.metric_range_m)
     if spec.strategy == "fitted":

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from stages.targets.lidar_frame import LidarFit
+from stages.targets.lidar_fit import LidarFit
 
 ROUNDS = 10
 LEAST_RELATIVE_ERROR = 0.02

@@ -1,44 +1,19 @@
 """The teacher's bins in metres: its relative disparity is fitted to LiDAR, image by image."""
 
-from dataclasses import dataclass
-
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from stages.targets.binning import Binning
 from stages.targets.bins import expected_position, positions
-
-MIN_POINTS_PER_FIT = 10
-FARTHEST_M = 1000.0
-"""Largest depth of a fit. Beyond it, or behind the camera, is where the fit of a relative teacher puts the sky."""
-
-
-@dataclass(frozen=True, eq=False)
-class LidarFit:
-    """A fit 1 / depth = shift + scale x, with x the teacher's relative disparity (`Binning.disparity`).
-
-    Attributes:
-        scale, shift: in 1 / m, per image.
-        fitted: True for images with at least 10 points and a positive scale; elsewhere scale and shift are meaningless.
-    """
-
-    scale: Float[Tensor, "B V"]
-    shift: Float[Tensor, "B V"]
-    fitted: Bool[Tensor, "B V"]
-
-    def depth_m(self, disparity: Float[Tensor, "B V *shape"]) -> Float[Tensor, "B V *shape"]:
-        """Depth in metres of a relative disparity, at most FARTHEST_M."""
-        last = [1] * (disparity.dim() - 2)
-        scale, shift = (value.view(*value.shape, *last) for value in (self.scale, self.shift))
-        return 1 / (shift + scale * disparity).clamp(min=1 / FARTHEST_M)
+from stages.targets.lidar_fit import LidarFit, fit_disparity
 
 
 def fit_to_lidar(
     teacher_prob: Float[Tensor, "B V K h w"], lidar_depth_m: Float[Tensor, "B V H W"], binning: Binning
 ) -> LidarFit:
-    """Least squares of inverse LiDAR depth on the teacher's disparity (Ranftl et al. 2020, MiDaS), without gradient.
+    """Fit the disparity of cached bins to LiDAR, see `fit_disparity`; without gradient.
 
     Args:
         teacher_prob: bin probabilities, whose expected position is the teacher's u.
@@ -46,15 +21,7 @@ def fit_to_lidar(
         binning: how u was made.
     """
     with torch.no_grad():
-        x = teacher_disparity(teacher_prob, lidar_depth_m, binning)
-        valid = lidar_depth_m > 0
-        inverse = torch.where(valid, 1 / torch.where(valid, lidar_depth_m, 1.0), 0.0)
-        count = valid.sum((-2, -1))
-        mean_x = torch.where(valid, x, 0.0).sum((-2, -1)) / count.clamp(min=1)
-        mean_y = inverse.sum((-2, -1)) / count.clamp(min=1)
-        centred = torch.where(valid, x - mean_x[..., None, None], 0.0)
-        scale = (centred * inverse).sum((-2, -1)) / (centred**2).sum((-2, -1)).clamp(min=1e-6)
-        return LidarFit(scale, mean_y - scale * mean_x, (count >= MIN_POINTS_PER_FIT) & (scale > 0))
+        return fit_disparity(teacher_disparity(teacher_prob, lidar_depth_m, binning), lidar_depth_m)
 
 
 def teacher_disparity(

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate, pad, unfold
 
 from data_cache.dataset import CachedViews
-from stages.targets.lidar_frame import FARTHEST_M, LidarFit
+from stages.targets.lidar_fit import FARTHEST_M, LidarFit
 
 ROWS = 96
 """Images are shrunk to about as many rows: two numbers per image need no more, and patches then reach as far."""

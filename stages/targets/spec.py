@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from data_cache.shards.encodings import ENCODINGS
 
-STRATEGIES = ("affine", "fitted", "metric")
+STRATEGIES = ("affine", "fitted", "local", "metric")
 """Names of the ways in which a teacher's map becomes u; stages/targets/binning.py has a class for each."""
 TEACHER_FIELDS = ("encoding", "window", "strategy", "fit_frames", "metric_range_m")
 """Fields of BinSpec for storage and for the teacher's side of the bins; a student does not depend on them."""
@@ -25,7 +25,8 @@ class BinSpec:
         window: consecutive probabilities stored per pixel in the window encoding.
         prob_stride: the student's input size divided by the size of the probability maps.
         strategy: where the teacher's bins lie: affine (in the disparity range of each image), fitted (the same,
-            followed by a map that `surround fit-bins` fits to LiDAR), or metric (in the metres of a metric teacher).
+            followed by a map that `surround fit-bins` fits to LiDAR), local (as affine, in a map that the frame's LiDAR
+            has corrected, targets/local_fit.py), or metric (in the metres of a metric teacher).
         fit_frames: number of training frames for fit-bins.
         metric_range_m: depths of the outer edges of the nearest and the farthest bin, for metric.
     """

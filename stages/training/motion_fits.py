@@ -17,7 +17,8 @@ from stages.compute.preemption import Preempted
 from stages.compute.progress import progress_bar
 from stages.targets.binning import Binning, stored_binning
 from stages.targets.bins import decode
-from stages.targets.lidar_frame import LidarFit, fit_to_lidar, teacher_disparity
+from stages.targets.lidar_fit import LidarFit
+from stages.targets.lidar_frame import fit_to_lidar, teacher_disparity
 from stages.targets.motion_fit import fit_to_motion, usual_nearest
 from stages.targets.spec import BinSpec
 

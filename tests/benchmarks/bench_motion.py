@@ -14,7 +14,7 @@ from data_cache.dataset import CachedFrames
 from data_cache.shards.reader import CacheReader
 from pipeline.recipe.config import load_recipe
 from stages.targets.binning import stored_binning
-from stages.targets.lidar_frame import LidarFit
+from stages.targets.lidar_fit import LidarFit
 from stages.targets.motion_fit import fit_to_motion, usual_nearest
 from stages.training.motion_fits import fitted_to_lidar
 

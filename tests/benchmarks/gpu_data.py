@@ -13,7 +13,7 @@ from PIL import Image
 from data_cache.errors import SettingError
 from pipeline.recipe.config import Recipe, load_recipe
 from pipeline.recipe.run_folder import RunFolder
-from pipeline.runs.rig_export import run_rig_export
+from pipeline.runs.rig_folder import run_rig_export
 from pipeline.runs.stage_one import StageOne, find_teacher_weights, open_stage_one
 from pipeline.runs.teacher_cache import run_teacher_cache
 

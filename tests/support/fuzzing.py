@@ -23,6 +23,9 @@ from data_cache.sources.nuscenes import NuscenesSource
 from data_cache.sources.pandaset import PandasetSource
 from data_cache.sources.parsing.pickles import load_whole_numbers
 from data_cache.sources.parsing.points import load_points
+from data_cache.sources.recordings.containers.opening import bag_files
+from data_cache.sources.recordings.decisions import decisions_text
+from data_cache.sources.recordings.source import RecordingSource
 from data_cache.sources.rig_folder.source import RigFolderSource
 from data_cache.sources.selectors import select
 from pipeline.errors import RecipeError
@@ -30,6 +33,7 @@ from pipeline.report.compare import compare
 from pipeline.report.one_run import write_report
 from stages.evaluation.predictions import SUFFIXES, PredictionError, read_prediction, save_prediction
 from stages.evaluation.results import Evaluation
+from support.bags import write_bag
 from support.data_sets.ddad import SCENE, calibration, scene
 from support.data_sets.ddad import write_example as ddad
 from support.data_sets.nuscenes import tables
@@ -40,6 +44,7 @@ from support.data_sets.points import FILES
 from support.data_sets.rig_folder import RIG, line, write
 from support.fakes import FakeSource
 from support.reports import REPORT
+from support.small_recording import camera, in_order, lidar, poses, statics
 
 SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8),
@@ -148,6 +153,30 @@ def read_data_set(
     return read
 
 
+def read_recording(root: Path, data: bytes) -> None:
+    (root / "recording").write_bytes(data)
+    try:
+        source = RecordingSource([root / "recording"])
+    except SourceError:
+        return
+    decisions_text(source)
+    for frame_id in [one for ids in source.drives.values() for one in ids]:
+        try:
+            frame = source.frame(frame_id)
+            for load in [view.load_image for view in frame.views if view] + [frame.load_sweep] * bool(frame.load_sweep):
+                load()
+        except FrameError:
+            continue
+
+
+def recording_bytes(kind: str) -> bytes:
+    """A recording of two frames of one camera."""
+    said = [*statics(), *poses(until_s=0.2), *lidar(2), *camera("front", count=2)]
+    with TemporaryDirectory() as folder:
+        (path,) = bag_files(write_bag(Path(folder) / "van", in_order(said), kind))
+        return path.read_bytes()
+
+
 def read_image(root: Path, data: bytes) -> None:
     (root / "image").write_bytes(data)
     try:
@@ -247,6 +276,9 @@ DATA_SETS: dict[str, Parser] = {
         ("pandaset", pandaset, PandasetSource, f"{SEQUENCE}/timestamps.json", changed_json([1557539958.5, 1557539959])),
         ("pandaset", pandaset, PandasetSource, "005/lidar/00.pkl.gz", changed_bytes(table_bytes()).map(gzip.compress)),
     )
+} | {
+    f"recording {kind}": (changed_bytes(recording_bytes(kind)), read_recording)
+    for kind in ("mcap-plain", "mcap-zstd", "mcap-lz4", "sqlite3", "foxglove")
 } | {
     "masks of ddad": (changed_bytes(pickle.dumps({187: 1, 3: 0}, protocol=3)), read_mask_sets),
 } | {f"image {kind}": (changed_bytes(image_bytes(kind)), read_image) for kind in FORMATS}  # fmt: skip

@@ -12,14 +12,19 @@ from support.caches import contents
 from support.commands import Command, dask_process, free_port, wait_until
 from support.surround import RECIPE, recomputes_what_it_stored, surround
 from support.tiny_teachers import save_tiny
+from torch.nn.functional import interpolate
 
-from data_cache.shards.reader import CacheReader
+from data_cache.shards.reader import CacheReader, cache_status
+from data_cache.shards.records import unpack_depth_m
+from pipeline.errors import RecipeError
 from pipeline.recipe.config import load_recipe
 from pipeline.recipe.run_folder import RunFolder
 from pipeline.runs.fit_bins import run_fit_bins
-from stages.targets.bins import decode, expected_position
+from stages.targets.bins import decode, expected_position, map_disparity
+from stages.targets.lidar_fit import fit_disparity
 from stages.targets.spec import BinSpec
 
+LOCAL = ("--set", "bins.strategy=local", "--set", 'data.lidar_drives=["drive-00[1:2]"]')
 FITTED = ("--set", "bins.strategy=fitted", "--set", "bins.fit_frames=2")
 
 
@@ -190,6 +195,40 @@ def test_zoedepth_bins_in_its_own_metres(recipe, tmp_path):
     assert ((expected > 0.1) & (expected < 0.9)).all()
     found = position(tmp_path / "run/cache", "drive-00/0")[0]
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
+
+
+def test_lidar_corrects_the_bins_of_the_frames_that_may_use_it(recipe, tmp_path):
+    """Frame 0 keeps the map that `affine` gives it and says so; frame 1 comes closer to its LiDAR."""
+    assert surround("teacher-cache", recipe, "--run", tmp_path / "affine")[0] == 0
+    code, text = surround("teacher-cache", recipe, "--run", tmp_path, *LOCAL)
+    assert code == 0, text
+    reader = CacheReader(tmp_path / "cache")
+    assert reader.identity.bin_lidar == "0.1..80 m of drive-00[1:2]"
+    assert "corrected in grids" in reader.identity.bin_definition
+    assert "bin_lidar" not in json.loads((tmp_path / "affine/cache/cache.json").read_text())["identity"]
+    kept, corrected = (position(tmp_path / "cache", f"drive-00/{i}") for i in (0, 1))
+    assert torch.equal(kept, position(tmp_path / "affine/cache", "drive-00/0"))
+    assert cache_status(tmp_path / "cache").notes["drive-00/0"] == "every camera keeps affine bins"
+    lidar_m = torch.from_numpy(unpack_depth_m(reader.read("drive-00/1").lidar_depth))
+    before, after = (lidar_error(u, lidar_m) for u in (position(tmp_path / "affine/cache", "drive-00/1"), corrected))
+    assert after < 0.8 * before
+    code, text = surround("cache", "verify", tmp_path, "--recompute", 2)
+    assert (code, recomputes_what_it_stored(text)) == (0, True), text
+    code, text = surround("teacher-cache", recipe, "--run", tmp_path, *LOCAL[:2])
+    assert (code, "bin_lidar: cache has" in text) == (1, True), text
+
+
+def lidar_error(u: torch.Tensor, lidar_m: torch.Tensor) -> float:
+    """AbsRel at returns of a map that is fitted to them view by view."""
+    x = map_disparity(interpolate(u[None], size=lidar_m.shape[-2:], mode="bilinear")[0])
+    found_m = fit_disparity(x, lidar_m).depth_m(x)
+    there = lidar_m > 0
+    return float(((found_m - lidar_m).abs()[there] / lidar_m[there]).mean())
+
+
+def test_returns_that_corrected_the_bins_cannot_be_left_out_of_a_training(recipe):
+    with pytest.raises(RecipeError, match=r"lidar_share is 0.1, but with bins.strategy = \"local\" all returns"):
+        load_recipe(str(recipe), ["bins.strategy=local", "train_student.lidar_share=0.1"])
 
 
 def test_metric_bins_of_a_relative_teacher_are_refused_before_anything_is_written(recipe, tmp_path):

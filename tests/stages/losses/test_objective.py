@@ -14,7 +14,8 @@ from stages.student.model import Student
 from stages.targets.binning import AffineBinning
 from stages.targets.bins import decode, expected_position, move_bins, student_frame
 from stages.targets.consensus import consensus
-from stages.targets.lidar_frame import LidarFit, fit_to_lidar, lidar_frame, teacher_disparity
+from stages.targets.lidar_fit import LidarFit
+from stages.targets.lidar_frame import fit_to_lidar, lidar_frame, teacher_disparity
 from stages.targets.spec import BinSpec
 from stages.training.augment import thin_lidar
 

@@ -92,6 +92,7 @@ def test_definitions_differ_where_bins_differ():
     specs = [
         BinSpec(),
         BinSpec(strategy="fitted"),
+        BinSpec(strategy="local"),
         BinSpec(strategy="metric"),
         BinSpec(strategy="metric", metric_range_m=(1.0, 80.0)),
     ]
@@ -101,7 +102,7 @@ def test_definitions_differ_where_bins_differ():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"strategy": "best"}, "strategy: expected one of affine, fitted, metric, got 'best'"),
+        ({"strategy": "best"}, "strategy: expected one of affine, fitted, local, metric, got 'best'"),
         ({"fit_frames": 0}, "fit_frames: expected at least 1"),
         ({"metric_range_m": (5.0, 5.0)}, "metric_range_m: expected 0 < near < far"),
     ],

@@ -3,7 +3,7 @@
 import torch
 
 from stages.targets.consensus import consensus, fit_to_depth
-from stages.targets.lidar_frame import LidarFit
+from stages.targets.lidar_fit import LidarFit
 
 
 def test_a_fit_to_a_depth_map_is_not_turned_by_a_car_that_one_of_both_misses():
