@@ -128,7 +128,10 @@ def zero_shot(checkpoint: Path, targets: tuple[str, ...], overrides: tuple[str, 
 @click.argument("images", nargs=-1, type=click.Path(path_type=Path), metavar="[IMAGE...]")
 @click.option("--rig", type=click.Path(path_type=Path), help="rig.json of the cameras that took the images.")
 @click.option(
-    "--on", default="", metavar="RECIPE[=DATA]", help="Recipe whose test frames to use; default: the run's own."
+    "--on",
+    default="",
+    metavar="RECIPE[=DATA]|BAG",
+    help="Recipe whose test frames to use, or a recording; default: the recipe of the run.",
 )
 @click.option(
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a value of it; repeatable."
@@ -160,8 +163,8 @@ def predict(
     """Write the depth that a student predicts: maps, pictures and point clouds, in metres, and how sure it is.
 
     CHECKPOINT is RUN/student/last.safetensors, or a folder that holds one student. The student sees the test frames of
-    a recipe, or IMAGE...: one file per camera of --rig, named after the camera (front.jpg); or one folder of such
-    files, or with one folder per camera.
+    a recipe; all frames of BAG, a recording (.mcap, .db3, or the folder of a ROS 2 bag); or IMAGE...: one file per
+    camera of --rig, named after the camera (front.jpg), or one folder of such files, or with one folder per camera.
 
     \b
     png16   OUT/png16/CAMERA/FRAME.png   16-bit, metres x 256, at the size of the image

@@ -14,9 +14,12 @@ from data_cache.errors import FrameError, SourceError, SurroundWarning
 from data_cache.files import file_sha256, replace_atomically, write_atomically
 from data_cache.frames.rig import Frame
 from data_cache.sources.base import Source, StoredSource
+from data_cache.sources.recordings.containers.opening import bag_files
+from data_cache.sources.recordings.source import RecordingSource
 from data_cache.sources.rig_folder.loose_images import LooseImages
 from pipeline.api import UNCALIBRATED, SurroundStudent, load_student
 from pipeline.errors import RecipeError
+from pipeline.recipe.config import SUFFIX as RECIPE_SUFFIX
 from pipeline.recipe.config import load_recipe
 from pipeline.recipe.run_folder import RunFolder
 from pipeline.runs.splits import open_data, select_frames
@@ -89,7 +92,8 @@ def run_predict(
         checkpoint: file of a student, or a folder with one, see `find_checkpoint`.
         out: folder to write to; it belongs to one student and one data set.
         kinds: of IMAGE_KINDS, CLOUD_KINDS and WHOLE_DRIVES.
-        on: RECIPE or RECIPE=DATA, whose test frames to use; empty for the recipe of the student's own run.
+        on: RECIPE or RECIPE=DATA, whose test frames to use, or a recording, all of whose frames are used; empty for the
+            recipe of the student's own run.
         overrides: section.key=value for that recipe.
         images, rig: use these instead, see `LooseImages`.
         frames: numbers of the frames, from 0; none for all.
@@ -109,7 +113,12 @@ def run_predict(
         require_rerun()
     if DRIVE_FILE in kinds:
         require_mcap()
-    target = _of_images(images, rig) if rig is not None else _of_recipe(checkpoint, on, overrides)
+    if rig is not None:
+        target = _of_images(images, rig)
+    elif Path(on).suffix != RECIPE_SUFFIX and on and Path(on).exists():
+        target = _of_recording(Path(on), overrides)
+    else:
+        target = _of_recipe(checkpoint, on, overrides)
     frame_ids = _numbered(target.frame_ids, frames)
     student = load_student(checkpoint, target.device, target.precision)
     if CONFIDENCE in kinds and student.calibration is None:
@@ -319,6 +328,18 @@ def _of_images(images: Sequence[Path], rig: Path) -> _Target:
     source = LooseImages(images, rig)
     described = {"images": [str(path.resolve()) for path in images], "rig_sha256": file_sha256(rig)}
     return _Target(source, source.drives[source.name], described)
+
+
+def _of_recording(bag: Path, overrides: Sequence[str]) -> _Target:
+    if overrides:
+        raise RecipeError(f"--set {overrides[0]}: a recording has no recipe; write one after `surround rig import`")
+    size = sum(file.stat().st_size for file in bag_files(bag))
+    with progress_bar(size, 0, "reading", "B", unit_scale=True) as bar:
+        source = RecordingSource([bag], on_bytes=bar.update)
+    for note in source.notes:
+        warnings.warn(note, SurroundWarning, stacklevel=2)
+    frame_ids = tuple(frame_id for ids in source.drives.values() for frame_id in ids)
+    return _Target(source, frame_ids, {"recording_of": source.identity})
 
 
 def _by_drive(source: Source, frame_ids: Sequence[str]) -> dict[str, list[str]]:

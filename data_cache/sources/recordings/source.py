@@ -133,7 +133,8 @@ class RecordingSource:
             return None
         time_ns, row = found
         pose = drive.tree.pose(self.choices.world, camera.frame, time_ns)
-        return View(camera.camera, pose, time_ns, partial(_load_image, drive.bag, camera, row))
+        load = partial(_load_image, drive.bag, camera, row)
+        return View(camera.camera, pose, time_ns, load, ego_from_cam=self.mounts[camera.name])
 
 
 def _read_image(bag: Bag, camera: RecordedCamera, row: Row) -> ImageFile:

@@ -4,18 +4,22 @@ import re
 import shlex
 from pathlib import Path
 
-import pytest
+import numpy as np
+from support.bags import messages_of, write_bag
 from support.repository import REPOSITORY
 from support.surround import RECIPE, surround
+
+from data_cache.sources.registry import open_source
 
 PAGE = (REPOSITORY / "docs/ROBOT.md").read_text()
 COMMANDS = [shlex.split(line) for line in re.findall(r"^ {4}surround (.*)$", PAGE, re.MULTILINE)]
 
 
-def write_recordings(folder: Path) -> list[str]:
-    """Recordings of the made-up vehicle, two frames each; their drives, the last of which is to test on."""
-    pytest.skip("to be completed: write them with rosbags, from support.vehicle")
-    return ["monday", "wednesday"]
+def write_recordings(folder: Path) -> list[Path]:
+    """ROS 2 bags of two synthetic drives, the second of which is to test on."""
+    source = open_source("synthetic", None)
+    drives = {"monday": ["drive-00/0", "drive-00/1"], "wednesday": ["drive-01/0", "drive-01/1"]}
+    return [write_bag(folder / f"{name}.mcap", messages_of(source, ids), "mcap-zstd") for name, ids in drives.items()]
 
 
 def test_the_page_has_six_commands_in_their_order():
@@ -25,7 +29,7 @@ def test_the_page_has_six_commands_in_their_order():
 
 def test_the_page_leads_from_a_recording_to_depth(tmp_path, monkeypatch, teacher_folder):
     monkeypatch.chdir(tmp_path)
-    *train, test = write_recordings(tmp_path / "recordings")
+    *train, test = (path.stem for path in write_recordings(tmp_path))
     text = RECIPE.format(teacher=teacher_folder)
     for of_page, own in (
         ('source = "synthetic"', 'source = "rig_folder"\nroot = "van"'),
@@ -40,3 +44,13 @@ def test_the_page_leads_from_a_recording_to_depth(tmp_path, monkeypatch, teacher
         assert code == 0, f"surround {shlex.join(words)}: {said}"
     assert (tmp_path / "student.onnx").is_file()
     assert (tmp_path / f"seen/mcap/{test}.mcap").is_file()
+    student = "runs/van/student/last.safetensors"
+    bag = ("--on", f"{test}.mcap", "--write", "npy")
+    assert surround("predict", student, "--out", "direct", *bag)[0] == 0
+    assert surround("predict", student, "--out", "imported", "--write", "npy")[0] == 0
+    direct, imported = (sorted((tmp_path / name / "npy").rglob("*.npy")) for name in ("direct", "imported"))
+    assert len(direct) == len(imported) == 12
+    for ours, theirs in zip(direct, imported, strict=True):
+        np.testing.assert_array_equal(np.load(ours), np.load(theirs))
+    code, said = surround("predict", student, "--out", "x", *bag, "--set", "eval.flip=true")
+    assert (code, "a recording has no recipe" in said) == (2, True), said
