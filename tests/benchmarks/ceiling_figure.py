@@ -28,7 +28,7 @@ def main() -> None:
         axes.set_title(NAMES[data], fontsize=9)
         axes.set_xlabel("AbsRel at LiDAR returns that the fit has not seen", fontsize=8)
         axes.set_xlim(0, 1.15 * max(max(row[kind] for row in own) for kind in KINDS))
-        axes.legend(fontsize=7, loc="upper right")
+        axes.legend(fontsize=7, loc="center right")
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].invert_yaxis()
     figure.savefig(HERE.parents[1] / "docs/teacher_ceiling.png")
