@@ -44,7 +44,7 @@ SELECTION = {
 }
 """Frames on which settings were chosen: of the training part of the street, and of selection drives."""
 TEST = {
-    "pandaset": ("002/17", "002/18", "002/19", "002/20", "002/21", "002/22"),
+    "pandaset": ("002/17", "002/19", "002/21"),
     "synthetic": ("drive-48/0", "drive-49/1", "drive-50/2", "drive-51/3"),
 }
 INPUT_FRAMES = 2

@@ -23,14 +23,14 @@ def main() -> None:
             places = [i + offset for i in range(len(own))]
             bars = axes.barh(places, [row[kind] for row in own], 0.38, color=colour, label=label)
             axes.bar_label(bars, fmt="%.3f", fontsize=7, padding=2)
-        axes.axvline(aim, color="0.4", linewidth=1, linestyle="--", label=f"aim {aim:g}")
+        axes.axvline(aim, color="0.4", linewidth=1, linestyle="--", label="aim")
         axes.set_yticks(range(len(own)), [row["fit"] for row in own], fontsize=8)
         axes.set_title(NAMES[data], fontsize=9)
         axes.set_xlabel("AbsRel at LiDAR returns that the fit has not seen", fontsize=8)
         axes.set_xlim(0, 1.15 * max(max(row[kind] for row in own) for kind in KINDS))
-        axes.legend(fontsize=7, loc="upper right")
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].invert_yaxis()
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     figure.savefig(HERE.parents[1] / "docs/teacher_ceiling.png")
 
 

@@ -5,7 +5,8 @@ import torch
 
 from stages.targets.binning import AffineBinning, FittedBinning, MetricBinning
 from stages.targets.bins import closed_form_prob, expected_position, map_disparity, move_bins, positions
-from stages.targets.lidar_frame import LidarFit, fit_to_lidar, lidar_frame, position_among, teacher_disparity
+from stages.targets.lidar_fit import LidarFit
+from stages.targets.lidar_frame import fit_to_lidar, lidar_frame, position_among, teacher_disparity
 from stages.targets.spec import BinSpec
 
 FINE = BinSpec(count=256, sigma=0.5)

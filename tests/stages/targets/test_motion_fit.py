@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data_cache.dataset import CachedViews
-from stages.targets.lidar_frame import LidarFit
+from stages.targets.lidar_fit import LidarFit
 from stages.targets.motion_fit import fit_to_motion, usual_nearest
 
 H, W, F = 96, 160, 120.0
