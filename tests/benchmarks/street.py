@@ -1,15 +1,15 @@
 """What distillation gains on a real street where LiDAR is scarce: writes results/proof_street.json.
 
-`python tests/benchmarks/street.py PANDASET --run runs/street`. Each setting is a rig folder of PandaSet sequence 002 in
-which the first 17 frames have what a cheaper car would record: few beams, or the forward sensor alone, or LiDAR in few
-frames. The last 6 frames keep all returns of the 360-degree sensor and are what is measured. A setting that is finished
-is not run again.
+`python tests/benchmarks/street.py PANDASET --run runs/street`, after the same with `--tune`. Each setting is a rig
+folder of PandaSet sequence 002 in which the first 17 frames have what a cheaper car would record: few beams, or the
+forward sensor alone, or LiDAR in few frames. The last 6 frames keep all returns of the 360-degree sensor and are what
+is measured. A setting that is finished is not run again.
 """
 
 import argparse
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from data_cache.sources.rig_folder.rig_json import RIG_FILE
 from data_cache.sources.rig_folder.writing import export_rig
 from pipeline.recipe.provenance import surroundings
 
-DRIVE, TRAIN_FRAMES = "002", 17
+DRIVE = "002"
 LIDAR_IN_EGO_M = (1.5, 0.0, 1.9)
 """Where the 360-degree sensor sits: there the elevations of its points fall into the sharpest lines."""
 HALF_BEAM_DEG = 0.25
@@ -33,6 +33,18 @@ SUPERVISED = ()
 TERMS = ("losses.kl=0.3", "losses.relation=1.0", "losses.completion=1.0", "losses.photometric=1.0")
 NO_LOSS = ("losses.relation=1e-9", "losses.without_lidar='student'")
 """A control: images without LiDAR are seen, which moves the batch statistics, and nothing is learnt from them."""
+RATE = ("train_student.learning_rate=16e-3",)
+"""Of all rows: what TUNING found."""
+RATES = ("5e-4", "2e-3", "4e-3", "8e-3", "16e-3", "32e-3")
+TUNING = {
+    "supervised": SUPERVISED,  # 1e-3
+    **{rate: (f"train_student.learning_rate={rate}",) for rate in RATES},
+    "decay 0.1": ("train_student.weight_decay=0.1",),
+    "no jitter": ("train_student.jitter=false",),
+    "default": TERMS,
+    **{f"default {rate}": (*TERMS, f"train_student.learning_rate={rate}") for rate in RATES[1:5]},
+}
+RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
@@ -44,12 +56,14 @@ class Setting:
         beams: a key of BEAMS_DEG; 0 for all.
         lidar: sensor, one of LIDARS.
         lidar_frames: selectors of the training frames that have LiDAR; empty for all.
+        train_frames: the first frames of the drive, which have the LiDAR of this setting.
     """
 
     name: str
     beams: int = 0
     lidar: str = "mechanical"
     lidar_frames: tuple[str, ...] = ()
+    train_frames: int = 17
 
     @property
     def folder(self) -> str:
@@ -65,6 +79,7 @@ SETTINGS = (
     Setting("frames 0 to 4", lidar_frames=("002[0:5]",)),
     Setting("frames 2, 8, 14", lidar_frames=("002[2:15:6]",)),
 )
+TUNING_CAR = Setting("tuning", beams=4, train_frames=14)
 
 
 def on_beams(
@@ -77,12 +92,12 @@ def on_beams(
 
 
 class CheaperCar:
-    """A source whose first frames have the LiDAR of a setting."""
+    """A source whose frames to train on have the LiDAR of a setting."""
 
-    def __init__(self, root: Path, setting: Setting, frames: int):
+    def __init__(self, root: Path, setting: Setting):
         self._whole = open_source("pandaset", root)
         self._cheap = open_source("pandaset", root, lidar=setting.lidar)
-        self._setting, self._ids = setting, frozenset(self._whole.drives[DRIVE][:frames])
+        self._setting, self._ids = setting, frozenset(self._whole.drives[DRIVE][: setting.train_frames])
         self.name: str = self._whole.name
         self.rig: Rig = self._whole.rig
         self.drives = self._whole.drives
@@ -106,59 +121,68 @@ class CheaperCar:
         return replace(sweep, points_m=sweep.points_m[kept])
 
 
-def surround(*words: str) -> None:
-    subprocess.run(["surround", *words], check=True)
+def ablated(
+    root: Path, setting: Setting, run: Path, rows: Mapping[str, Sequence[str]], overrides: Sequence[str]
+) -> dict:
+    """The table of an ablation on a setting's rig folder, run/rig; what is finished in `run` stays."""
+    if not (run / "rig" / RIG_FILE).exists():
+        source: Source = CheaperCar(root, setting)
+        export_rig(source, source.drives[DRIVE], run / "rig")
+    written = ", ".join(f'"{name}" = {json.dumps(list(terms))}' for name, terms in rows.items())
+    settings = ["data.source='rig_folder'", f"ablate.rows={{{written}}}", *overrides]
+    words = [word for one in settings for word in ("--set", one)]
+    for verb in ("teacher-cache", "ablate"):
+        command = ["surround", verb, "evidence_pandaset", "--data", str(run / "rig"), "--run", str(run), *words]
+        subprocess.run(command, check=True)
+    return json.loads((run / "ablate" / "table.json").read_text())
 
 
-def measured(root: Path, setting: Setting, run: Path, seeds: Sequence[int], overrides: Sequence[str]) -> dict:
-    """The table of a setting's ablation; what is finished in `run` stays."""
-    rig = run / setting.folder / "rig"
-    if not (rig / RIG_FILE).exists():
-        source: Source = CheaperCar(root, setting, TRAIN_FRAMES)
-        export_rig(source, source.drives[DRIVE], rig)
+def proven(root: Path, setting: Setting, run: Path, seeds: Sequence[int], overrides: Sequence[str]) -> list[dict]:
+    """The rows of a setting, with what it is."""
     rows = {"supervised": SUPERVISED, "default terms": TERMS}
     if setting.lidar_frames:
         rows["no loss without LiDAR"] = NO_LOSS
-    settings = [
-        "data.source='rig_folder'",
-        f"data.lidar_drives={json.dumps(setting.lidar_frames)}",
-        f"ablate.seeds={json.dumps(list(seeds))}",
-        "ablate.rows={" + ", ".join(f'"{name}" = {json.dumps(list(terms))}' for name, terms in rows.items()) + "}",
-        *overrides,
-    ]
-    words = [word for one in settings for word in ("--set", one)]
-    where = ["evidence_pandaset", "--data", str(rig), "--run", str(run / setting.folder), *words]
-    surround("teacher-cache", *where)
-    surround("ablate", *where)
-    return json.loads((run / setting.folder / "ablate" / "table.json").read_text())
+    own = [f"data.lidar_drives={json.dumps(setting.lidar_frames)}", f"ablate.seeds={json.dumps(list(seeds))}"]
+    table = ablated(root, setting, run / setting.folder, rows, [*own, *overrides])
+    frames = {"lidar_frames": list(setting.lidar_frames)} if setting.lidar_frames else {}
+    axis = {"setting": setting.name, "beams": setting.beams or "all", "lidar": setting.lidar, **frames}
+    return [{"name": row["name"], **axis, **row} for row in proof(table, "")["rows"]]
+
+
+def tuned(root: Path, run: Path) -> list[dict]:
+    """AbsRel of settings on the last three of the frames to train on, with all their returns: the others teach."""
+    split = ['data.train=["002[:14]"]', 'data.test=["002[14:17]"]', "ablate.seeds=[0]"]
+    table = ablated(root, TUNING_CAR, run / "tuning", TUNING, split)
+    return [{"name": row["name"], "overrides": TUNING[row["name"]], **row} for row in proof(table, "")["rows"]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pandaset", type=Path, help="folder that holds the sequences")
     parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--tune", action="store_true", help="choose a learning rate: writes results/street_tuning.json")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--set", action="append", default=[], dest="overrides", help="as of `surround`; for all rows")
     parser.add_argument("--only", nargs="+", default=[one.name for one in SETTINGS], help="names of settings")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/proof_street.json")
     asked = parser.parse_args()
-    rows = []
-    for setting in (one for one in SETTINGS if one.name in asked.only):
-        table = measured(asked.pandaset, setting, asked.run, asked.seeds, asked.overrides)
-        frames = {"lidar_frames": list(setting.lidar_frames)} if setting.lidar_frames else {}
-        axis = {"setting": setting.name, "beams": setting.beams or "all", "lidar": setting.lidar, **frames}
-        rows += [{"name": row["name"], **axis, **row} for row in proof(table, "")["rows"]]
-    here = surroundings()
-    told = " ".join(f"'{o}'" if " " in o or "=" in o else o for o in asked.overrides)
+    rows = tuned(asked.pandaset, asked.run) if asked.tune else []
+    for setting in (one for one in SETTINGS if one.name in asked.only and not asked.tune):
+        rows += proven(asked.pandaset, setting, asked.run, asked.seeds, RATE)
+    here, every = surroundings(), len(asked.only) == len(SETTINGS)
+    only = [] if every else ["--only", *(f"'{name}'" for name in asked.only)]
     content = {
         "rows": rows,
-        "measured_on": f"the last {23 - TRAIN_FRAMES} of 23 frames, all returns of the 360-degree sensor",
-        "command": "python tests/benchmarks/street.py PANDASET --run RUN" + (f" --set {told}" if told else ""),
+        "measured_on": "frames 14 to 16"
+        if asked.tune
+        else "the last 6 of 23 frames, all returns of the 360-degree sensor",
+        "command": " ".join(
+            ["python tests/benchmarks/street.py PANDASET --run RUN", *(["--tune"] if asked.tune else only)]
+        ),
         "commit": here["git_commit"],
         "machine": here["machine"],
         "date": here["date"],
     }
-    asked.out.write_text(json.dumps(content, indent=1) + "\n")
+    path = RESULTS / ("street_tuning.json" if asked.tune else "proof_street.json")
+    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":
