@@ -65,6 +65,8 @@ STUDENTS = (
     Named("nano", "mobilenet-v2", decoder_channels=32, accuracy=("ablation_synthetic_students.json", "nano")),
     Named("small", "mobilenet-v2", decoder_channels=96, accuracy=("ablation_synthetic_students.json", "small")),
     Named("base", "mobilenet-v2", decoder_channels=192, accuracy=("ablation_synthetic_students.json", "base")),
+    Named("mobilenet 64", "mobilenet-v2"),
+    Named("resnet-18 alone", "resnet-18"),
     Named("lite0", "efficientnet-lite0"),
     Named("lite2", "efficientnet-lite2"),
     Named(
