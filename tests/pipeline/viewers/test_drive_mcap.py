@@ -22,7 +22,7 @@ from data_cache.errors import FrameError, SurroundWarning
 from data_cache.sources.recordings.source import RecordingSource
 from data_cache.sources.rig_folder.source import RigFolderSource
 from pipeline.api import load_student
-from pipeline.runs import predict
+from pipeline.runs import predict, splits
 from pipeline.viewers import drive_mcap
 from pipeline.viewers.ros2_messages import Ros2Messages
 from stages.inference.point_cloud import PointCloud, frame_cloud
@@ -71,10 +71,9 @@ def ros2_tour(tmp_path_factory) -> Tour:
     return Tour(folder, source, said, clouds, file, read_ros2(file))
 
 
-@pytest.fixture(scope="module", params=["ros2", "foxglove"])
-def tour(request, ros2_tour) -> Tour:
-    if request.param == "ros2":
-        return ros2_tour
+@pytest.fixture(scope="module")
+def foxglove_tour(ros2_tour) -> Tour:
+    """The same in Foxglove's messages."""
     from pipeline.viewers.foxglove_messages import FoxgloveMessages
 
     file, source = ros2_tour.folder / f"{TOUR}.mcap", ros2_tour.source
@@ -82,6 +81,11 @@ def tour(request, ros2_tour) -> Tour:
         for frame_id, said, cloud in zip(source.drives[TOUR], ros2_tour.said, ros2_tour.clouds, strict=True):
             drive_file.add(source.frame(frame_id), said, cloud)
     return replace(ros2_tour, file=file, bag=read_foxglove(file), is_foxglove=True)
+
+
+@pytest.fixture(scope="module", params=["ros2", "foxglove"])
+def tour(request) -> Tour:
+    return request.getfixturevalue(f"{request.param}_tour")
 
 
 def test_each_camera_has_depth_image_and_two_calibrations_at_its_own_time(tour):
@@ -219,6 +223,16 @@ def test_the_file_is_a_recording_that_can_be_read_as_one(tour):
         np.testing.assert_allclose(view.world_from_cam, original.world_from_cam, atol=1e-9)
         if view.camera.name in ("front", "right"):
             np.testing.assert_array_equal(view.load_image(), original.load_image())
+
+
+def test_depth_of_a_recording_in_the_schemas_of_foxglove_is_in_them_too(foxglove_tour, monkeypatch):
+    recording = RecordingSource([foxglove_tour.file])
+    monkeypatch.setattr(splits, "open_source", lambda kind, root, version="", **options: recording)
+    out = foxglove_tour.folder / "again"
+    code, text = run_predict(foxglove_tour.folder, *writing("mcap"), "--frame", 1, "--out", out)
+    assert (code, "1 frame written" in text) == (0, True), text
+    bag = read_foxglove(out / f"mcap/{TOUR}.mcap")
+    assert [stamp_ns(one.header) for one in bag.messages["/surround/right/depth"]] == [time_ns(1, BY_NAME["right"])]
 
 
 def test_each_drive_has_a_file_that_is_not_written_again_until_an_image_is_newer(van):
