@@ -24,7 +24,7 @@ from pipeline.recipe.config import load_recipe
 from pipeline.recipe.run_folder import RunFolder
 from pipeline.runs.splits import open_data, select_frames
 from pipeline.viewers.cloud_page import cloud_page
-from pipeline.viewers.drive_mcap import DriveFile, require_mcap
+from pipeline.viewers.drive_mcap import DriveFile, messages_for, require_mcap
 from pipeline.viewers.recording import Recording, require_rerun
 from stages.compute.preemption import Preempted, preemption
 from stages.compute.progress import progress_bar
@@ -210,7 +210,7 @@ class _Job:
 
         def record(partial: Path) -> None:
             before = self.written
-            with DriveFile(partial, drive, self.source.rig.camera_names) as drive_file:
+            with DriveFile(partial, drive, self.source.rig.camera_names, messages_for(self.source)) as drive_file:
                 self.look(frame_ids, [*viewers, drive_file])
                 if self.written == before:
                     raise _NoFrameError

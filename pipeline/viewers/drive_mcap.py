@@ -1,4 +1,4 @@
-"""Writes a drive as an MCAP file of ROS 2 messages, which Foxglove, Lichtblick and rviz2 open. An optional extra."""
+"""Writes a drive as an MCAP file, which Foxglove, Lichtblick and, in ROS 2 messages, rviz2 open. An optional extra."""
 
 import io
 import warnings
@@ -16,7 +16,10 @@ from data_cache.files import open_regular
 from data_cache.frames.geometry import resized_intrinsics
 from data_cache.frames.images import BYTE_LIMIT, opened
 from data_cache.frames.rig import Camera, Frame, View
-from pipeline.viewers.ros2_messages import Message, Ros2Messages, Stamp, Transform
+from data_cache.sources.base import Source
+from data_cache.sources.recordings.source import RecordingSource
+from pipeline.viewers.drive_messages import Message, Messages, Stamp, Transform
+from pipeline.viewers.ros2_messages import Ros2Messages
 from stages.inference.point_cloud import PointCloud, unoccluded_depth
 from stages.inference.predict import Prediction
 
@@ -40,12 +43,23 @@ _Mounts = dict[str, Float[np.ndarray, "4 4"]]
 def require_mcap() -> "type[Writer]":
     """The class that writes MCAP; raises SettingError if a package of the extra is missing."""
     try:
+        import foxglove_schemas_protobuf  # noqa: F401
+        import mcap_protobuf  # noqa: F401
         import rosbags.typesys  # noqa: F401
         import zstandard  # noqa: F401  what compresses chunks
         from mcap.writer import Writer
     except ImportError as error:
         raise SettingError(f"an MCAP file needs pip install 'surround-distill[bags]' ({error})") from error
     return Writer
+
+
+def messages_for(source: Source) -> Messages:
+    """The family of messages that a data set's depth is written in: that of its recording, else ROS 2's."""
+    if isinstance(source, RecordingSource) and source.foxglove:
+        from pipeline.viewers.foxglove_messages import FoxgloveMessages
+
+        return FoxgloveMessages()
+    return Ros2Messages()
 
 
 class DriveFile:
@@ -66,17 +80,18 @@ class DriveFile:
         path: of the file; it grows with every frame.
         drive: its name, for notices.
         cameras: names of the cameras of the rig.
+        messages: of the family of schemas that the file has, see `messages_for`.
 
     Raises:
         SettingError: if a package of the extra is missing.
         OSError: if the file cannot be written.
     """
 
-    def __init__(self, path: Path, drive: str, cameras: Sequence[str]) -> None:
+    def __init__(self, path: Path, drive: str, cameras: Sequence[str], messages: Messages) -> None:
         writer = require_mcap()
         self._drive = drive
         self._bases = _topics(cameras)
-        self._messages = Ros2Messages()
+        self._messages = messages
         self._stream: IO[bytes] = path.open("wb")
         self._writer = writer(self._stream)
         self._writer.start(self._messages.profile, "surround-distill")
@@ -176,7 +191,7 @@ class DriveFile:
     def _register(self, topic: str, type_name: str) -> int:
         messages = self._messages
         if type_name not in self._schemas:
-            definition = messages.schema(type_name).encode()
+            definition = messages.schema(type_name)
             self._schemas[type_name] = self._writer.register_schema(type_name, messages.schema_encoding, definition)
         metadata = messages.channel_metadata(latched=topic == TF_STATIC)
         return self._writer.register_channel(topic, messages.message_encoding, self._schemas[type_name], metadata)

@@ -1,64 +1,24 @@
 """Messages of ROS 2 in CDR, by the definitions that rosbags has: depth, cameras, images, points, transforms."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float32
 
-from data_cache.errors import FrameError
 from data_cache.frames.rig import Camera
+from pipeline.viewers.drive_messages import Message, Stamp, Transform, depth_values, intrinsics_px, quaternion_xyzw
 from stages.inference.point_cloud import PointCloud
 
 if TYPE_CHECKING:
     from rosbags.typesys.store import Msg, Msgarg
 
-PIXEL_CENTER_PX = 0.5
-"""ROS puts pixel centres at integers, this program at half-integers (REP 104 follows OpenCV)."""
-LATEST_NS = 2**31 * 10**9
-"""A time stamp of ROS has 32-bit seconds: they end in 2038."""
 POINT = np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("bgra", "u1", 4)])
 """A point of a cloud, 16 bytes; rviz reads the last four as one float32 named rgb, whose bytes are blue, green, red."""
 
 
-@dataclass(frozen=True, eq=False)
-class Message:
-    """A message as it is stored: the name of its type, and its bytes."""
-
-    type_name: str
-    data: bytes
-
-
-@dataclass(frozen=True, eq=False)
-class Stamp:
-    """When, in nanoseconds, and in which coordinate frame; raises FrameError if ROS has no such time."""
-
-    time_ns: int
-    frame: str
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.time_ns < LATEST_NS:
-            raise FrameError(
-                f"{self.frame}: expected a time stamp before 2038, where the 32-bit seconds of ROS end, found"
-                f" {self.time_ns} ns"
-            )
-
-
-@dataclass(frozen=True, eq=False)
-class Transform:
-    """A pose (4, 4) of frame `child` in the frame of `stamp`."""
-
-    stamp: Stamp
-    child: str
-    pose: Float[np.ndarray, "4 4"]
-
-
 class Ros2Messages:
-    """Makes messages of ROS 2, and says what a file has to know about them.
-
-    A class with the same methods for another family of schemas is all that a file in that family needs (`DriveFile`).
-    """
+    """Messages of ROS 2; see `Messages`."""
 
     profile = "ros2"
     message_encoding = "cdr"
@@ -69,10 +29,10 @@ class Ros2Messages:
 
         self._store = get_typestore(Stores.ROS2_JAZZY)
 
-    def schema(self, type_name: str) -> str:
+    def schema(self, type_name: str) -> bytes:
         """The definition of a type and of all types that it holds, as `ros2msg` has it."""
         text, _ = self._store.generate_msgdef(type_name, ros_version=2)
-        return text
+        return text.encode()
 
     def channel_metadata(self, latched: bool) -> dict[str, str]:
         """How a topic is offered when the file is replayed; a latched one reaches subscribers that come later."""
@@ -96,7 +56,6 @@ class Ros2Messages:
     def depth(self, stamp: Stamp, depth_m: Float32[np.ndarray, "H W"]) -> Message:
         """`sensor_msgs/Image` 32FC1: z in metres; NaN, where depth is 0, is no depth (REP 118)."""
         height, width = depth_m.shape
-        values = np.where(depth_m > 0, depth_m, np.float32("nan")).astype("<f4")
         return self._message(
             "sensor_msgs/msg/Image",
             header=self._header(stamp),
@@ -105,12 +64,12 @@ class Ros2Messages:
             encoding="32FC1",
             is_bigendian=0,
             step=4 * width,
-            data=_bytes(values),
+            data=_bytes(depth_values(depth_m)),
         )
 
     def camera_info(self, stamp: Stamp, camera: Camera) -> Message:
         """`sensor_msgs/CameraInfo` of a pinhole camera without distortion."""
-        K_px = camera.K_px - np.array([[0, 0, PIXEL_CENTER_PX], [0, 0, PIXEL_CENTER_PX], [0, 0, 0]])
+        K_px = intrinsics_px(camera)
         return self._message(
             "sensor_msgs/msg/CameraInfo",
             header=self._header(stamp),
@@ -190,24 +149,6 @@ class Ros2Messages:
 
     def _make(self, type_name: str, **values: "Msgarg") -> "Msg":
         return self._store.types[type_name](**values)
-
-
-def quaternion_xyzw(pose: Float[np.ndarray, "4 4"]) -> tuple[float, float, float, float]:
-    """Unit quaternion (x, y, z, w), w >= 0, of the rotation of a rigid transform.
-
-    It is the eigenvector of the largest eigenvalue of a matrix that is linear in the rotation (Bar-Itzhack 2000), which
-    is the nearest rotation where the rows are not quite at right angles.
-    """
-    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = pose[:3, :3].tolist()
-    symmetric = np.array([
-        [xx - yy - zz, xy + yx, xz + zx, zy - yz],
-        [xy + yx, yy - xx - zz, yz + zy, xz - zx],
-        [xz + zx, yz + zy, zz - xx - yy, yx - xy],
-        [zy - yz, xz - zx, yx - xy, xx + yy + zz],
-    ])  # fmt: skip
-    vector = np.linalg.eigh(symmetric)[1][:, -1]
-    x, y, z, w = (-vector if vector[3] < 0 else vector).tolist()
-    return x, y, z, w
 
 
 def _bytes(values: np.ndarray) -> np.ndarray:

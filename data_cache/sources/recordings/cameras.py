@@ -123,7 +123,7 @@ def _calibration_of(image: Topic, topics: Mapping[str, Topic]) -> str | None:
     parts = image.name.split("/")
     while parts and parts[-1] in _TRANSPORTS:
         parts.pop()
-    for length in (len(parts) - 1, len(parts)):
+    for length in (len(parts), len(parts) - 1):  # the nearest one first
         beside = "/".join([*parts[:length], "camera_info"])
         if (found := topics.get(beside)) is not None and found.kind == CALIBRATION and found.calibration:
             return beside

@@ -94,6 +94,12 @@ class RecordingSource:
         per_drive = [note for one in self.parts.values() for note in (*one.bag.notes, *one.pairs.notes)]
         return (*self.choices.notes, *per_drive)
 
+    @property
+    def foxglove(self) -> bool:
+        """Whether the images of all cameras are messages of Foxglove's own schemas."""
+        topics = [one.bag.topics.get(camera.topic) for one in self.parts.values() for camera in self.choices.cameras]
+        return all(topic.channel.type.startswith("foxglove.") for topic in topics if topic is not None)
+
     def frame(self, frame_id: str) -> Frame:
         """One frame; images and LiDAR are read when asked for. Raises FrameError if there is no such frame."""
         drive, number = self._find(frame_id)

@@ -1,4 +1,4 @@
-"""A drive as MCAP, read back by rosbags, which shares no line with what writes it but the message definitions."""
+"""A drive as MCAP, in both families of messages."""
 
 import errno
 import importlib.util
@@ -6,7 +6,7 @@ import io
 import os
 import sys
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +14,19 @@ import pytest
 from PIL import Image
 from support.data_sets.loose_images import camera, write_image, write_rig
 from support.data_sets.moving_van import MOUNTS, TOUR, YARD, time_ns, world_from_ego, write_moving_van
+from support.drive_files import Bag, Frames, depth_of, read_foxglove, read_ros2, stamp_ns
 from support.students import LINEAGE, run_predict, writing
 from support.van_runs import van_run
 
 from data_cache.errors import FrameError, SurroundWarning
-from data_cache.frames.rig import pose_from_quaternion
+from data_cache.sources.recordings.source import RecordingSource
 from data_cache.sources.rig_folder.source import RigFolderSource
 from pipeline.api import load_student
-from pipeline.runs import predict
+from pipeline.runs import predict, splits
 from pipeline.viewers import drive_mcap
-from stages.inference.point_cloud import frame_cloud
+from pipeline.viewers.ros2_messages import Ros2Messages
+from stages.inference.point_cloud import PointCloud, frame_cloud
+from stages.inference.predict import Prediction
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("mcap") is None or importlib.util.find_spec("rosbags") is None,
@@ -31,78 +34,6 @@ pytestmark = pytest.mark.skipif(
 )
 TOPIC = {mount.name: f"/surround/{mount.name.replace('.', '_')}" for mount in MOUNTS}
 BY_NAME = {mount.name: mount for mount in MOUNTS}
-
-
-@dataclass
-class Bag:
-    """Messages of a file by topic, with the times at which they were logged."""
-
-    messages: dict[str, list] = field(default_factory=dict)
-    logged_ns: dict[str, list[int]] = field(default_factory=dict)
-    latched: set[str] = field(default_factory=set)
-
-
-def read(path: Path) -> Bag:
-    from rosbags.interfaces import QosDurability
-    from rosbags.rosbag2 import Reader
-    from rosbags.typesys import Stores, get_types_from_msg, get_typestore
-
-    bag = Bag()
-    with Reader(path) as reader:
-        store = get_typestore(Stores.EMPTY)  # so that the definitions are those in the file
-        for connection in reader.connections:
-            store.register(get_types_from_msg(connection.msgdef.data, connection.msgtype))
-            (qos,) = connection.ext.offered_qos_profiles
-            if qos.durability == QosDurability.TRANSIENT_LOCAL:
-                bag.latched.add(connection.topic)
-        for connection, logged_ns, data in reader.messages():
-            message = store.deserialize_cdr(data, connection.msgtype)
-            bag.messages.setdefault(connection.topic, []).append(message)
-            bag.logged_ns.setdefault(connection.topic, []).append(logged_ns)
-    return bag
-
-
-def stamp_ns(header) -> int:
-    return header.stamp.sec * 10**9 + header.stamp.nanosec
-
-
-def depth_of(message) -> np.ndarray:
-    assert (message.encoding, message.step, message.is_bigendian) == ("32FC1", 4 * message.width, 0)
-    return message.data.view("<f4").reshape(message.height, message.width)
-
-
-def cloud_of(message) -> tuple[np.ndarray, np.ndarray]:
-    """Points and their colours, as a reader of PointCloud2 finds them by name and offset."""
-    assert [(one.name, one.datatype, one.count) for one in message.fields] == [(name, 7, 1) for name in ("x", "y", "z", "rgb")]  # fmt: skip # noqa: E501
-    assert (message.height, message.row_step) == (1, message.point_step * message.width)
-    rows = message.data.reshape(message.width, message.point_step)
-    columns = [rows[:, one.offset : one.offset + 4].copy().view("<f4")[:, 0] for one in message.fields]
-    packed = columns[3].copy().view("<u4")
-    return np.stack(columns[:3], 1), np.stack([packed >> 16 & 255, packed >> 8 & 255, packed & 255], 1)
-
-
-class Frames:
-    """What a tf buffer knows: the pose of each frame in its parent by time; static ones at any time."""
-
-    def __init__(self, bag: Bag) -> None:
-        self.parent: dict[str, str] = {}
-        self.static: dict[str, np.ndarray] = {}
-        self.moving: dict[tuple[str, int], np.ndarray] = {}
-        for topic in ("/tf", "/tf_static"):
-            for one in (one for message in bag.messages[topic] for one in message.transforms):
-                q, t = one.transform.rotation, one.transform.translation
-                matrix = pose_from_quaternion((q.w, q.x, q.y, q.z), (t.x, t.y, t.z))
-                assert self.parent.setdefault(one.child_frame_id, one.header.frame_id) == one.header.frame_id
-                if topic == "/tf":
-                    self.moving[one.child_frame_id, stamp_ns(one.header)] = matrix
-                else:
-                    self.static[one.child_frame_id] = matrix
-
-    def map_from(self, frame: str, at_ns: int) -> np.ndarray:
-        if frame == "map":
-            return np.eye(4)
-        own = self.static[frame] if frame in self.static else self.moving[frame, at_ns]
-        return self.map_from(self.parent[frame], at_ns) @ own
 
 
 @pytest.fixture
@@ -113,20 +44,48 @@ def van(tmp_path, monkeypatch) -> Path:
 
 @dataclass(frozen=True)
 class Tour:
+    """The bend: its run, what the student says of each frame, and its file in one family of messages."""
+
     folder: Path
     source: RigFolderSource
+    said: list[Prediction]
+    clouds: list[PointCloud]
+    file: Path
     bag: Bag
+    is_foxglove: bool = False
 
 
 @pytest.fixture(scope="module")
-def tour(tmp_path_factory) -> Tour:
-    """The bend, written once."""
+def ros2_tour(tmp_path_factory) -> Tour:
+    """As the command writes it, once."""
     folder = tmp_path_factory.mktemp("tour")
     with pytest.MonkeyPatch.context() as patch:
         source = van_run(folder, patch)
         code, text = run_predict(folder, *writing("mcap", "npy"))
         assert (code, "3 frames written" in text) == (0, True), text
-    return Tour(folder, source, read(folder / f"out/mcap/{TOUR}.mcap"))
+    look = load_student(folder / "run/student/last.safetensors", precision="fp32")
+    frames = [source.frame(frame_id) for frame_id in source.drives[TOUR]]
+    said = [look.look(frame) for frame in frames]
+    clouds = [frame_cloud(frame, one, LINEAGE.depth_range_m, 4) for frame, one in zip(frames, said, strict=True)]
+    file = folder / f"out/mcap/{TOUR}.mcap"
+    return Tour(folder, source, said, clouds, file, read_ros2(file))
+
+
+@pytest.fixture(scope="module")
+def foxglove_tour(ros2_tour) -> Tour:
+    """The same in Foxglove's messages."""
+    from pipeline.viewers.foxglove_messages import FoxgloveMessages
+
+    file, source = ros2_tour.folder / f"{TOUR}.mcap", ros2_tour.source
+    with drive_mcap.DriveFile(file, TOUR, source.rig.camera_names, FoxgloveMessages()) as drive_file:
+        for frame_id, said, cloud in zip(source.drives[TOUR], ros2_tour.said, ros2_tour.clouds, strict=True):
+            drive_file.add(source.frame(frame_id), said, cloud)
+    return replace(ros2_tour, file=file, bag=read_foxglove(file), is_foxglove=True)
+
+
+@pytest.fixture(scope="module", params=["ros2", "foxglove"])
+def tour(request) -> Tour:
+    return request.getfixturevalue(f"{request.param}_tour")
 
 
 def test_each_camera_has_depth_image_and_two_calibrations_at_its_own_time(tour):
@@ -134,7 +93,7 @@ def test_each_camera_has_depth_image_and_two_calibrations_at_its_own_time(tour):
     expected = {f"{TOPIC[mount.name]}/{topic}": 3 for mount in MOUNTS for topic in of_camera}
     expected |= {"/tf": 3, "/tf_static": 1, "/surround/points": 3}
     assert {topic: len(messages) for topic, messages in tour.bag.messages.items()} == expected
-    assert tour.bag.latched == {"/tf_static"}
+    assert tour.bag.latched == (set() if tour.is_foxglove else {"/tf_static"})
     for mount in MOUNTS:
         wanted = [time_ns(i, mount) for i in range(3)]
         for topic in (f"{TOPIC[mount.name]}/{topic}" for topic in of_camera):
@@ -144,9 +103,8 @@ def test_each_camera_has_depth_image_and_two_calibrations_at_its_own_time(tour):
 
 
 def test_depth_is_bit_for_bit_what_the_student_says_and_nan_where_the_vehicle_hides_the_scene(tour):
-    look = load_student(tour.folder / "run/student/last.safetensors", precision="fp32")
     for index in range(3):
-        said_m = look.look(tour.source.frame(f"{TOUR}/{index}")).depth_m
+        said_m = tour.said[index].depth_m
         for i, mount in enumerate(MOUNTS):
             depth_m = depth_of(tour.bag.messages[f"{TOPIC[mount.name]}/depth"][index])
             known = ~np.isnan(depth_m)
@@ -211,14 +169,12 @@ def test_a_photograph_that_viewers_would_turn_is_not_copied(tmp_path):
 def test_points_seen_through_tf_and_camera_info_are_the_depth_pixels(tour):
     """All geometry of the file in one: cloud, poses, static mounts, calibration and depth, at different times."""
     frames = Frames(tour.bag)
-    look = load_student(tour.folder / "run/student/last.safetensors", precision="fp32")
     for index in range(3):
         message = tour.bag.messages["/surround/points"][index]
-        points_m, rgb = cloud_of(message)
         assert (message.header.frame_id, stamp_ns(message.header)) == ("base_link", time_ns(index, MOUNTS[0]))
         map_from_points = frames.map_from("base_link", stamp_ns(message.header))
-        in_map_m = points_m @ map_from_points[:3, :3].T + map_from_points[:3, 3]
-        found = np.zeros(len(points_m), bool)
+        in_map_m = message.points_m @ map_from_points[:3, :3].T + map_from_points[:3, 3]
+        found = np.zeros(len(message.points_m), bool)
         for mount in MOUNTS:
             depth = tour.bag.messages[f"{TOPIC[mount.name]}/depth"][index]
             info = tour.bag.messages[f"{TOPIC[mount.name]}/camera_info"][index]
@@ -234,9 +190,7 @@ def test_points_seen_through_tf_and_camera_info_are_the_depth_pixels(tour):
             assert same.sum() > 100, mount.name
             found[at[same]] = True
         assert found.all()
-        frame = tour.source.frame(f"{TOUR}/{index}")
-        cloud = frame_cloud(frame, look.look(frame), LINEAGE.depth_range_m, 4)
-        np.testing.assert_array_equal(rgb, cloud.rgb)
+        np.testing.assert_array_equal(message.rgb, tour.clouds[index].rgb)
 
 
 def test_the_vehicle_moves_in_tf_and_its_cameras_do_not(tour):
@@ -253,6 +207,34 @@ def test_the_vehicle_moves_in_tf_and_its_cameras_do_not(tour):
         np.testing.assert_allclose(matrix, world_from_ego(at_ns) @ own, atol=1e-9)
 
 
+def test_the_file_is_a_recording_that_can_be_read_as_one(tour):
+    """A round trip: cameras, times, poses, calibrations and images, and the family of messages."""
+    recording = RecordingSource([tour.file])
+    assert recording.foxglove == tour.is_foxglove
+    assert isinstance(drive_mcap.messages_for(recording), Ros2Messages) != tour.is_foxglove
+    assert set(recording.rig.camera_names) == {"front", "right", "rear_cam", "left"}
+    (frame_ids,) = recording.drives.values()
+    assert [frame_id.rpartition("/")[2] for frame_id in frame_ids] == [str(time_ns(i, MOUNTS[0])) for i in range(3)]
+    written = {view.camera.name.replace(".", "_"): view for view in tour.source.frame(f"{TOUR}/2").views}
+    for view in recording.frame(frame_ids[2]).views:
+        original = written[view.camera.name]
+        assert view.time_ns == original.time_ns
+        np.testing.assert_allclose(view.camera.K_px, original.camera.K_px, atol=1e-12)
+        np.testing.assert_allclose(view.world_from_cam, original.world_from_cam, atol=1e-9)
+        if view.camera.name in ("front", "right"):
+            np.testing.assert_array_equal(view.load_image(), original.load_image())
+
+
+def test_depth_of_a_recording_in_the_schemas_of_foxglove_is_in_them_too(foxglove_tour, monkeypatch):
+    recording = RecordingSource([foxglove_tour.file])
+    monkeypatch.setattr(splits, "open_source", lambda kind, root, version="", **options: recording)
+    out = foxglove_tour.folder / "again"
+    code, text = run_predict(foxglove_tour.folder, *writing("mcap"), "--frame", 1, "--out", out)
+    assert (code, "1 frame written" in text) == (0, True), text
+    bag = read_foxglove(out / f"mcap/{TOUR}.mcap")
+    assert [stamp_ns(one.header) for one in bag.messages["/surround/right/depth"]] == [time_ns(1, BY_NAME["right"])]
+
+
 def test_each_drive_has_a_file_that_is_not_written_again_until_an_image_is_newer(van):
     both = ("--set", f'data.test=["{TOUR}", "{YARD}[:2]"]', *writing("mcap"))
     with pytest.warns(SurroundWarning, match="yard as MCAP: the vehicle stands at the origin of map in each frame"):
@@ -260,7 +242,7 @@ def test_each_drive_has_a_file_that_is_not_written_again_until_an_image_is_newer
     assert (code, "5 frames written" in text) == (0, True), text
     files = {name: van / f"out/mcap/{name}.mcap" for name in (TOUR, YARD)}
     before = {name: file.read_bytes() for name, file in files.items()}
-    poses = {one.child_frame_id: one.transform.translation for message in read(files[YARD]).messages["/tf"]
+    poses = {one.child_frame_id: one.transform.translation for message in read_ros2(files[YARD]).messages["/tf"]
              for one in message.transforms}  # fmt: skip
     assert {name: (at.x, at.y, at.z) for name, at in poses.items()} == {"base_link": (0, 0, 0)}
     assert "0 frames written, 5 already done" in run_predict(van, *both)[1]
@@ -269,7 +251,7 @@ def test_each_drive_has_a_file_that_is_not_written_again_until_an_image_is_newer
     assert "3 frames written, 0 already done" in run_predict(van, *both)[1].replace("2 already", "0 already")
     assert {name: file.read_bytes() for name, file in files.items()} == before
     assert "1 frame written" in run_predict(van, *both, "--frame", 0)[1]
-    assert len(read(files[TOUR]).messages["/tf"]) == 1
+    assert len(read_ros2(files[TOUR]).messages["/tf"]) == 1
     assert not list(van.rglob("*.partial"))
 
 
@@ -313,7 +295,7 @@ def test_a_frame_that_cannot_be_used_is_left_out_whole_and_a_drive_of_such_frame
     (van / "van/gone.png").rename(van / "van/flank.png")
     code, text = run_predict(van, *writing("mcap"))
     assert (code, "1 frame written" in text, f"{TOUR}/0: image cannot be decoded" in text) == (3, True, True), text
-    bag = read(van / f"out/mcap/{TOUR}.mcap")
+    bag = read_ros2(van / f"out/mcap/{TOUR}.mcap")
     assert {len(messages) for messages in bag.messages.values()} == {1}
     assert bag.logged_ns["/surround/points"] == [time_ns(1, MOUNTS[0])]
 
@@ -330,7 +312,7 @@ def test_a_frame_whose_image_cannot_be_copied_takes_no_transform_with_it(van, mo
     monkeypatch.setattr(drive_mcap, "_encoded", once)
     code, text = run_predict(van, *writing("mcap"))
     assert (code, "2 frames written" in text, f"{TOUR}/0: image missing: gone" in text) == (3, True, True), text
-    bag = read(van / f"out/mcap/{TOUR}.mcap")
+    bag = read_ros2(van / f"out/mcap/{TOUR}.mcap")
     assert {topic: len(messages) for topic, messages in bag.messages.items() if len(messages) != 2} == {"/tf_static": 1}
     assert set(Frames(bag).static) == {"front", "right", "left"}
 
@@ -343,11 +325,11 @@ def test_loose_images_have_no_time_and_no_pose_and_the_notice_says_so(van):
     with pytest.warns(SurroundWarning, match=r"stands at the origin of map .*; frames without time stamps are 0\.1 s apart"):  # fmt: skip # noqa: E501
         code, text = run_predict(van, van / "in", "--rig", rig, *writing("mcap"))
     assert (code, "2 frames written" in text) == (0, True), text
-    bag = read(van / "out/mcap/images.mcap")
+    bag = read_ros2(van / "out/mcap/images.mcap")
     assert bag.logged_ns["/surround/front/depth"] == [100_000_000, 200_000_000]
 
 
-@pytest.mark.parametrize("package", ["mcap.writer", "rosbags.typesys", "zstandard"])
+@pytest.mark.parametrize("package", ["mcap.writer", "rosbags.typesys", "foxglove_schemas_protobuf", "zstandard"])
 def test_without_the_extra_it_says_what_to_install(van, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     code, text = run_predict(van, *writing("mcap"))

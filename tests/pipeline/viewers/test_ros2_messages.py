@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from data_cache.errors import FrameError
 from data_cache.frames.rig import pose_from_quaternion
-from pipeline.viewers.ros2_messages import Ros2Messages, Stamp, quaternion_xyzw
+from pipeline.viewers.drive_messages import Stamp, quaternion_xyzw
+from pipeline.viewers.ros2_messages import Ros2Messages
 from stages.inference.point_cloud import PointCloud
 
 needs_rosbags = pytest.mark.skipif(
