@@ -70,14 +70,21 @@ def image_size(stream: BufferedReader | BytesIO, where: str) -> tuple[int, int]:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
+def opened(file: Path | BytesIO) -> Iterator[Image.Image]:
     """Open an image file in one of FORMATS; only its header is read, pixels are decoded inside the context on demand.
+
+    Args:
+        file: its path, or its bytes.
 
     Raises:
         FrameError: if the file is missing, not a regular file, not an image, or damaged, including while decoding.
     """
-    with open_regular(path, BYTE_LIMIT, "image") as stream, _image(stream, str(path)) as image:
-        yield image
+    if isinstance(file, BytesIO):
+        with _image(file, "an image of a recording") as image:
+            yield image
+    else:
+        with open_regular(file, BYTE_LIMIT, "image") as stream, _image(stream, str(file)) as image:
+            yield image
 
 
 @contextmanager

@@ -61,6 +61,8 @@ class View:
             own camera; None if the source has none. Raises FrameError if it is damaged.
         ego_from_cam: (4, 4) pose on the vehicle, where `world_from_cam` was computed with it; None where the source
             gives `world_from_cam` alone.
+        load_encoded: reads the JPEG or PNG file that holds exactly this image, where it lies inside a recording; None
+            elsewhere. Raises FrameError if it is damaged.
     """
 
     camera: Camera
@@ -70,6 +72,7 @@ class View:
     image_file: Path | None = None
     load_unoccluded: Callable[[], Bool[np.ndarray, "H W"]] | None = None
     ego_from_cam: Float[np.ndarray, "4 4"] | None = None
+    load_encoded: Callable[[], bytes] | None = None
 
     def __post_init__(self) -> None:
         require_rigid(self.world_from_cam, f"camera {self.camera.name}: world_from_cam")

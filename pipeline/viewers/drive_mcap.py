@@ -246,17 +246,24 @@ def _world_from_vehicle(view: View, world_from_ego: Float[np.ndarray, "4 4"]) ->
 
 def _encoded(view: View) -> _Encoded:
     """The bytes of the image file, where it is JPEG or PNG and holds what the student saw; else encoded as JPEG."""
-    file = view.image_file
-    if file is not None:
-        with opened(file) as image:
+    data = _stored(view)
+    if data is not None:
+        with opened(io.BytesIO(data)) as image:
             format_name = COPIED.get(image.format or "")
             turned = format_name == "jpeg" and image.getexif().get(ORIENTATION_TAG, 1) != 1
         if format_name is not None and not turned:
-            with open_regular(file, BYTE_LIMIT, "image") as stream:
-                return _Encoded(format_name, stream.read())
+            return _Encoded(format_name, data)
     with io.BytesIO() as buffer:
         Image.fromarray(view.load_image()).save(buffer, "JPEG", quality=JPEG_QUALITY)
         return _Encoded("jpeg", buffer.getvalue())
+
+
+def _stored(view: View) -> bytes | None:
+    """The file that holds exactly this image; None if there is none."""
+    if view.image_file is None:
+        return view.load_encoded() if view.load_encoded is not None else None
+    with open_regular(view.image_file, BYTE_LIMIT, "image") as stream:
+        return stream.read()
 
 
 def _topics(cameras: Sequence[str]) -> dict[str, str]:

@@ -139,8 +139,9 @@ class RecordingSource:
             return None
         time_ns, row = found
         pose = drive.tree.pose(self.choices.world, camera.frame, time_ns)
-        load = partial(_load_image, drive.bag, camera, row)
-        return View(camera.camera, pose, time_ns, load, ego_from_cam=self.mounts[camera.name])
+        load, mount = partial(_load_image, drive.bag, camera, row), self.mounts[camera.name]
+        encoded = partial(_read_bytes, drive.bag, camera, row) if camera.lens is None else None
+        return View(camera.camera, pose, time_ns, load, ego_from_cam=mount, load_encoded=encoded)
 
 
 def _read_image(bag: Bag, camera: RecordedCamera, row: Row) -> ImageFile:
@@ -158,6 +159,10 @@ def _read_image(bag: Bag, camera: RecordedCamera, row: Row) -> ImageFile:
             f" {found[1]} x {found[0]}; record the calibration of the images as they are"
         )
     return ImageFile(data, suffix, not message.encoding)
+
+
+def _read_bytes(bag: Bag, camera: RecordedCamera, row: Row) -> bytes:
+    return _read_image(bag, camera, row).data
 
 
 def _load_image(

@@ -22,7 +22,7 @@ from data_cache.errors import FrameError, SurroundWarning
 from data_cache.sources.recordings.source import RecordingSource
 from data_cache.sources.rig_folder.source import RigFolderSource
 from pipeline.api import load_student
-from pipeline.runs import predict, splits
+from pipeline.runs import predict
 from pipeline.viewers import drive_mcap
 from pipeline.viewers.ros2_messages import Ros2Messages
 from stages.inference.point_cloud import PointCloud, frame_cloud
@@ -223,13 +223,13 @@ def test_the_file_is_a_recording_that_can_be_read_as_one(tour):
         np.testing.assert_allclose(view.world_from_cam, original.world_from_cam, atol=1e-9)
         if view.camera.name in ("front", "right"):
             np.testing.assert_array_equal(view.load_image(), original.load_image())
+            assert drive_mcap._encoded(view).data == original.image_file.read_bytes()
 
 
-def test_depth_of_a_recording_in_the_schemas_of_foxglove_is_in_them_too(foxglove_tour, monkeypatch):
-    recording = RecordingSource([foxglove_tour.file])
-    monkeypatch.setattr(splits, "open_source", lambda kind, root, version="", **options: recording)
+def test_depth_of_a_recording_in_the_schemas_of_foxglove_is_in_them_too(foxglove_tour):
     out = foxglove_tour.folder / "again"
-    code, text = run_predict(foxglove_tour.folder, *writing("mcap"), "--frame", 1, "--out", out)
+    on = ("--on", foxglove_tour.file)
+    code, text = run_predict(foxglove_tour.folder, *writing("mcap"), "--frame", 1, "--out", out, *on)
     assert (code, "1 frame written" in text) == (0, True), text
     bag = read_foxglove(out / f"mcap/{TOUR}.mcap")
     assert [stamp_ns(one.header) for one in bag.messages["/surround/right/depth"]] == [time_ns(1, BY_NAME["right"])]
