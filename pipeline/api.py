@@ -32,7 +32,7 @@ DepthMap = Float32[np.ndarray, "H W"]
 SigmaMap = Float32[np.ndarray, "H W"]
 UNCALIBRATED = (
     "this student has no calibration: its sigma is the spread of its bins as it is, several times too large or too"
-    " small; run `surround calibrate` on its run"
+    " small; run `surround calibrate` on its run, and name a new folder in --out: it is another checkpoint then"
 )
 
 

@@ -412,7 +412,8 @@ int main(int count, char** values) try {
   std::filesystem::create_directories(given.out);
   for (const auto& [name, map] : seen) write_npy(given.out / (name + ".npy"), map);
   std::nth_element(times_ms.begin(), times_ms.begin() + times_ms.size() / 2, times_ms.end());
-  std::printf("depth of %zu images in %.1f ms: %s\n", seen.size(), times_ms[times_ms.size() / 2], given.out.c_str());
+  std::printf("depth of %zu image%s in %.1f ms: %s\n", seen.size(), seen.size() > 1 ? "s" : "",
+              times_ms[times_ms.size() / 2], given.out.c_str());
   return 0;
 } catch (const std::exception& error) {
   std::fprintf(stderr, "Error: %s\n", error.what());

@@ -200,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (DeployError, OSError) as error:
         sys.exit(f"Error: {error}")
     median_ms = 1e3 * statistics.median(times_s)
-    print(f"depth of {len(depths_m)} images in {median_ms:.1f} ms: {given.out}")
+    print(f"depth of {len(depths_m)} image{'s' * (len(depths_m) > 1)} in {median_ms:.1f} ms: {given.out}")
 
 
 if __name__ == "__main__":

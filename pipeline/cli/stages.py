@@ -216,8 +216,8 @@ def calibrate(
 ) -> None:
     """Make the student say how sure it is: one number, found at LiDAR returns of data.selection.
 
-    The number is kept in the checkpoint. With it, 68 % of the errors of log depth lie inside one sigma. Weights stay
-    what they are, and so does depth, up to rounding.
+    The number is written into the checkpoint itself. With it, 68 % of the errors of log depth lie inside one sigma.
+    Weights stay what they are, and so does depth, up to rounding; the file's sha256 changes, so calibrate before eval.
     """
     from pipeline.runs.evaluate import run_calibrate
 

@@ -241,6 +241,15 @@ def _limits(facts: CardFacts) -> Iterator[str]:
             f"It has seen the drives of {markdown_text(lineage.dataset)} named above. Of other places, weather, light,"
             " cameras and mounts nothing is known."
         )
+    found = facts.loaded.calibration
+    if found is None:
+        yield "It has no calibration: how sure it is of a depth (sigma) is not known."
+    else:
+        yield (
+            f"Sigma, the standard deviation of log depth, was calibrated at {found.pixels:,} LiDAR returns of"
+            f" {markdown_text(f'{found.dataset} {found.split}')}: 68 % of the errors there lie inside it. Elsewhere it"
+            " may be too small."
+        )
     yield "Depth is proportional to the focal length that it is given: an error of 1 % in one is 1 % in the other."
     yield (
         "It expects images free of distortion. `surround predict --rig` and the Python API undistort them; the exported"

@@ -198,7 +198,7 @@ class DriveFile:
 
     def _notify(self) -> None:
         notices = []
-        if self._count and not self._moved:
+        if self._count > 1 and not self._moved:
             notices.append(f"the vehicle stands at the origin of {WORLD} in each frame, as data without poses has it")
         if self._unstamped:
             notices.append(f"frames without time stamps are {STEP_NS / 1e9:g} s apart")

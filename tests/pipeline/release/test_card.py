@@ -14,7 +14,7 @@ from pipeline.errors import RecipeError
 from pipeline.release.card import NOT_MEASURED, CardFacts, CardSources, card_sources, model_card
 from pipeline.release.licences import student_licence
 from pipeline.report.results_file import ReportFile, write_report_file
-from stages.student.checkpoint import LoadedStudent, save_student
+from stages.student.checkpoint import Calibration, LoadedStudent, save_student
 
 TAUGHT = replace(LINEAGE, teacher="depth-anything-v2-small", teacher_licence="Apache-2.0", dataset="nuscenes")
 
@@ -64,6 +64,12 @@ def test_the_hub_reads_the_numbers_of_the_report_with_their_protocol(facts):
     assert {(one.dataset_type, one.dataset_split) for one in data.eval_results} == {("synthetic", "val")}
     assert "Protocol surrounddepth, 0.1 to 80 m: 3 frames, 11 images" in text
     assert re.search(r"\| student metric +\| +100\.000 \|", text)
+
+
+def test_the_card_says_how_sure_the_student_is(facts):
+    assert "how sure it is of a depth (sigma) is not known" in model_card(facts)
+    sure = replace(facts.loaded, calibration=Calibration(0.2, "van", "monday", 12345))
+    assert "calibrated at 12,345 LiDAR returns of van monday" in model_card(replace(facts, loaded=sure))
 
 
 def test_a_number_that_is_not_there_is_left_out(facts):
