@@ -93,11 +93,14 @@ def _found(topics: Mapping[str, Topic]) -> tuple[list[CameraSetting], list[str]]
             continue
         if is_depth(topic.first):
             notes.append(f"{topic.name} is not used: it holds depth, not pictures")
-        elif calibration := _calibration_of(topic, topics):
+        elif calibration := _calibration_of(topic.name, topic.first.frame_id, topics):
             candidates.setdefault(calibration, []).append(topic)
         else:
             lonely.append(topic)
     if not candidates:
+        for topic in topics.values():
+            if topic.kind in (IMAGE, CALIBRATION) and not topic.count:
+                raise topic.unread("calibrated images" if topic.kind == IMAGE else "the calibration of a camera")
         images = ", ".join(sorted(topic.name for topic in lonely)) or "none"
         kinds = sorted({topic.channel.type for topic in topics.values() if topic.kind is None})
         unread = f"; not read: {', '.join(kinds[:6])}" if kinds and not lonely else ""
@@ -118,20 +121,19 @@ def _found(topics: Mapping[str, Topic]) -> tuple[list[CameraSetting], list[str]]
     return chosen, notes
 
 
-def _calibration_of(image: Topic, topics: Mapping[str, Topic]) -> str | None:
+def _calibration_of(image: str, frame_id: str, topics: Mapping[str, Topic]) -> str | None:
     """The calibration topic in the namespace of an image topic, or the only one with its coordinate frame."""
-    parts = image.name.split("/")
+    parts = image.split("/")
     while parts and parts[-1] in _TRANSPORTS:
         parts.pop()
     for length in (len(parts), len(parts) - 1):  # the nearest one first
         beside = "/".join([*parts[:length], "camera_info"])
         if (found := topics.get(beside)) is not None and found.kind == CALIBRATION and found.calibration:
             return beside
-    assert isinstance(image.first, ImageMessage)
     same = [
         topic.name
         for topic in topics.values()
-        if topic.calibration is not None and topic.calibration.frame_id == image.first.frame_id != ""
+        if topic.calibration is not None and topic.calibration.frame_id == frame_id != ""
     ]
     return same[0] if len(same) == 1 else None
 
@@ -158,7 +160,10 @@ def _names(topics: Sequence[str]) -> list[str]:
 
 def _camera(topics: Mapping[str, Topic], setting: CameraSetting, name: str) -> RecordedCamera:
     topic = _require(topics, setting.topic, IMAGE, "an image topic")
-    beside = setting.calibration or _calibration_of(topic, topics)
+    first = topic.first
+    if not isinstance(first, ImageMessage):
+        raise topic.unread("images")
+    beside = setting.calibration or _calibration_of(topic.name, first.frame_id, topics)
     if beside is None:
         raise SourceError(
             f"{topic.name}: expected a calibration beside it, found none; record camera_info, or name its topic by"
@@ -166,14 +171,14 @@ def _camera(topics: Mapping[str, Topic], setting: CameraSetting, name: str) -> R
         )
     calibration_topic = _require(topics, beside, CALIBRATION, "a calibration topic")
     calibration = calibration_topic.calibration
-    assert calibration is not None
+    if calibration is None:
+        raise calibration_topic.unread("a calibration")
     if calibration_topic.changed:
         raise SourceError(
             f"{beside}: expected one calibration throughout, found that it changes; cut the recording where it does,"
             " and import the parts into folders of their own"
         )
-    assert isinstance(topic.first, ImageMessage)
-    frame = setting.frame or topic.first.frame_id.lstrip("/") or calibration.frame_id.lstrip("/")
+    frame = setting.frame or first.frame_id.lstrip("/") or calibration.frame_id.lstrip("/")
     if not frame:
         raise SourceError(
             f"{topic.name}: expected the coordinate frame of the camera in the header, found none; name it by"
@@ -240,12 +245,12 @@ def _lens(calibration: CalibrationMessage) -> tuple[str | None, tuple[float, ...
 
 
 def _require(topics: Mapping[str, Topic], name: str, kind: str, what: str) -> Topic:
-    """A topic that was asked for. Raises SourceError if it is missing or holds something else."""
+    """A topic that was asked for; its messages may be damaged. Raises SourceError if it is missing or another kind."""
     topic = topics.get(name)
     if topic is None:
         of_kind = sorted(one.name for one in topics.values() if one.kind == kind)
         raise SourceError(f"{name}: expected {what}, found no such topic; there are {', '.join(of_kind) or 'none'}")
-    if topic.kind != kind or (kind == CALIBRATION and topic.calibration is None):
+    if topic.kind != kind:
         raise SourceError(
             f"{name}: expected {what}, found messages of {topic.channel.type} ({topic.channel.encoding}), which are not"
             " read as one"

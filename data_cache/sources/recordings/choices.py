@@ -81,11 +81,23 @@ def decide(bags: Sequence[Bag], settings: BagSettings) -> tuple[Choices, tuple[T
 
 
 def _joined(bags: Sequence[Bag]) -> dict[str, Topic]:
-    """The topics of all bags, each as the first bag that has it. Raises SourceError if calibrations differ."""
+    """The topics of all bags, each as in the first bag where it can be read.
+
+    Raises:
+        SourceError: if a topic holds different things, or calibrations differ.
+    """
     joined: dict[str, Topic] = {}
     for bag in bags:
         for name, topic in bag.topics.items():
             first = joined.setdefault(name, topic)
+            if topic.kind != first.kind:
+                raise SourceError(
+                    f"{bag.path}: {name}: expected {first.channel.type} ({first.channel.encoding}), as in an earlier"
+                    f" bag, found {topic.channel.type} ({topic.channel.encoding}); import these bags into folders of"
+                    " their own"
+                )
+            if not first.count:
+                first = joined[name] = topic
             if topic.calibration is not None and first.calibration not in (None, topic.calibration):
                 raise SourceError(
                     f"{bag.path}: {name}: expected the calibration of {bags[0].path}, found another one; import bags of"
@@ -96,7 +108,11 @@ def _joined(bags: Sequence[Bag]) -> dict[str, Topic]:
 
 def _lidar(topics: Mapping[str, Topic], wanted: str | None) -> tuple[str | None, str, tuple[str, ...]]:
     """Topic and coordinate frame of the LiDAR, and notes: the cloud with most points that looks like one."""
-    clouds = {name: topic for name, topic in topics.items() if topic.kind == CLOUD and topic.count}
+    clouds = {name: topic.first for name, topic in topics.items() if isinstance(topic.first, CloudMessage)}
+    unread = [topic for name, topic in topics.items() if topic.kind == CLOUD and name not in clouds]
+    for topic in unread:
+        if wanted == topic.name or (wanted is None and not clouds):
+            raise topic.unread('point clouds (lidar = "" in a bag.toml imports without them)')
     if wanted == "" or (wanted is None and not clouds):
         return None, "", ("no LiDAR: frames are those of the first camera, and no metres are learnt from them",)
     if wanted is not None and wanted not in clouds:
@@ -106,14 +122,12 @@ def _lidar(topics: Mapping[str, Topic], wanted: str | None) -> tuple[str | None,
         )
 
     def rank(name: str) -> tuple[bool, int, int, str]:
-        cloud = clouds[name].first
-        assert isinstance(cloud, CloudMessage)
+        cloud = clouds[name]
         other = any(word in f"{name} {cloud.frame_id}".lower() for word in _OTHER_CLOUDS)
-        return other, -cloud.width * cloud.height, -clouds[name].count, name
+        return other, -cloud.width * cloud.height, -topics[name].count, name
 
     chosen = wanted or min(clouds, key=rank)
-    cloud = clouds[chosen].first
-    assert isinstance(cloud, CloudMessage)
+    cloud = clouds[chosen]
     notes = [f"{name} is not used: the LiDAR is {chosen}" for name in sorted(clouds) if name != chosen]
     if any(name in TIME_FIELDS for name, _, _ in cloud.fields):
         notes.append(f"{chosen} has a time for each point, which is not used: a sweep counts as of its header's time")

@@ -47,10 +47,12 @@ class Topic:
     Attributes:
         channel: the topic, its type and encoding.
         kind: what it holds, see `messages.KINDS`; None if it is not read.
-        count: messages.
-        first: the first image or cloud, without its data.
-        calibration: the first calibration.
+        count: messages that were read.
+        first: the first image or cloud, without its data; there is one if `count` is not 0.
+        calibration: the first calibration; there is one if `count` is not 0.
         changed: whether a later calibration differs from the first.
+        damaged: how many messages could not be read.
+        first_damage: what was wrong with the first of them.
         log_first_ns, log_last_ns: when the first and the last message were recorded.
     """
 
@@ -60,6 +62,8 @@ class Topic:
     first: ImageMessage | CloudMessage | None = None
     calibration: CalibrationMessage | None = None
     changed: bool = False
+    damaged: int = 0
+    first_damage: str = ""
     log_first_ns: int = 0
     log_last_ns: int = 0
     _table: array = field(default_factory=lambda: array("q"))  # type: ignore[type-arg]
@@ -68,6 +72,13 @@ class Topic:
     def name(self) -> str:
         """The name of the topic."""
         return self.channel.topic
+
+    def unread(self, what: str) -> SourceError:
+        """The error of a topic none of whose messages can be read; `what` was expected of it."""
+        return SourceError(
+            f"{self.name}: expected {what}, found {count_text(self.damaged, 'damaged message')} and none that can be"
+            f" read; the first: {self.first_damage}"
+        )
 
     def add(self, stamp: int, log_ns: int, file: int, place: Place) -> None:
         """Remember where a message is."""
@@ -138,17 +149,19 @@ def read_bag(path: Path, on_bytes: Callable[[int], object] = lambda _: None) -> 
     topics: dict[str, Topic] = {}
     edges: dict[tuple[str, str], EdgeLog] = {}
     odometry: dict[tuple[str, str], EdgeLog] = {}
-    damaged: dict[str, list[str]] = {}
     for number, file in enumerate(files):
         for one in file.messages(on_bytes):
             try:
                 _take(one, number, topics, edges, odometry)
             except FrameError as error:
-                damaged.setdefault(one.channel.topic, []).append(str(error))
+                topic = topics[one.channel.topic]
+                topic.damaged += 1
+                topic.first_damage = topic.first_damage or str(error)
     notes = [note for file in files for note in _shortened(file.notes)]
     notes += [
-        f"{topic}: {count_text(len(errors), 'damaged message')} left out; the first: {errors[0]}"
-        for topic, errors in damaged.items()
+        f"{topic.name}: {count_text(topic.damaged, 'damaged message')} left out; the first: {topic.first_damage}"
+        for topic in topics.values()
+        if topic.damaged
     ]
     if not any(topic.count for topic in topics.values()):
         why = f"; {notes[0]}" if notes else ""
@@ -175,7 +188,6 @@ def _take(
         topic = topics[channel.topic] = Topic(channel, kind_of(channel), log_first_ns=one.log_ns)
     if topic.channel.type != channel.type:
         raise FrameError(f"{channel.topic}: expected {topic.channel.type} throughout, found {channel.type}")
-    topic.count += 1
     topic.log_last_ns = one.log_ns
     if topic.kind in (IMAGE, CLOUD):
         if topic.first is None:
@@ -184,7 +196,7 @@ def _take(
             topic.first = _without_data(first)
         topic.add(stamp_ns(channel, one.data), one.log_ns, file, one.place)
     elif topic.kind == CALIBRATION:
-        if topic.count <= _SAMPLED:
+        if topic.count < _SAMPLED:
             topic.add(stamp_ns(channel, one.data), one.log_ns, file, one.place)
         found = decode(channel, one.data)
         assert isinstance(found, CalibrationMessage)
@@ -200,8 +212,9 @@ def _take(
                 EdgeLog(each.parent, each.child, channel.topic, channel.topic.endswith("tf_static")),
             )
             log.add(each)
-        if found_all and topic.count <= _SAMPLED and not channel.topic.endswith("tf_static"):
+        if found_all and topic.count < _SAMPLED and not channel.topic.endswith("tf_static"):
             topic.add(found_all[0].stamp_ns, one.log_ns, file, one.place)
+    topic.count += 1  # a damaged message does not come here
 
 
 def _without_data(message: ImageMessage | CloudMessage) -> ImageMessage | CloudMessage:

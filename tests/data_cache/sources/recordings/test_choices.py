@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from support.bags import calibration, cloud, image_file, odometry, raw_image, transform, write_bag
+from support.bags import calibration, cloud, image_file, odometry, raw_image, serialized, transform, write_bag
 from support.small_recording import (
     LIDAR_MOUNT,
     LIDAR_TOPIC,
@@ -238,3 +238,42 @@ def test_cameras_without_a_vehicle_above_them_are_an_error(tmp_path):
     said += [*camera("front", count=1), *camera("left", count=1)]
     with pytest.raises(SourceError, match="found only that of the camera 'front_optical'"):
         source_of(tmp_path, said)
+
+
+def cut(said, topic):
+    """The messages, those of a topic cut to 40 bytes."""
+    return [replace(one, ros=serialized(one)[:40]) if one.topic == topic else one for one in said]
+
+
+IMAGES = "/front/image_raw/compressed"
+
+
+@pytest.mark.parametrize(
+    ("topic", "settings", "expected"),
+    [
+        (LIDAR_TOPIC, {}, r'point clouds \(lidar = "" in a bag.toml imports without them\)'),
+        (LIDAR_TOPIC, {"lidar": LIDAR_TOPIC}, "point clouds"),
+        (IMAGES, {}, "calibrated images"),
+        (IMAGES, {"cameras": (CameraSetting(IMAGES),)}, "images"),
+        ("/front/camera_info", {}, "the calibration of a camera"),
+        ("/front/camera_info", {"cameras": (CameraSetting(IMAGES, None, "/front/camera_info"),)}, "a calibration"),
+    ],
+)
+def test_a_topic_of_which_nothing_can_be_read_is_an_error_that_names_the_damage(tmp_path, topic, settings, expected):
+    said = cut([*statics(), *lidar(2), *camera("front", count=2)], topic)
+    with pytest.raises(SourceError, match=f"^{topic}: expected {expected}.*, found 2 damaged messages and none that"):
+        source_of(tmp_path, said, **settings)
+
+
+def test_a_first_message_that_is_damaged_costs_only_itself(tmp_path):
+    said = [*statics(), *cut(lidar(1), LIDAR_TOPIC), *lidar(2)[1:], *camera("front", count=2)]
+    source = source_of(tmp_path, said)
+    assert (source.choices.lidar, len(source.drives["van"])) == (LIDAR_TOPIC, 1)
+    assert any(note.startswith(f"{LIDAR_TOPIC}: 1 damaged message left out; the first: ") for note in source.notes)
+
+
+def test_a_topic_that_another_bag_holds_as_something_else_is_an_error(tmp_path, standing):
+    other = [*statics(), *camera("front", count=1), cloud(at(0), "/left/image_raw/compressed", "lidar", points(0))]
+    bags = [write_bag(tmp_path / "a", standing), write_bag(tmp_path / "b", other)]
+    with pytest.raises(SourceError, match="b: /left/.*: expected sensor_msgs/msg/CompressedImage .* found .*PointCloud2"):
+        RecordingSource(bags)
