@@ -152,7 +152,7 @@ def _require_one_clock(topics: Mapping[str, Topic], names: Iterable[str], settin
             raise SourceError(
                 f"{name}: expected the clock of {other}, found stamps {abs(behind_s):.3f} s"
                 f" {'behind' if behind_s > 0 else 'ahead of'} it in messages that were recorded at the same time; in a"
-                f' bag.toml, set "{name}" = {behind_s:.3f} under [clock_offset_s], or clock = "log" to go by the times'
+                f' bag.toml, set "{name}" = {behind_s:.6f} under [clock_offset_s], or clock = "log" to go by the times'
                 " of recording"
             )
 

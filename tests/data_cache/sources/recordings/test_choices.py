@@ -23,7 +23,8 @@ from support.small_recording import (
 )
 
 from data_cache.errors import SourceError
-from data_cache.sources.recordings.settings import BagSettings, CameraSetting
+from data_cache.sources.recordings.decisions import decisions_text
+from data_cache.sources.recordings.settings import BagSettings, CameraSetting, read_settings
 from data_cache.sources.recordings.source import RecordingSource
 
 
@@ -206,7 +207,7 @@ def test_a_clock_an_hour_apart_is_an_error_and_mended_by_what_it_says(tmp_path):
     said += [*late, calibration(at(0), "/left/camera_info", "left_optical", SIZE, K)]
     with pytest.raises(SourceError, match=r"/left/image_raw/compressed: .* stamps 3600.000 s ahead of it") as error:
         source_of(tmp_path, said)
-    assert '"/left/image_raw/compressed" = -3600.000 under [clock_offset_s]' in str(error.value)
+    assert '"/left/image_raw/compressed" = -3600.000000 under [clock_offset_s]' in str(error.value)
     mended = source_of(tmp_path / "a", said, clock_offset_s={"/left/image_raw/compressed": -3600.0})
     by_log = source_of(tmp_path / "b", said, clock="log")
     assert [source.parts["van"].pairs.absent["left"] for source in (mended, by_log)] == [0, 0]
@@ -277,3 +278,12 @@ def test_a_topic_that_another_bag_holds_as_something_else_is_an_error(tmp_path, 
     bags = [write_bag(tmp_path / "a", standing), write_bag(tmp_path / "b", other)]
     with pytest.raises(SourceError, match="b: /left/.*: expected sensor_msgs/msg/CompressedImage .* found .*PointCloud2"):
         RecordingSource(bags)
+
+
+def test_the_decisions_keep_every_digit(tmp_path, standing):
+    """An offset to the microsecond; one of decades, as of a clock that began in 1970."""
+    offsets = {LIDAR_TOPIC: -0.123456789, "/tf_static": 1_700_000_000.123456}
+    source = source_of(tmp_path, standing, clock_offset_s=offsets, rate_hz=9.9999999, slack_ms=133.3333333)
+    (tmp_path / "bag.toml").write_text(decisions_text(source))
+    again = read_settings(tmp_path / "bag.toml")
+    assert (again.clock_offset_s, again.rate_hz, again.slack_ms) == (offsets, 9.9999999, 133.3333333)
