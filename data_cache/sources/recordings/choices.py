@@ -227,18 +227,16 @@ def _world(trees: Sequence[Tree], ego: str, sensors: Sequence[str], wanted: str 
             raise SourceError(
                 f"world: expected a frame of the tree of {ego}, found {wanted!r}; there are {', '.join(tree.half(ego))}"
             )
-        return wanted, ()
     above = tree.ancestors(ego)[1:]
     moving = [frame for frame in above if any(one.moves(frame, ego) for one in trees if frame in one.half(ego))]
-    for name in _WORLD_NAMES:
-        if name in moving:
-            return name, ()
-    if moving:
-        return moving[-1], ()
-    if any(tree.moves(ego, sensor) for sensor in sensors):
+    world = wanted or next((name for name in _WORLD_NAMES if name in moving), moving[-1] if moving else ego)
+    if any(one.moves(world, ego) for one in trees if world in one.half(ego)):
+        return world, ()
+    if world == ego and any(tree.moves(ego, sensor) for sensor in sensors):
         return ego, (f"each sensor has poses of its own in {ego}, which counts as the vehicle's frame, too",)
-    return ego, (
-        f"NO POSES: nothing says where {ego} is, so the vehicle counts as standing still; what moved between the time"
+    why = f"nothing says where {ego} is" if world == ego and not moving else f"{ego} never moves in {world}"
+    return world, (
+        f"NO POSES: {why}, so the vehicle counts as standing still; what moved between the time"
         " stamps is not corrected, and nothing can be learnt from motion",
     )
 

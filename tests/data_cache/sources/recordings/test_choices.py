@@ -87,6 +87,14 @@ def test_no_poses_mean_a_standing_vehicle_and_that_is_said_aloud(tmp_path, stand
     assert any(note.startswith("NO POSES: nothing says where base_link is, so the vehicle counts as standing still")
                for note in source.notes)  # fmt: skip
     np.testing.assert_allclose(source.frame(source.drives["van"][0]).load_sweep().world_from_lidar, LIDAR_MOUNT)
+    (tmp_path / "bag.toml").write_text(decisions_text(source))
+    assert RecordingSource([tmp_path / "van"], read_settings(tmp_path / "bag.toml")).notes == source.notes
+
+
+def test_a_world_that_the_user_names_and_that_never_moves_is_said_aloud(tmp_path):
+    for i, world in enumerate(("base_link", "lidar")):
+        notes = source_of(tmp_path / f"{i}", recording(["front"]), world=world).notes
+        assert any(note.startswith(f"NO POSES: base_link never moves in {world}, so the vehicle") for note in notes)
 
 
 def test_odometry_moves_the_vehicle_where_no_transform_does(tmp_path):
