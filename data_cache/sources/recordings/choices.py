@@ -169,12 +169,16 @@ def _trees(
         own = {edge.child for edge in edges}
         tree = Tree([*edges, *(edge for child, edge in shared.items() if child not in own)])
         root = tree.ancestors(sensors[0])[-1]
-        for edge in _edges(bag, bag.odometry, settings):
-            if edge.child == root and not any(tree.moves(root, one) for one in sensors if one in tree.half(root)):
-                tree = Tree([*tree.edges.values(), edge])
-                notes[f"{edge.topic} says where {edge.child} is in {edge.parent}: no transform does"] = None
-                break
-            notes[f"{edge.topic} is not used: transforms say where {edge.child} is"] = None
+        stands = not any(tree.moves(root, one) for one in sensors if one in tree.half(root))
+        odometry = _edges(bag, bag.odometry, settings)
+        used = next((edge for edge in odometry if stands and edge.child == root), None)
+        if used is not None:
+            tree = Tree([*tree.edges.values(), used])
+            notes[f"{used.topic} says where {used.child} is in {used.parent}: no transform does"] = None
+        said_by = f"{used.topic} says" if used is not None else "transforms say"
+        for edge in odometry:
+            if edge is not used:
+                notes[f"{edge.topic} is not used: {said_by} where {(used or edge).child} is"] = None
         trees.append(tree)
     return tuple(trees), tuple(notes)
 

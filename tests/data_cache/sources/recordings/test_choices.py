@@ -102,6 +102,10 @@ def test_odometry_moves_the_vehicle_where_no_transform_does(tmp_path):
     source = source_of(tmp_path, [*without(recording(["front"]), "/tf"), *moving])
     assert source.choices.world == "odom"
     np.testing.assert_allclose(source.frame(f"van/{at(0.5)}").world_from_ego, world_from_ego(0.5), atol=1e-9)
+    other = odometry(at(0.01), "map", "base_link", np.eye(4), "/gt")
+    two = source_of(tmp_path / "two", [*without(recording(["front"]), "/tf"), *moving, other])
+    assert two.choices.world == "odom"
+    assert "/gt is not used: /odom says where base_link is" in two.notes
     both = source_of(tmp_path / "both", [*recording(["front"]), *moving])
     assert "/odom is not used: transforms say where base_link is" in both.notes
 
