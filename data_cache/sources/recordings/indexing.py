@@ -53,7 +53,6 @@ class Topic:
         changed: whether a later calibration differs from the first.
         damaged: how many messages could not be read.
         first_damage: what was wrong with the first of them.
-        log_first_ns, log_last_ns: when the first and the last message were recorded.
     """
 
     channel: Channel
@@ -64,8 +63,6 @@ class Topic:
     changed: bool = False
     damaged: int = 0
     first_damage: str = ""
-    log_first_ns: int = 0
-    log_last_ns: int = 0
     _table: array = field(default_factory=lambda: array("q"))  # type: ignore[type-arg]
 
     @property
@@ -185,10 +182,9 @@ def _take(
     channel = one.channel
     topic = topics.get(channel.topic)
     if topic is None:
-        topic = topics[channel.topic] = Topic(channel, kind_of(channel), log_first_ns=one.log_ns)
+        topic = topics[channel.topic] = Topic(channel, kind_of(channel))
     if topic.channel.type != channel.type:
         raise FrameError(f"{channel.topic}: expected {topic.channel.type} throughout, found {channel.type}")
-    topic.log_last_ns = one.log_ns
     if topic.kind in (IMAGE, CLOUD):
         if topic.first is None:
             first = decode(channel, one.data)
