@@ -202,15 +202,20 @@ def _take(
         logs = edges if topic.kind == TRANSFORMS else odometry
         found_all = decode(channel, one.data)
         assert isinstance(found_all, tuple)
+        static = is_static(channel.topic)
         for each in found_all:
             log = logs.setdefault(
-                (each.parent, each.child),
-                EdgeLog(each.parent, each.child, channel.topic, channel.topic.endswith("tf_static")),
+                (each.parent, each.child), EdgeLog(each.parent, each.child, channel.topic, static)
             )
             log.add(each)
-        if found_all and topic.count < _SAMPLED and not channel.topic.endswith("tf_static"):
+        if found_all and topic.count < _SAMPLED and not static:
             topic.add(found_all[0].stamp_ns, one.log_ns, file, one.place)
     topic.count += 1  # a damaged message does not come here
+
+
+def is_static(topic: str) -> bool:
+    """Whether transforms of a topic hold at all times: that of the name `tf_static`, in any namespace."""
+    return topic.rpartition("/")[2] == "tf_static"
 
 
 def _without_data(message: ImageMessage | CloudMessage) -> ImageMessage | CloudMessage:

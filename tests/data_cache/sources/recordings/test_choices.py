@@ -299,3 +299,10 @@ def test_the_decisions_keep_every_digit(tmp_path, standing):
     (tmp_path / "bag.toml").write_text(decisions_text(source))
     again = read_settings(tmp_path / "bag.toml")
     assert (again.clock_offset_s, again.rate_hz, again.slack_ms) == (offsets, 9.9999999, 133.3333333)
+
+
+def test_only_tf_static_in_any_namespace_holds_at_all_times(tmp_path):
+    for i, (topic, world) in enumerate({"/van/tf_static": "base_link", "/my_tf_static": "odom"}.items()):
+        moving = poses(until_s=0.1, topic=topic)
+        said = [*statics(), *moving, *lidar(1), *camera("front", count=1)]
+        assert source_of(tmp_path / f"{i}", said).choices.world == world
