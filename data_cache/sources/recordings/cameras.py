@@ -10,7 +10,7 @@ from data_cache.errors import FrameError, SourceError
 from data_cache.frames.rig import Camera
 from data_cache.frames.undistort import ALIASES, COEFFICIENT_COUNTS, Lens, pinhole_rows
 from data_cache.sources.recordings.decoding.messages import CALIBRATION, IMAGE, CalibrationMessage, ImageMessage
-from data_cache.sources.recordings.decoding.pixels import is_depth
+from data_cache.sources.recordings.decoding.pixels import is_depth, require_read
 from data_cache.sources.recordings.indexing import Topic
 from data_cache.sources.recordings.settings import CameraSetting
 
@@ -163,6 +163,10 @@ def _camera(topics: Mapping[str, Topic], setting: CameraSetting, name: str) -> R
     first = topic.first
     if not isinstance(first, ImageMessage):
         raise topic.unread("images")
+    try:
+        require_read(first, topic.name)
+    except FrameError as error:
+        raise SourceError(f"{error}; or list the topics to use by [[camera]] in a bag.toml") from error
     beside = setting.calibration or _calibration_of(topic.name, first.frame_id, topics)
     if beside is None:
         raise SourceError(

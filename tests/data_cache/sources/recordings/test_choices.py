@@ -306,3 +306,21 @@ def test_only_tf_static_in_any_namespace_holds_at_all_times(tmp_path):
         moving = poses(until_s=0.1, topic=topic)
         said = [*statics(), *moving, *lidar(1), *camera("front", count=1)]
         assert source_of(tmp_path / f"{i}", said).choices.world == world
+
+
+@pytest.mark.parametrize(
+    ("encoding", "message"),
+    [
+        ("nv12", "expected one of the encodings .*, found 'nv12'; record another one, or convert the topic; or list"),
+        ("h264", "expected a JPEG or PNG image, found the format 'h264'; or list the topics to use by"),
+    ],
+)
+def test_images_that_are_not_read_are_an_error_before_any_frame_is(tmp_path, encoding, message):
+    said = [*statics(), *camera("front", count=1), calibration(at(0), "/left/camera_info", "left_optical", SIZE, K)]
+    rows = np.zeros((SIZE[1], SIZE[0], 1), np.uint8)
+    said += [raw_image(at(0.01), "/left/image_raw", "left_optical", rows, encoding)] if encoding == "nv12" else [
+        image_file(at(0.01), "/left/image_raw", "left_optical", b"\0\0\0\1\x67", encoding)]
+    with pytest.raises(SourceError, match=f"^/left/image_raw: {message}"):
+        source_of(tmp_path, said)
+    front = (CameraSetting(IMAGES),)
+    assert source_of(tmp_path / "front", said, cameras=front).rig.camera_names == ("front",)
