@@ -12,7 +12,7 @@ from jaxtyping import Float
 from data_cache.errors import FrameError, SourceError
 from data_cache.frames.rig import require_rigid
 from data_cache.sources.recordings.cameras import RecordedCamera, find_cameras
-from data_cache.sources.recordings.decoding.clouds import TIME_FIELDS
+from data_cache.sources.recordings.decoding.clouds import TIME_FIELDS, require_layout
 from data_cache.sources.recordings.decoding.messages import CLOUD, CloudMessage
 from data_cache.sources.recordings.indexing import Bag, Topic
 from data_cache.sources.recordings.settings import BagSettings
@@ -129,6 +129,10 @@ def _lidar(topics: Mapping[str, Topic], wanted: str | None) -> tuple[str | None,
     chosen = wanted or min(clouds, key=rank)
     cloud = clouds[chosen]
     notes = [f"{name} is not used: the LiDAR is {chosen}" for name in sorted(clouds) if name != chosen]
+    try:
+        require_layout(cloud, chosen)
+    except FrameError as error:
+        notes.append(f"the first point cloud cannot be read: {error}; frames of clouds like it are left out")
     if any(name in TIME_FIELDS for name, _, _ in cloud.fields):
         notes.append(f"{chosen} has a time for each point, which is not used: a sweep counts as of its header's time")
     return chosen, cloud.frame_id.lstrip("/"), tuple(notes)

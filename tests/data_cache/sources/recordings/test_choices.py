@@ -324,3 +324,11 @@ def test_images_that_are_not_read_are_an_error_before_any_frame_is(tmp_path, enc
         source_of(tmp_path, said)
     front = (CameraSetting(IMAGES),)
     assert source_of(tmp_path / "front", said, cameras=front).rig.camera_names == ("front",)
+
+
+def test_a_first_cloud_whose_layout_lies_is_said(tmp_path):
+    said = [*statics(), *lidar(2), *camera("front", count=2)]
+    next(one for one in said if one.topic == LIDAR_TOPIC).ros.fields[2].offset = 9
+    source = source_of(tmp_path, said)
+    expected = f"the first point cloud cannot be read: {LIDAR_TOPIC}: field z: expected 4 bytes within a point of 12"
+    assert any(note.startswith(expected) for note in source.notes)
