@@ -101,13 +101,18 @@ def _found(topics: Mapping[str, Topic]) -> tuple[list[CameraSetting], list[str]]
         for topic in topics.values():
             if topic.kind in (IMAGE, CALIBRATION) and not topic.count:
                 raise topic.unread("calibrated images" if topic.kind == IMAGE else "the calibration of a camera")
-        images = ", ".join(sorted(topic.name for topic in lonely)) or "none"
+        images = ", ".join(sorted(topic.name for topic in lonely))
         kinds = sorted({topic.channel.type for topic in topics.values() if topic.kind is None})
         unread = f"; not read: {', '.join(kinds[:6])}" if kinds and not lonely else ""
         raise SourceError(
-            f"cameras: expected image topics with a calibration (sensor_msgs/CameraInfo or foxglove.CameraCalibration)"
-            f" beside them, found images on {images}, none of them calibrated{unread}; record camera_info, or name"
-            " it by calibration under [[camera]] in a bag.toml"
+            "cameras: expected image topics with a calibration (sensor_msgs/CameraInfo or foxglove.CameraCalibration)"
+            " beside them, found "
+            + (
+                f"images on {images}, none of them calibrated; record camera_info, or name it by calibration under"
+                " [[camera]] in a bag.toml"
+                if lonely
+                else f"no image topic{' but those of depth' if notes else ''}{unread}; record the images of the cameras"
+            )
         )
     chosen: list[CameraSetting] = []
     for calibration, images_of in sorted(candidates.items()):

@@ -332,3 +332,11 @@ def test_a_first_cloud_whose_layout_lies_is_said(tmp_path):
     source = source_of(tmp_path, said)
     expected = f"the first point cloud cannot be read: {LIDAR_TOPIC}: field z: expected 4 bytes within a point of 12"
     assert any(note.startswith(expected) for note in source.notes)
+
+
+def test_a_recording_without_images_says_so(tmp_path):
+    with pytest.raises(SourceError, match="found no image topic; record the images of the cameras"):
+        source_of(tmp_path, [*statics(), *lidar(1)])
+    depth = raw_image(at(0), "/front/depth", "front_optical", np.zeros((*SIZE[::-1], 4), np.uint8), "32FC1")
+    with pytest.raises(SourceError, match="found no image topic but those of depth; record"):
+        source_of(tmp_path / "depth", [*statics(), depth])
