@@ -14,7 +14,7 @@ from data_cache.frames.rig import require_rigid
 from data_cache.sources.recordings.cameras import RecordedCamera, find_cameras
 from data_cache.sources.recordings.decoding.clouds import TIME_FIELDS, require_layout
 from data_cache.sources.recordings.decoding.messages import CLOUD, CloudMessage
-from data_cache.sources.recordings.indexing import Bag, Topic
+from data_cache.sources.recordings.indexing import Bag, Topic, is_static
 from data_cache.sources.recordings.settings import BagSettings
 from data_cache.sources.recordings.transforms import Edge, EdgeLog, Tree
 
@@ -70,6 +70,7 @@ def decide(bags: Sequence[Bag], settings: BagSettings) -> tuple[Choices, tuple[T
     _require_one_clock(topics, [camera.topic for camera in cameras] + ([lidar] if lidar else []), settings)
     sensors = [camera.frame for camera in cameras] + ([lidar_frame] if lidar else [])
     trees, tree_notes = _trees(bags, settings, sensors)
+    _require_one_tree(trees[0], sensors, topics)
     ego = _ego(trees[0], [camera.frame for camera in cameras], sensors, settings.ego)
     world, world_notes = _world(trees, ego, sensors, settings.world)
     mounts = _mounts(trees[0], ego, cameras, lidar_frame if lidar else None)
@@ -201,10 +202,19 @@ def _edges(bag: Bag, logs: Mapping[tuple[str, str], EdgeLog], settings: BagSetti
     return edges
 
 
+def _require_one_tree(tree: Tree, sensors: Sequence[str], topics: Iterable[str]) -> None:
+    """Refuse sensors that do not hang together. Raises SourceError."""
+    try:
+        for sensor in sensors[1:]:
+            tree.legs(sensors[0], sensor)
+    except SourceError as error:
+        if any(is_static(name) for name in topics):
+            raise
+        raise SourceError(f"{error}; no static transforms were recorded (/tf_static)") from error
+
+
 def _ego(tree: Tree, cameras: Sequence[str], sensors: Sequence[str], wanted: str | None) -> str:
     """Coordinate frame of the vehicle: by its name, else the frame from which all sensors hang."""
-    for sensor in sensors[1:]:
-        tree.legs(sensors[0], sensor)  # raises where two of them do not hang together
     lines = [tree.ancestors(sensor) for sensor in sensors]
     common = [frame for frame in lines[0] if all(frame in line for line in lines)]
     if wanted is not None:

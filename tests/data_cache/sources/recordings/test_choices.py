@@ -184,8 +184,10 @@ def test_two_cameras_with_one_frame_id_are_an_error_that_names_both(tmp_path):
 def test_a_camera_that_hangs_nowhere_is_an_error_with_both_halves(tmp_path, standing):
     said = [one for one in standing if one.topic != "/tf_static"]
     said += [one for one in statics() if "left_optical" not in repr(one.ros)]
-    with pytest.raises(SourceError, match="found two halves: .*left_optical"):
+    with pytest.raises(SourceError, match="found two halves: .*left_optical.*; record the transform between them$"):
         source_of(tmp_path, said)
+    with pytest.raises(SourceError, match=r"two halves: .* no static transforms were recorded \(/tf_static\)"):
+        source_of(tmp_path / "none", without(standing, "/tf_static"))
 
 
 def test_a_loop_of_transforms_is_an_error(tmp_path, standing):
