@@ -295,8 +295,8 @@ def test_a_topic_that_another_bag_holds_as_something_else_is_an_error(tmp_path, 
 
 
 def test_the_decisions_keep_every_digit(tmp_path, standing):
-    """An offset to the microsecond; one of decades, as of a clock that began in 1970."""
-    offsets = {LIDAR_TOPIC: -0.123456789, "/tf_static": 1_700_000_000.123456}
+    """An offset to the nanosecond; one of decades, as of a clock that began in 1970."""
+    offsets = {LIDAR_TOPIC: -0.012345678, "/tf_static": 1_700_000_000.123456}
     source = source_of(tmp_path, standing, clock_offset_s=offsets, rate_hz=9.9999999, slack_ms=133.3333333)
     (tmp_path / "bag.toml").write_text(decisions_text(source))
     again = read_settings(tmp_path / "bag.toml")
