@@ -204,9 +204,7 @@ def _take(
         assert isinstance(found_all, tuple)
         static = is_static(channel.topic)
         for each in found_all:
-            log = logs.setdefault(
-                (each.parent, each.child), EdgeLog(each.parent, each.child, channel.topic, static)
-            )
+            log = logs.setdefault((each.parent, each.child), EdgeLog(each.parent, each.child, channel.topic, static))
             log.add(each)
         if found_all and topic.count < _SAMPLED and not static:
             topic.add(found_all[0].stamp_ns, one.log_ns, file, one.place)

@@ -290,7 +290,9 @@ def test_a_first_message_that_is_damaged_costs_only_itself(tmp_path):
 def test_a_topic_that_another_bag_holds_as_something_else_is_an_error(tmp_path, standing):
     other = [*statics(), *camera("front", count=1), cloud(at(0), "/left/image_raw/compressed", "lidar", points(0))]
     bags = [write_bag(tmp_path / "a", standing), write_bag(tmp_path / "b", other)]
-    with pytest.raises(SourceError, match="b: /left/.*: expected sensor_msgs/msg/CompressedImage .* found .*PointCloud2"):
+    with pytest.raises(
+        SourceError, match="b: /left/.*: expected sensor_msgs/msg/CompressedImage .* found .*PointCloud2"
+    ):
         RecordingSource(bags)
 
 
@@ -320,8 +322,11 @@ def test_only_tf_static_in_any_namespace_holds_at_all_times(tmp_path):
 def test_images_that_are_not_read_are_an_error_before_any_frame_is(tmp_path, encoding, message):
     said = [*statics(), *camera("front", count=1), calibration(at(0), "/left/camera_info", "left_optical", SIZE, K)]
     rows = np.zeros((SIZE[1], SIZE[0], 1), np.uint8)
-    said += [raw_image(at(0.01), "/left/image_raw", "left_optical", rows, encoding)] if encoding == "nv12" else [
-        image_file(at(0.01), "/left/image_raw", "left_optical", b"\0\0\0\1\x67", encoding)]
+    said += (
+        [raw_image(at(0.01), "/left/image_raw", "left_optical", rows, encoding)]
+        if encoding == "nv12"
+        else [image_file(at(0.01), "/left/image_raw", "left_optical", b"\0\0\0\1\x67", encoding)]
+    )
     with pytest.raises(SourceError, match=f"^/left/image_raw: {message}"):
         source_of(tmp_path, said)
     front = (CameraSetting(IMAGES),)

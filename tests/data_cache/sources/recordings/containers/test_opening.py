@@ -108,6 +108,8 @@ def test_a_packed_file_for_which_the_disk_has_no_room_is_refused(tmp_path, monke
     packer = zstandard.ZstdCompressor(write_content_size=is_declared)
     path.write_bytes(packer.compress(np.random.default_rng(0).bytes(1000)))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=999))
-    with pytest.raises(SourceError, match=f"room to unpack 1,000 bytes or more, found 999 free in {folder}; set TMPDIR"):
+    with pytest.raises(
+        SourceError, match=f"room to unpack 1,000 bytes or more, found 999 free in {folder}; set TMPDIR"
+    ):
         open_file(path)
     assert list(folder.iterdir()) == []
