@@ -240,11 +240,10 @@ def _ego(tree: Tree, cameras: Sequence[str], sensors: Sequence[str], wanted: str
 def _world(trees: Sequence[Tree], ego: str, sensors: Sequence[str], wanted: str | None) -> tuple[str, tuple[str, ...]]:
     """Coordinate frame that stands still, and notes; the vehicle's own if nothing says that it moves."""
     tree = trees[0]
-    if wanted is not None:
-        if wanted not in tree.half(ego):
-            raise SourceError(
-                f"world: expected a frame of the tree of {ego}, found {wanted!r}; there are {', '.join(tree.half(ego))}"
-            )
+    if wanted is not None and wanted not in tree.half(ego):
+        raise SourceError(
+            f"world: expected a frame of the tree of {ego}, found {wanted!r}; there are {', '.join(tree.half(ego))}"
+        )
     above = tree.ancestors(ego)[1:]
     moving = [frame for frame in above if any(one.moves(frame, ego) for one in trees if frame in one.half(ego))]
     world = wanted or next((name for name in _WORLD_NAMES if name in moving), moving[-1] if moving else ego)
