@@ -213,8 +213,13 @@ def write_bag(path: Path, messages: Iterable[Said], kind: str = "mcap", chunk_by
         for one in messages:
             if one.topic not in topics:
                 topics[one.topic] = bag.add_connection(one.topic, one.type, typestore=TYPES)
-            bag.write(topics[one.topic], one.log_ns, TYPES.serialize_cdr(one.ros, one.type))
+            bag.write(topics[one.topic], one.log_ns, serialized(one))
     return path
+
+
+def serialized(one: Said) -> bytes:
+    """The bytes of a ROS message; a damaged one is bytes already."""
+    return one.ros if isinstance(one.ros, bytes) else bytes(TYPES.serialize_cdr(one.ros, one.type))
 
 
 def _write_mcap(path: Path, messages: Iterable[Said], compression: str, chunk_bytes: int) -> Path:
@@ -230,7 +235,7 @@ def _write_mcap(path: Path, messages: Iterable[Said], compression: str, chunk_by
                 text, _ = TYPES.generate_msgdef(one.type, ros_version=2)
                 schema = writer.register_schema(one.type, "ros2msg", text.encode())
                 channels[one.topic] = writer.register_channel(one.topic, "cdr", schema)
-            data = bytes(TYPES.serialize_cdr(one.ros, one.type))
+            data = serialized(one)
             writer.add_message(channels[one.topic], one.log_ns, data, one.log_ns)
         writer.finish()
     return path

@@ -10,7 +10,7 @@ from data_cache.errors import FrameError, SourceError
 from data_cache.frames.rig import Camera
 from data_cache.frames.undistort import ALIASES, COEFFICIENT_COUNTS, Lens, pinhole_rows
 from data_cache.sources.recordings.decoding.messages import CALIBRATION, IMAGE, CalibrationMessage, ImageMessage
-from data_cache.sources.recordings.decoding.pixels import is_depth
+from data_cache.sources.recordings.decoding.pixels import is_depth, require_read
 from data_cache.sources.recordings.indexing import Topic
 from data_cache.sources.recordings.settings import CameraSetting
 
@@ -93,18 +93,26 @@ def _found(topics: Mapping[str, Topic]) -> tuple[list[CameraSetting], list[str]]
             continue
         if is_depth(topic.first):
             notes.append(f"{topic.name} is not used: it holds depth, not pictures")
-        elif calibration := _calibration_of(topic, topics):
+        elif calibration := _calibration_of(topic.name, topic.first.frame_id, topics):
             candidates.setdefault(calibration, []).append(topic)
         else:
             lonely.append(topic)
     if not candidates:
-        images = ", ".join(sorted(topic.name for topic in lonely)) or "none"
+        for topic in topics.values():
+            if topic.kind in (IMAGE, CALIBRATION) and not topic.count:
+                raise topic.unread("calibrated images" if topic.kind == IMAGE else "the calibration of a camera")
+        images = ", ".join(sorted(topic.name for topic in lonely))
         kinds = sorted({topic.channel.type for topic in topics.values() if topic.kind is None})
         unread = f"; not read: {', '.join(kinds[:6])}" if kinds and not lonely else ""
         raise SourceError(
-            f"cameras: expected image topics with a calibration (sensor_msgs/CameraInfo or foxglove.CameraCalibration)"
-            f" beside them, found images on {images}, none of them calibrated{unread}; record camera_info, or name"
-            " it by calibration under [[camera]] in a bag.toml"
+            "cameras: expected image topics with a calibration (sensor_msgs/CameraInfo or foxglove.CameraCalibration)"
+            " beside them, found "
+            + (
+                f"images on {images}, none of them calibrated; record camera_info, or name it by calibration under"
+                " [[camera]] in a bag.toml"
+                if lonely
+                else f"no image topic{' but those of depth' if notes else ''}{unread}; record the images of the cameras"
+            )
         )
     chosen: list[CameraSetting] = []
     for calibration, images_of in sorted(candidates.items()):
@@ -118,20 +126,19 @@ def _found(topics: Mapping[str, Topic]) -> tuple[list[CameraSetting], list[str]]
     return chosen, notes
 
 
-def _calibration_of(image: Topic, topics: Mapping[str, Topic]) -> str | None:
+def _calibration_of(image: str, frame_id: str, topics: Mapping[str, Topic]) -> str | None:
     """The calibration topic in the namespace of an image topic, or the only one with its coordinate frame."""
-    parts = image.name.split("/")
+    parts = image.split("/")
     while parts and parts[-1] in _TRANSPORTS:
         parts.pop()
     for length in (len(parts), len(parts) - 1):  # the nearest one first
         beside = "/".join([*parts[:length], "camera_info"])
         if (found := topics.get(beside)) is not None and found.kind == CALIBRATION and found.calibration:
             return beside
-    assert isinstance(image.first, ImageMessage)
     same = [
         topic.name
         for topic in topics.values()
-        if topic.calibration is not None and topic.calibration.frame_id == image.first.frame_id != ""
+        if topic.calibration is not None and topic.calibration.frame_id == frame_id != ""
     ]
     return same[0] if len(same) == 1 else None
 
@@ -158,7 +165,14 @@ def _names(topics: Sequence[str]) -> list[str]:
 
 def _camera(topics: Mapping[str, Topic], setting: CameraSetting, name: str) -> RecordedCamera:
     topic = _require(topics, setting.topic, IMAGE, "an image topic")
-    beside = setting.calibration or _calibration_of(topic, topics)
+    first = topic.first
+    if not isinstance(first, ImageMessage):
+        raise topic.unread("images")
+    try:
+        require_read(first, topic.name)
+    except FrameError as error:
+        raise SourceError(f"{error}; or list the topics to use by [[camera]] in a bag.toml") from error
+    beside = setting.calibration or _calibration_of(topic.name, first.frame_id, topics)
     if beside is None:
         raise SourceError(
             f"{topic.name}: expected a calibration beside it, found none; record camera_info, or name its topic by"
@@ -166,14 +180,14 @@ def _camera(topics: Mapping[str, Topic], setting: CameraSetting, name: str) -> R
         )
     calibration_topic = _require(topics, beside, CALIBRATION, "a calibration topic")
     calibration = calibration_topic.calibration
-    assert calibration is not None
+    if calibration is None:
+        raise calibration_topic.unread("a calibration")
     if calibration_topic.changed:
         raise SourceError(
             f"{beside}: expected one calibration throughout, found that it changes; cut the recording where it does,"
             " and import the parts into folders of their own"
         )
-    assert isinstance(topic.first, ImageMessage)
-    frame = setting.frame or topic.first.frame_id.lstrip("/") or calibration.frame_id.lstrip("/")
+    frame = setting.frame or first.frame_id.lstrip("/") or calibration.frame_id.lstrip("/")
     if not frame:
         raise SourceError(
             f"{topic.name}: expected the coordinate frame of the camera in the header, found none; name it by"
@@ -240,12 +254,12 @@ def _lens(calibration: CalibrationMessage) -> tuple[str | None, tuple[float, ...
 
 
 def _require(topics: Mapping[str, Topic], name: str, kind: str, what: str) -> Topic:
-    """A topic that was asked for. Raises SourceError if it is missing or holds something else."""
+    """A topic that was asked for; its messages may be damaged. Raises SourceError if it is missing or another kind."""
     topic = topics.get(name)
     if topic is None:
         of_kind = sorted(one.name for one in topics.values() if one.kind == kind)
         raise SourceError(f"{name}: expected {what}, found no such topic; there are {', '.join(of_kind) or 'none'}")
-    if topic.kind != kind or (kind == CALIBRATION and topic.calibration is None):
+    if topic.kind != kind:
         raise SourceError(
             f"{name}: expected {what}, found messages of {topic.channel.type} ({topic.channel.encoding}), which are not"
             " read as one"

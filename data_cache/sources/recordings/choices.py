@@ -12,9 +12,9 @@ from jaxtyping import Float
 from data_cache.errors import FrameError, SourceError
 from data_cache.frames.rig import require_rigid
 from data_cache.sources.recordings.cameras import RecordedCamera, find_cameras
-from data_cache.sources.recordings.decoding.clouds import TIME_FIELDS
+from data_cache.sources.recordings.decoding.clouds import TIME_FIELDS, require_layout
 from data_cache.sources.recordings.decoding.messages import CLOUD, CloudMessage
-from data_cache.sources.recordings.indexing import Bag, Topic
+from data_cache.sources.recordings.indexing import Bag, Topic, is_static
 from data_cache.sources.recordings.settings import BagSettings
 from data_cache.sources.recordings.transforms import Edge, EdgeLog, Tree
 
@@ -70,6 +70,7 @@ def decide(bags: Sequence[Bag], settings: BagSettings) -> tuple[Choices, tuple[T
     _require_one_clock(topics, [camera.topic for camera in cameras] + ([lidar] if lidar else []), settings)
     sensors = [camera.frame for camera in cameras] + ([lidar_frame] if lidar else [])
     trees, tree_notes = _trees(bags, settings, sensors)
+    _require_one_tree(trees[0], sensors, topics)
     ego = _ego(trees[0], [camera.frame for camera in cameras], sensors, settings.ego)
     world, world_notes = _world(trees, ego, sensors, settings.world)
     mounts = _mounts(trees[0], ego, cameras, lidar_frame if lidar else None)
@@ -81,11 +82,23 @@ def decide(bags: Sequence[Bag], settings: BagSettings) -> tuple[Choices, tuple[T
 
 
 def _joined(bags: Sequence[Bag]) -> dict[str, Topic]:
-    """The topics of all bags, each as the first bag that has it. Raises SourceError if calibrations differ."""
+    """The topics of all bags, each as in the first bag where it can be read.
+
+    Raises:
+        SourceError: if a topic holds different things, or calibrations differ.
+    """
     joined: dict[str, Topic] = {}
     for bag in bags:
         for name, topic in bag.topics.items():
             first = joined.setdefault(name, topic)
+            if topic.kind != first.kind:
+                raise SourceError(
+                    f"{bag.path}: {name}: expected {first.channel.type} ({first.channel.encoding}), as in an earlier"
+                    f" bag, found {topic.channel.type} ({topic.channel.encoding}); import these bags into folders of"
+                    " their own"
+                )
+            if not first.count:
+                first = joined[name] = topic
             if topic.calibration is not None and first.calibration not in (None, topic.calibration):
                 raise SourceError(
                     f"{bag.path}: {name}: expected the calibration of {bags[0].path}, found another one; import bags of"
@@ -96,7 +109,11 @@ def _joined(bags: Sequence[Bag]) -> dict[str, Topic]:
 
 def _lidar(topics: Mapping[str, Topic], wanted: str | None) -> tuple[str | None, str, tuple[str, ...]]:
     """Topic and coordinate frame of the LiDAR, and notes: the cloud with most points that looks like one."""
-    clouds = {name: topic for name, topic in topics.items() if topic.kind == CLOUD and topic.count}
+    clouds = {name: topic.first for name, topic in topics.items() if isinstance(topic.first, CloudMessage)}
+    unread = [topic for name, topic in topics.items() if topic.kind == CLOUD and name not in clouds]
+    for topic in unread:
+        if wanted == topic.name or (wanted is None and not clouds):
+            raise topic.unread('point clouds (lidar = "" in a bag.toml imports without them)')
     if wanted == "" or (wanted is None and not clouds):
         return None, "", ("no LiDAR: frames are those of the first camera, and no metres are learnt from them",)
     if wanted is not None and wanted not in clouds:
@@ -106,15 +123,17 @@ def _lidar(topics: Mapping[str, Topic], wanted: str | None) -> tuple[str | None,
         )
 
     def rank(name: str) -> tuple[bool, int, int, str]:
-        cloud = clouds[name].first
-        assert isinstance(cloud, CloudMessage)
+        cloud = clouds[name]
         other = any(word in f"{name} {cloud.frame_id}".lower() for word in _OTHER_CLOUDS)
-        return other, -cloud.width * cloud.height, -clouds[name].count, name
+        return other, -cloud.width * cloud.height, -topics[name].count, name
 
     chosen = wanted or min(clouds, key=rank)
-    cloud = clouds[chosen].first
-    assert isinstance(cloud, CloudMessage)
+    cloud = clouds[chosen]
     notes = [f"{name} is not used: the LiDAR is {chosen}" for name in sorted(clouds) if name != chosen]
+    try:
+        require_layout(cloud, chosen)
+    except FrameError as error:
+        notes.append(f"the first point cloud cannot be read: {error}; frames of clouds like it are left out")
     if any(name in TIME_FIELDS for name, _, _ in cloud.fields):
         notes.append(f"{chosen} has a time for each point, which is not used: a sweep counts as of its header's time")
     return chosen, cloud.frame_id.lstrip("/"), tuple(notes)
@@ -138,7 +157,7 @@ def _require_one_clock(topics: Mapping[str, Topic], names: Iterable[str], settin
             raise SourceError(
                 f"{name}: expected the clock of {other}, found stamps {abs(behind_s):.3f} s"
                 f" {'behind' if behind_s > 0 else 'ahead of'} it in messages that were recorded at the same time; in a"
-                f' bag.toml, set "{name}" = {behind_s:.3f} under [clock_offset_s], or clock = "log" to go by the times'
+                f' bag.toml, set "{name}" = {behind_s:.6f} under [clock_offset_s], or clock = "log" to go by the times'
                 " of recording"
             )
 
@@ -155,12 +174,16 @@ def _trees(
         own = {edge.child for edge in edges}
         tree = Tree([*edges, *(edge for child, edge in shared.items() if child not in own)])
         root = tree.ancestors(sensors[0])[-1]
-        for edge in _edges(bag, bag.odometry, settings):
-            if edge.child == root and not any(tree.moves(root, one) for one in sensors if one in tree.half(root)):
-                tree = Tree([*tree.edges.values(), edge])
-                notes[f"{edge.topic} says where {edge.child} is in {edge.parent}: no transform does"] = None
-                break
-            notes[f"{edge.topic} is not used: transforms say where {edge.child} is"] = None
+        stands = not any(tree.moves(root, one) for one in sensors if one in tree.half(root))
+        odometry = _edges(bag, bag.odometry, settings)
+        used = next((edge for edge in odometry if stands and edge.child == root), None)
+        if used is not None:
+            tree = Tree([*tree.edges.values(), used])
+            notes[f"{used.topic} says where {used.child} is in {used.parent}: no transform does"] = None
+        said_by = f"{used.topic} says" if used is not None else "transforms say"
+        for edge in odometry:
+            if edge is not used:
+                notes[f"{edge.topic} is not used: {said_by} where {(used or edge).child} is"] = None
         trees.append(tree)
     return tuple(trees), tuple(notes)
 
@@ -179,10 +202,19 @@ def _edges(bag: Bag, logs: Mapping[tuple[str, str], EdgeLog], settings: BagSetti
     return edges
 
 
+def _require_one_tree(tree: Tree, sensors: Sequence[str], topics: Iterable[str]) -> None:
+    """Refuse sensors that do not hang together. Raises SourceError."""
+    try:
+        for sensor in sensors[1:]:
+            tree.legs(sensors[0], sensor)
+    except SourceError as error:
+        if any(is_static(name) for name in topics):
+            raise
+        raise SourceError(f"{error}; no static transforms were recorded (/tf_static)") from error
+
+
 def _ego(tree: Tree, cameras: Sequence[str], sensors: Sequence[str], wanted: str | None) -> str:
     """Coordinate frame of the vehicle: by its name, else the frame from which all sensors hang."""
-    for sensor in sensors[1:]:
-        tree.legs(sensors[0], sensor)  # raises where two of them do not hang together
     lines = [tree.ancestors(sensor) for sensor in sensors]
     common = [frame for frame in lines[0] if all(frame in line for line in lines)]
     if wanted is not None:
@@ -208,23 +240,20 @@ def _ego(tree: Tree, cameras: Sequence[str], sensors: Sequence[str], wanted: str
 def _world(trees: Sequence[Tree], ego: str, sensors: Sequence[str], wanted: str | None) -> tuple[str, tuple[str, ...]]:
     """Coordinate frame that stands still, and notes; the vehicle's own if nothing says that it moves."""
     tree = trees[0]
-    if wanted is not None:
-        if wanted not in tree.half(ego):
-            raise SourceError(
-                f"world: expected a frame of the tree of {ego}, found {wanted!r}; there are {', '.join(tree.half(ego))}"
-            )
-        return wanted, ()
+    if wanted is not None and wanted not in tree.half(ego):
+        raise SourceError(
+            f"world: expected a frame of the tree of {ego}, found {wanted!r}; there are {', '.join(tree.half(ego))}"
+        )
     above = tree.ancestors(ego)[1:]
     moving = [frame for frame in above if any(one.moves(frame, ego) for one in trees if frame in one.half(ego))]
-    for name in _WORLD_NAMES:
-        if name in moving:
-            return name, ()
-    if moving:
-        return moving[-1], ()
-    if any(tree.moves(ego, sensor) for sensor in sensors):
+    world = wanted or next((name for name in _WORLD_NAMES if name in moving), moving[-1] if moving else ego)
+    if any(one.moves(world, ego) for one in trees if world in one.half(ego)):
+        return world, ()
+    if world == ego and any(tree.moves(ego, sensor) for sensor in sensors):
         return ego, (f"each sensor has poses of its own in {ego}, which counts as the vehicle's frame, too",)
-    return ego, (
-        f"NO POSES: nothing says where {ego} is, so the vehicle counts as standing still; what moved between the time"
+    why = f"nothing says where {ego} is" if world == ego and not moving else f"{ego} never moves in {world}"
+    return world, (
+        f"NO POSES: {why}, so the vehicle counts as standing still; what moved between the time"
         " stamps is not corrected, and nothing can be learnt from motion",
     )
 

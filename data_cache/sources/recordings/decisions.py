@@ -19,25 +19,25 @@ def decisions_text(source: RecordingSource) -> str:
         else f"world = {_quoted(choices.world)}    # the vehicle's own: no poses",
         f"lidar = {_quoted(choices.lidar or '')}"
         + (f"    # in the frame {choices.lidar_frame}" if choices.lidar else "    # none"),
-        f"rate_hz = {settings.rate_hz:g}    # at most"
+        f"rate_hz = {settings.rate_hz!r}    # at most"
         if settings.rate_hz
         else "# rate_hz: one frame per sweep"
         if choices.lidar
         else "# rate_hz: one frame per image of the first camera",
-        f"slack_ms = {settings.slack_ms:g}    # an image this near to a frame belongs to it",
+        f"slack_ms = {settings.slack_ms!r}    # an image this near to a frame belongs to it",
         f"clock = {_quoted(settings.clock)}",
     ]
     if settings.ignore_transforms:
         lines.append(f"ignore_transforms = {json.dumps(list(settings.ignore_transforms))}")
     if settings.clock_offset_s:
         lines += ["", "[clock_offset_s]"]
-        lines += [f"{_quoted(topic)} = {offset_s:g}" for topic, offset_s in settings.clock_offset_s.items()]
+        lines += [f"{_quoted(topic)} = {offset_s!r}" for topic, offset_s in settings.clock_offset_s.items()]
     lines += ["", "# The cameras in ring order: clockwise seen from above, front first."]
     for camera, azimuth_deg in zip(choices.cameras, choices.azimuths_deg, strict=True):
         size = f"{camera.photographed.width_px} x {camera.photographed.height_px} px"
         lens = camera.lens.model if camera.lens is not None else "rectified" if camera.is_rectified else "no distortion"
         side = f"{abs(azimuth_deg):.0f} degrees to the {'left' if azimuth_deg > 0 else 'right'}"
-        looks = side if abs(azimuth_deg) >= 0.5 else "ahead"
+        looks = "ahead" if abs(azimuth_deg) < 0.5 else "back" if abs(azimuth_deg) >= 179.5 else side
         lines += [
             f"[[camera]]    # looks {looks}, {size}, {lens}",
             f"name = {_quoted(camera.name)}",

@@ -47,11 +47,12 @@ class Topic:
     Attributes:
         channel: the topic, its type and encoding.
         kind: what it holds, see `messages.KINDS`; None if it is not read.
-        count: messages.
-        first: the first image or cloud, without its data.
-        calibration: the first calibration.
+        count: messages that were read.
+        first: the first image or cloud, without its data; there is one if `count` is not 0.
+        calibration: the first calibration; there is one if `count` is not 0.
         changed: whether a later calibration differs from the first.
-        log_first_ns, log_last_ns: when the first and the last message were recorded.
+        damaged: how many messages could not be read.
+        first_damage: what was wrong with the first of them.
     """
 
     channel: Channel
@@ -60,14 +61,21 @@ class Topic:
     first: ImageMessage | CloudMessage | None = None
     calibration: CalibrationMessage | None = None
     changed: bool = False
-    log_first_ns: int = 0
-    log_last_ns: int = 0
+    damaged: int = 0
+    first_damage: str = ""
     _table: array = field(default_factory=lambda: array("q"))  # type: ignore[type-arg]
 
     @property
     def name(self) -> str:
         """The name of the topic."""
         return self.channel.topic
+
+    def unread(self, what: str) -> SourceError:
+        """The error of a topic none of whose messages can be read; `what` was expected of it."""
+        return SourceError(
+            f"{self.name}: expected {what}, found {count_text(self.damaged, 'damaged message')} and none that can be"
+            f" read; the first: {self.first_damage}"
+        )
 
     def add(self, stamp: int, log_ns: int, file: int, place: Place) -> None:
         """Remember where a message is."""
@@ -138,17 +146,19 @@ def read_bag(path: Path, on_bytes: Callable[[int], object] = lambda _: None) -> 
     topics: dict[str, Topic] = {}
     edges: dict[tuple[str, str], EdgeLog] = {}
     odometry: dict[tuple[str, str], EdgeLog] = {}
-    damaged: dict[str, list[str]] = {}
     for number, file in enumerate(files):
         for one in file.messages(on_bytes):
             try:
                 _take(one, number, topics, edges, odometry)
             except FrameError as error:
-                damaged.setdefault(one.channel.topic, []).append(str(error))
+                topic = topics[one.channel.topic]
+                topic.damaged += 1
+                topic.first_damage = topic.first_damage or str(error)
     notes = [note for file in files for note in _shortened(file.notes)]
     notes += [
-        f"{topic}: {count_text(len(errors), 'damaged message')} left out; the first: {errors[0]}"
-        for topic, errors in damaged.items()
+        f"{topic.name}: {count_text(topic.damaged, 'damaged message')} left out; the first: {topic.first_damage}"
+        for topic in topics.values()
+        if topic.damaged
     ]
     if not any(topic.count for topic in topics.values()):
         why = f"; {notes[0]}" if notes else ""
@@ -172,11 +182,9 @@ def _take(
     channel = one.channel
     topic = topics.get(channel.topic)
     if topic is None:
-        topic = topics[channel.topic] = Topic(channel, kind_of(channel), log_first_ns=one.log_ns)
+        topic = topics[channel.topic] = Topic(channel, kind_of(channel))
     if topic.channel.type != channel.type:
         raise FrameError(f"{channel.topic}: expected {topic.channel.type} throughout, found {channel.type}")
-    topic.count += 1
-    topic.log_last_ns = one.log_ns
     if topic.kind in (IMAGE, CLOUD):
         if topic.first is None:
             first = decode(channel, one.data)
@@ -184,7 +192,7 @@ def _take(
             topic.first = _without_data(first)
         topic.add(stamp_ns(channel, one.data), one.log_ns, file, one.place)
     elif topic.kind == CALIBRATION:
-        if topic.count <= _SAMPLED:
+        if topic.count < _SAMPLED:
             topic.add(stamp_ns(channel, one.data), one.log_ns, file, one.place)
         found = decode(channel, one.data)
         assert isinstance(found, CalibrationMessage)
@@ -194,14 +202,18 @@ def _take(
         logs = edges if topic.kind == TRANSFORMS else odometry
         found_all = decode(channel, one.data)
         assert isinstance(found_all, tuple)
+        static = is_static(channel.topic)
         for each in found_all:
-            log = logs.setdefault(
-                (each.parent, each.child),
-                EdgeLog(each.parent, each.child, channel.topic, channel.topic.endswith("tf_static")),
-            )
+            log = logs.setdefault((each.parent, each.child), EdgeLog(each.parent, each.child, channel.topic, static))
             log.add(each)
-        if found_all and topic.count <= _SAMPLED and not channel.topic.endswith("tf_static"):
+        if found_all and topic.count < _SAMPLED and not static:
             topic.add(found_all[0].stamp_ns, one.log_ns, file, one.place)
+    topic.count += 1  # a damaged message does not come here
+
+
+def is_static(topic: str) -> bool:
+    """Whether transforms of a topic hold at all times: that of the name `tf_static`, in any namespace."""
+    return topic.rpartition("/")[2] == "tf_static"
 
 
 def _without_data(message: ImageMessage | CloudMessage) -> ImageMessage | CloudMessage:

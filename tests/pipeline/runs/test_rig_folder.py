@@ -66,6 +66,7 @@ def test_a_recording_is_imported_and_its_decisions_decide_the_same_again(tmp_pat
         '\nlidar = "/lidar/points"    # in the frame lidar',
         "\n[[camera]]    # looks ahead, 16 x 12 px, no distortion\n",
         "\n[[camera]]    # looks 90 degrees to the right, 16 x 12 px, no distortion\n",
+        "\n[[camera]]    # looks back, 16 x 12 px, no distortion\n",
         "\n# Drive monday: 20 frames in 1.9 s, from ",
         "    20    10.0     0      0.10    +0.005  sensor_msgs/msg/PointCloud2\n",
     ):

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from data_cache.errors import FrameError, SourceError
+from data_cache.files import count_text
 from data_cache.sources.recordings.containers.packed import MESSAGE_LIMIT, Channel, Damaged, Place, Recorded, unpack
 
 MAGIC = b"\x89MCAP0\r\n"
@@ -56,7 +57,7 @@ class McapFile:
             if not opcode or start + length > self._size:
                 self.notes.append(
                     f"{self.path}: cut off or damaged after {position:,} of {self._size:,} bytes; what comes before"
-                    " is used"
+                    f" is used: {tables.read_text()}"
                 )
                 return
             if opcode == _DATA_END:
@@ -130,11 +131,17 @@ class McapFile:
 
 
 class _Tables:
-    """The channels and schemas that a file has declared so far."""
+    """The channels and schemas that a file has declared so far, and how many messages it had, of what time."""
 
     def __init__(self) -> None:
         self._schemas: dict[int, tuple[str, bytes]] = {0: ("", b"")}
         self._channels: dict[int, Channel] = {}
+        self._count, self._first_ns, self._last_ns = 0, _LATEST_NS, 0
+
+    def read_text(self) -> str:
+        """What was read so far: messages, and the seconds over which they were recorded."""
+        seconds = max(self._last_ns - self._first_ns, 0) / 1e9
+        return f"{count_text(self._count, 'message')} of {seconds:.1f} s"
 
     def records(self, data: memoryview, start: int, *, in_chunk: bool) -> Iterator[Recorded]:
         """The messages among records; what they declare is kept. Raises Damaged."""
@@ -155,6 +162,8 @@ class _Tables:
                         raise Damaged(f"a message of channel {channel}, which is not declared")
                     if log_ns > _LATEST_NS:
                         raise Damaged(f"a message recorded at {log_ns} ns, after the year 2116")
+                    self._count += 1
+                    self._first_ns, self._last_ns = min(self._first_ns, log_ns), max(self._last_ns, log_ns)
                     yield Recorded(self._channels[channel], log_ns, data[begin:position], place)
                 elif opcode == _SCHEMA:
                     self._add_schema(data[body:position])

@@ -1,6 +1,7 @@
 """The files of a bag: found, recognised by their first bytes, opened."""
 
 import re
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -12,6 +13,7 @@ _SUFFIXES = (".mcap", ".db3", ".zstd", ".zst")
 _LISTED = re.compile(r"^\s*-\s+[\"']?([^\s\"']+\.(?:mcap|db3)(?:\.zstd)?)[\"']?\s*$", re.MULTILINE)
 _LARGEST_RATIO = 1000  # images do not shrink by zstd, tables of numbers to a tenth
 _STEP = 16 * 2**20
+_LONGEST_HEAD = 18  # bytes of a zstd frame before its first block
 
 
 MessageFile = mcap_reading.McapFile | sqlite_reading.SqliteFile
@@ -51,7 +53,11 @@ def open_file(path: Path) -> MessageFile:
         if begin[:4] != ZSTD_MAGIC:
             return _open_plain(path, path)
         scratch = tempfile.TemporaryDirectory(prefix="surround-bag-")
-        opened = _open_plain(_unpacked(path, Path(scratch.name)), path)
+        try:
+            opened = _open_plain(_unpacked(path, Path(scratch.name)), path)
+        except BaseException:
+            scratch.cleanup()
+            raise
         opened.scratch = scratch
         return opened
     except OSError as error:
@@ -72,23 +78,32 @@ def _open_plain(path: Path, named: Path) -> MessageFile:
 
 
 def _unpacked(path: Path, folder: Path) -> Path:
+    """Unpack a file into a folder. Raises SourceError if it is damaged, or larger than what is free or plausible."""
     try:
         import zstandard
     except ImportError as error:
         raise missing_extra(error) from error
-    limit = _LARGEST_RATIO * path.stat().st_size
+    limit, free = _LARGEST_RATIO * path.stat().st_size, shutil.disk_usage(folder).free
+    size = 0
     try:
+        with path.open("rb") as stream:
+            declared = zstandard.frame_content_size(stream.read(_LONGEST_HEAD))  # -1 if it is not declared
         with (
             path.open("rb") as stream,
             (folder / path.stem).open("wb") as out,
             zstandard.ZstdDecompressor().stream_reader(stream) as reader,
         ):
             while data := reader.read(_STEP):
-                limit -= len(data)
-                if limit < 0:
+                size += len(data)
+                if size > limit:
                     raise SourceError(
                         f"{path}: expected a recording, found data that unpacks to more than {_LARGEST_RATIO} times its"
                         " size; the file is made to fill the disk"
+                    )
+                if max(size, declared) > free:
+                    raise SourceError(
+                        f"{path}: expected room to unpack {max(size, declared):,} bytes or more, found {free:,} free in"
+                        f" {folder.parent}; set TMPDIR to a folder on a larger disk"
                     )
                 out.write(data)
         return folder / path.stem

@@ -20,6 +20,10 @@ from data_cache.sources.recordings.containers.packed import (
 MAGIC = b"SQLite format 3\0"
 # What reading a damaged file raises; UnicodeDecodeError comes from its texts, and from those of error messages.
 _FAULTS = (sqlite3.Error, UnicodeDecodeError, OverflowError)
+_CUT = (
+    "cut off or damaged: `sqlite3 CUT.db3 .recover | sqlite3 NEW.db3` writes what is left to a new file, and `ros2 bag"
+    " reindex` makes its metadata.yaml"
+)
 
 
 class SqliteFile:
@@ -50,13 +54,13 @@ class SqliteFile:
             rows = self._database.execute("SELECT id, topic_id, timestamp, data FROM messages ORDER BY id")
         except _FAULTS as error:
             raise SourceError(
-                f"{self.path}: expected the tables of a ROS 2 bag, found {error}; it is cut off, damaged, or no bag"
+                f"{self.path}: expected the tables of a ROS 2 bag, found {error}; it is no bag, or {_CUT}"
             ) from error
         while True:
             try:
                 row = rows.fetchone()
             except _FAULTS as error:
-                self.notes.append(f"{self.path}: cut off or damaged, the rest is left out: {error}")
+                self.notes.append(f"{self.path}: the rest is left out: {error}; it is {_CUT}")
                 return
             if row is None:
                 return

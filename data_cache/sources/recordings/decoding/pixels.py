@@ -20,6 +20,18 @@ def is_depth(image: ImageMessage) -> bool:
     return image.encoding in _DEPTHS or "compressedDepth" in image.format
 
 
+def require_read(image: ImageMessage, where: str) -> None:
+    """Check by what an image says of itself that images like it are read.
+
+    Raises:
+        FrameError: if the encoding of its pixels is not known, or its file is neither JPEG nor PNG.
+    """
+    if image.encoding:
+        _conversion(image, where)
+    elif image.data and not any(word in image.format.lower() for word in ("jpeg", "jpg", "png")):
+        _suffix(image, where)
+
+
 def as_file(image: ImageMessage, where: str) -> tuple[bytes, str]:
     """The bytes and the suffix of the image file.
 
@@ -27,24 +39,33 @@ def as_file(image: ImageMessage, where: str) -> tuple[bytes, str]:
         FrameError: if the file is neither JPEG nor PNG, the encoding is not known, or data is missing.
     """
     if not image.encoding:
-        for begin, suffix in _SUFFIXES.items():
-            if image.data.startswith(begin):
-                return image.data, suffix
-        raise FrameError(f"{where}: expected a JPEG or PNG image, found the format {image.format!r:.80}")
+        return image.data, _suffix(image, where)
     stream = io.BytesIO()
     Image.fromarray(_decoded(image, where)).save(stream, "PNG", compress_level=1)
     return stream.getvalue(), ".png"
 
 
-def _decoded(image: ImageMessage, where: str) -> UInt8[np.ndarray, "H W *C"]:
-    """Pixels of a raw image: (H, W) grey or (H, W, 3) RGB."""
+def _suffix(image: ImageMessage, where: str) -> str:
+    for begin, suffix in _SUFFIXES.items():
+        if image.data.startswith(begin):
+            return suffix
+    raise FrameError(f"{where}: expected a JPEG or PNG image, found the format {image.format!r:.80}")
+
+
+def _conversion(image: ImageMessage, where: str) -> tuple[int, Callable[[np.ndarray], np.ndarray]]:
+    """Bytes of a pixel, and what makes colours of rows of them."""
     known = _CONVERSIONS.get(image.encoding.lower())
     if known is None:
         raise FrameError(
             f"{where}: expected one of the encodings {', '.join(sorted(_CONVERSIONS))}, found {image.encoding!r:.80};"
             " record another one, or convert the topic"
         )
-    channels, convert = known
+    return known
+
+
+def _decoded(image: ImageMessage, where: str) -> UInt8[np.ndarray, "H W *C"]:
+    """Pixels of a raw image: (H, W) grey or (H, W, 3) RGB."""
+    channels, convert = _conversion(image, where)
     height, width = image.height, image.width
     if not 1 <= height <= _SIDE_LIMIT_PX or not 1 <= width <= _SIDE_LIMIT_PX:
         raise FrameError(f"{where}: expected sides of 1 to {_SIDE_LIMIT_PX} px, found {width} x {height}")

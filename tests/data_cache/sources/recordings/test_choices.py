@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from support.bags import calibration, cloud, image_file, odometry, raw_image, transform, write_bag
+from support.bags import calibration, cloud, image_file, odometry, raw_image, serialized, transform, write_bag
 from support.small_recording import (
     LIDAR_MOUNT,
     LIDAR_TOPIC,
@@ -23,7 +23,8 @@ from support.small_recording import (
 )
 
 from data_cache.errors import SourceError
-from data_cache.sources.recordings.settings import BagSettings, CameraSetting
+from data_cache.sources.recordings.decisions import decisions_text
+from data_cache.sources.recordings.settings import BagSettings, CameraSetting, read_settings
 from data_cache.sources.recordings.source import RecordingSource
 
 
@@ -86,6 +87,14 @@ def test_no_poses_mean_a_standing_vehicle_and_that_is_said_aloud(tmp_path, stand
     assert any(note.startswith("NO POSES: nothing says where base_link is, so the vehicle counts as standing still")
                for note in source.notes)  # fmt: skip
     np.testing.assert_allclose(source.frame(source.drives["van"][0]).load_sweep().world_from_lidar, LIDAR_MOUNT)
+    (tmp_path / "bag.toml").write_text(decisions_text(source))
+    assert RecordingSource([tmp_path / "van"], read_settings(tmp_path / "bag.toml")).notes == source.notes
+
+
+def test_a_world_that_the_user_names_and_that_never_moves_is_said_aloud(tmp_path):
+    for i, world in enumerate(("base_link", "lidar")):
+        notes = source_of(tmp_path / f"{i}", recording(["front"]), world=world).notes
+        assert any(note.startswith(f"NO POSES: base_link never moves in {world}, so the vehicle") for note in notes)
 
 
 def test_odometry_moves_the_vehicle_where_no_transform_does(tmp_path):
@@ -93,6 +102,10 @@ def test_odometry_moves_the_vehicle_where_no_transform_does(tmp_path):
     source = source_of(tmp_path, [*without(recording(["front"]), "/tf"), *moving])
     assert source.choices.world == "odom"
     np.testing.assert_allclose(source.frame(f"van/{at(0.5)}").world_from_ego, world_from_ego(0.5), atol=1e-9)
+    other = odometry(at(0.01), "map", "base_link", np.eye(4), "/gt")
+    two = source_of(tmp_path / "two", [*without(recording(["front"]), "/tf"), *moving, other])
+    assert two.choices.world == "odom"
+    assert "/gt is not used: /odom says where base_link is" in two.notes
     both = source_of(tmp_path / "both", [*recording(["front"]), *moving])
     assert "/odom is not used: transforms say where base_link is" in both.notes
 
@@ -171,8 +184,10 @@ def test_two_cameras_with_one_frame_id_are_an_error_that_names_both(tmp_path):
 def test_a_camera_that_hangs_nowhere_is_an_error_with_both_halves(tmp_path, standing):
     said = [one for one in standing if one.topic != "/tf_static"]
     said += [one for one in statics() if "left_optical" not in repr(one.ros)]
-    with pytest.raises(SourceError, match="found two halves: .*left_optical"):
+    with pytest.raises(SourceError, match="found two halves: .*left_optical.*; record the transform between them$"):
         source_of(tmp_path, said)
+    with pytest.raises(SourceError, match=r"two halves: .* no static transforms were recorded \(/tf_static\)"):
+        source_of(tmp_path / "none", without(standing, "/tf_static"))
 
 
 def test_a_loop_of_transforms_is_an_error(tmp_path, standing):
@@ -206,7 +221,7 @@ def test_a_clock_an_hour_apart_is_an_error_and_mended_by_what_it_says(tmp_path):
     said += [*late, calibration(at(0), "/left/camera_info", "left_optical", SIZE, K)]
     with pytest.raises(SourceError, match=r"/left/image_raw/compressed: .* stamps 3600.000 s ahead of it") as error:
         source_of(tmp_path, said)
-    assert '"/left/image_raw/compressed" = -3600.000 under [clock_offset_s]' in str(error.value)
+    assert '"/left/image_raw/compressed" = -3600.000000 under [clock_offset_s]' in str(error.value)
     mended = source_of(tmp_path / "a", said, clock_offset_s={"/left/image_raw/compressed": -3600.0})
     by_log = source_of(tmp_path / "b", said, clock="log")
     assert [source.parts["van"].pairs.absent["left"] for source in (mended, by_log)] == [0, 0]
@@ -238,3 +253,97 @@ def test_cameras_without_a_vehicle_above_them_are_an_error(tmp_path):
     said += [*camera("front", count=1), *camera("left", count=1)]
     with pytest.raises(SourceError, match="found only that of the camera 'front_optical'"):
         source_of(tmp_path, said)
+
+
+def cut(said, topic):
+    """The messages, those of a topic cut to 40 bytes."""
+    return [replace(one, ros=serialized(one)[:40]) if one.topic == topic else one for one in said]
+
+
+IMAGES = "/front/image_raw/compressed"
+
+
+@pytest.mark.parametrize(
+    ("topic", "settings", "expected"),
+    [
+        (LIDAR_TOPIC, {}, r'point clouds \(lidar = "" in a bag.toml imports without them\)'),
+        (LIDAR_TOPIC, {"lidar": LIDAR_TOPIC}, "point clouds"),
+        (IMAGES, {}, "calibrated images"),
+        (IMAGES, {"cameras": (CameraSetting(IMAGES),)}, "images"),
+        ("/front/camera_info", {}, "the calibration of a camera"),
+        ("/front/camera_info", {"cameras": (CameraSetting(IMAGES, None, "/front/camera_info"),)}, "a calibration"),
+    ],
+)
+def test_a_topic_of_which_nothing_can_be_read_is_an_error_that_names_the_damage(tmp_path, topic, settings, expected):
+    said = cut([*statics(), *lidar(2), *camera("front", count=2)], topic)
+    with pytest.raises(SourceError, match=f"^{topic}: expected {expected}.*, found 2 damaged messages and none that"):
+        source_of(tmp_path, said, **settings)
+
+
+def test_a_first_message_that_is_damaged_costs_only_itself(tmp_path):
+    said = [*statics(), *cut(lidar(1), LIDAR_TOPIC), *lidar(2)[1:], *camera("front", count=2)]
+    source = source_of(tmp_path, said)
+    assert (source.choices.lidar, len(source.drives["van"])) == (LIDAR_TOPIC, 1)
+    assert any(note.startswith(f"{LIDAR_TOPIC}: 1 damaged message left out; the first: ") for note in source.notes)
+
+
+def test_a_topic_that_another_bag_holds_as_something_else_is_an_error(tmp_path, standing):
+    other = [*statics(), *camera("front", count=1), cloud(at(0), "/left/image_raw/compressed", "lidar", points(0))]
+    bags = [write_bag(tmp_path / "a", standing), write_bag(tmp_path / "b", other)]
+    with pytest.raises(
+        SourceError, match="b: /left/.*: expected sensor_msgs/msg/CompressedImage .* found .*PointCloud2"
+    ):
+        RecordingSource(bags)
+
+
+def test_the_decisions_keep_every_digit(tmp_path, standing):
+    """An offset to the nanosecond; one of decades, as of a clock that began in 1970."""
+    offsets = {LIDAR_TOPIC: -0.012345678, "/tf_static": 1_700_000_000.123456}
+    source = source_of(tmp_path, standing, clock_offset_s=offsets, rate_hz=9.9999999, slack_ms=133.3333333)
+    (tmp_path / "bag.toml").write_text(decisions_text(source))
+    again = read_settings(tmp_path / "bag.toml")
+    assert (again.clock_offset_s, again.rate_hz, again.slack_ms) == (offsets, 9.9999999, 133.3333333)
+
+
+def test_only_tf_static_in_any_namespace_holds_at_all_times(tmp_path):
+    for i, (topic, world) in enumerate({"/van/tf_static": "base_link", "/my_tf_static": "odom"}.items()):
+        moving = poses(until_s=0.1, topic=topic)
+        said = [*statics(), *moving, *lidar(1), *camera("front", count=1)]
+        assert source_of(tmp_path / f"{i}", said).choices.world == world
+
+
+@pytest.mark.parametrize(
+    ("encoding", "message"),
+    [
+        ("nv12", "expected one of the encodings .*, found 'nv12'; record another one, or convert the topic; or list"),
+        ("h264", "expected a JPEG or PNG image, found the format 'h264'; or list the topics to use by"),
+    ],
+)
+def test_images_that_are_not_read_are_an_error_before_any_frame_is(tmp_path, encoding, message):
+    said = [*statics(), *camera("front", count=1), calibration(at(0), "/left/camera_info", "left_optical", SIZE, K)]
+    rows = np.zeros((SIZE[1], SIZE[0], 1), np.uint8)
+    said += (
+        [raw_image(at(0.01), "/left/image_raw", "left_optical", rows, encoding)]
+        if encoding == "nv12"
+        else [image_file(at(0.01), "/left/image_raw", "left_optical", b"\0\0\0\1\x67", encoding)]
+    )
+    with pytest.raises(SourceError, match=f"^/left/image_raw: {message}"):
+        source_of(tmp_path, said)
+    front = (CameraSetting(IMAGES),)
+    assert source_of(tmp_path / "front", said, cameras=front).rig.camera_names == ("front",)
+
+
+def test_a_first_cloud_whose_layout_lies_is_said(tmp_path):
+    said = [*statics(), *lidar(2), *camera("front", count=2)]
+    next(one for one in said if one.topic == LIDAR_TOPIC).ros.fields[2].offset = 9
+    source = source_of(tmp_path, said)
+    expected = f"the first point cloud cannot be read: {LIDAR_TOPIC}: field z: expected 4 bytes within a point of 12"
+    assert any(note.startswith(expected) for note in source.notes)
+
+
+def test_a_recording_without_images_says_so(tmp_path):
+    with pytest.raises(SourceError, match="found no image topic; record the images of the cameras"):
+        source_of(tmp_path, [*statics(), *lidar(1)])
+    depth = raw_image(at(0), "/front/depth", "front_optical", np.zeros((*SIZE[::-1], 4), np.uint8), "32FC1")
+    with pytest.raises(SourceError, match="found no image topic but those of depth; record"):
+        source_of(tmp_path / "depth", [*statics(), depth])

@@ -33,10 +33,14 @@ def test_a_file_that_was_cut_off_is_used_up_to_there_and_that_is_said(tmp_path, 
         cut = tmp_path / "cut.mcap"
         cut.write_bytes(data[: int(share * len(data))])
         file = McapFile(cut)
-        count = len(list(file.messages()))
+        times_ns = [one.log_ns for one in file.messages()]
+        count, seconds = len(times_ns), (max(times_ns) - min(times_ns)) / 1e9
         assert 0 < count <= whole
         assert len(file.notes) == 1
-        assert f"of {int(share * len(data)):,} bytes; what comes before is used" in file.notes[0]
+        assert (
+            f"of {int(share * len(data)):,} bytes; what comes before is used: {count} messages of {seconds:.1f} s"
+            in file.notes[0]
+        )
 
 
 def test_frames_of_a_cut_off_recording_are_those_before_the_cut(tmp_path, small):

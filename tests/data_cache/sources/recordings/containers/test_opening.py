@@ -1,4 +1,7 @@
+import shutil
 import sqlite3
+import tempfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +27,7 @@ def test_every_message_of_a_database_is_fetched_again_by_its_row(tmp_path, kind)
 def test_a_database_that_was_cut_off_is_an_error_or_said(tmp_path):
     (path,) = bag_files(write_bag(tmp_path / "van", recording(["front"]), "sqlite3"))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(SourceError, match=r"van_?0?\S*db3: .*cut off"):
+    with pytest.raises(SourceError, match=r"van_?0?\S*db3: .*cut off or damaged: `sqlite3 CUT.db3 .recover"):
         RecordingSource([path])
 
 
@@ -95,3 +98,18 @@ def test_a_packed_file_that_unpacks_to_far_more_than_a_recording_is_refused(tmp_
         SourceError, match="unpacks to more than 1000 times its size; the file is made to fill the disk"
     ):
         RecordingSource([path])
+
+
+@pytest.mark.parametrize("is_declared", [True, False])
+def test_a_packed_file_for_which_the_disk_has_no_room_is_refused(tmp_path, monkeypatch, is_declared):
+    path, folder = tmp_path / "van.db3.zstd", tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    packer = zstandard.ZstdCompressor(write_content_size=is_declared)
+    path.write_bytes(packer.compress(np.random.default_rng(0).bytes(1000)))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=999))
+    with pytest.raises(
+        SourceError, match=f"room to unpack 1,000 bytes or more, found 999 free in {folder}; set TMPDIR"
+    ):
+        open_file(path)
+    assert list(folder.iterdir()) == []
