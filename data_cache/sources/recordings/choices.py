@@ -167,7 +167,7 @@ def _trees(
 ) -> tuple[tuple[Tree, ...], tuple[str, ...]]:
     """The tree of each bag; odometry gives an edge where no transform moves the vehicle."""
     notes: dict[str, None] = {}
-    per_bag = [_edges(bag, bag.edges, settings) for bag in bags]
+    per_bag = [_edges(bag, bag.edges.values(), settings) for bag in bags]
     shared = {edge.child: edge for edges in per_bag for edge in edges if edge.always}
     trees = []
     for bag, edges in zip(bags, per_bag, strict=True):
@@ -175,7 +175,7 @@ def _trees(
         tree = Tree([*edges, *(edge for child, edge in shared.items() if child not in own)])
         root = tree.ancestors(sensors[0])[-1]
         stands = not any(tree.moves(root, one) for one in sensors if one in tree.half(root))
-        odometry = _edges(bag, bag.odometry, settings)
+        odometry = _edges(bag, bag.odometry.values(), settings)
         used = next((edge for edge in odometry if stands and edge.child == root), None)
         if used is not None:
             tree = Tree([*tree.edges.values(), used])
@@ -188,13 +188,12 @@ def _trees(
     return tuple(trees), tuple(notes)
 
 
-def _edges(bag: Bag, logs: Mapping[tuple[str, str], EdgeLog], settings: BagSettings) -> list[Edge]:
+def _edges(bag: Bag, logs: Iterable[EdgeLog], settings: BagSettings) -> list[Edge]:
     """The edges of a bag that are not ignored, at the times of the clock that the user chose."""
     ignored = {tuple(part.strip() for part in text.split(">")) for text in settings.ignore_transforms}
     edges = []
-    for names, log in logs.items():
-        if names not in ignored:
-            edge = log.edge()
+    for edge in (log.edge() for log in logs):
+        if (edge.parent, edge.child) not in ignored:
             # By recording time, each topic is moved by its usual delay: that of a single message is noise.
             by_log = settings.clock == "log"
             shift_s = bag.topics[edge.topic].clock_offset_s() if by_log else settings.clock_offset_s.get(edge.topic)

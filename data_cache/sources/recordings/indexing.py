@@ -117,13 +117,16 @@ class Topic:
 
 @dataclass(frozen=True, eq=False)
 class Bag:
-    """A bag that was read once: its files, topics, transforms, and what was left out."""
+    """A bag that was read once: its files, topics, transforms, and what was left out.
+
+    `edges` are by parent and child, `odometry` by topic as well: two filters often say where one vehicle is.
+    """
 
     path: Path
     files: tuple[MessageFile, ...]
     topics: Mapping[str, Topic]
     edges: Mapping[tuple[str, str], EdgeLog]
-    odometry: Mapping[tuple[str, str], EdgeLog]
+    odometry: Mapping[tuple[str, str, str], EdgeLog]
     notes: tuple[str, ...]
 
     def fetch(self, row: Row) -> memoryview:
@@ -145,7 +148,7 @@ def read_bag(path: Path, on_bytes: Callable[[int], object] = lambda _: None) -> 
     files = tuple(open_file(one) for one in bag_files(path))
     topics: dict[str, Topic] = {}
     edges: dict[tuple[str, str], EdgeLog] = {}
-    odometry: dict[tuple[str, str], EdgeLog] = {}
+    odometry: dict[tuple[str, str, str], EdgeLog] = {}
     for number, file in enumerate(files):
         for one in file.messages(on_bytes):
             try:
@@ -177,7 +180,7 @@ def _take(
     file: int,
     topics: dict[str, Topic],
     edges: dict[tuple[str, str], EdgeLog],
-    odometry: dict[tuple[str, str], EdgeLog],
+    odometry: dict[tuple[str, str, str], EdgeLog],
 ) -> None:
     channel = one.channel
     topic = topics.get(channel.topic)
@@ -199,12 +202,15 @@ def _take(
         topic.changed |= topic.calibration not in (None, found)
         topic.calibration = topic.calibration or found
     elif topic.kind in (TRANSFORMS, ODOMETRY):
-        logs = edges if topic.kind == TRANSFORMS else odometry
         found_all = decode(channel, one.data)
         assert isinstance(found_all, tuple)
         static = is_static(channel.topic)
         for each in found_all:
-            log = logs.setdefault((each.parent, each.child), EdgeLog(each.parent, each.child, channel.topic, static))
+            log = EdgeLog(each.parent, each.child, channel.topic, static)
+            if topic.kind == TRANSFORMS:
+                log = edges.setdefault((each.parent, each.child), log)
+            else:
+                log = odometry.setdefault((each.parent, each.child, channel.topic), log)
             log.add(each)
         if found_all and topic.count < _SAMPLED and not static:
             topic.add(found_all[0].stamp_ns, one.log_ns, file, one.place)

@@ -106,6 +106,10 @@ def test_odometry_moves_the_vehicle_where_no_transform_does(tmp_path):
     two = source_of(tmp_path / "two", [*without(recording(["front"]), "/tf"), *moving, other])
     assert two.choices.world == "odom"
     assert "/gt is not used: /odom says where base_link is" in two.notes
+    still = [odometry(at(i / 50 + 0.01), "odom", "base_link", np.eye(4), "/odometry/filtered") for i in range(100)]
+    twice = source_of(tmp_path / "twice", in_order([*without(recording(["front"]), "/tf"), *moving, *still]))
+    np.testing.assert_allclose(twice.frame(f"van/{at(0.5)}").world_from_ego, world_from_ego(0.5), atol=1e-9)
+    assert "/odometry/filtered is not used: /odom says where base_link is" in twice.notes
     both = source_of(tmp_path / "both", [*recording(["front"]), *moving])
     assert "/odom is not used: transforms say where base_link is" in both.notes
 
