@@ -18,7 +18,7 @@ COMMANDS = [shlex.split(line) for line in re.findall(r"^ {4}surround (.*)$", PAG
 def write_recordings(folder: Path) -> list[Path]:
     """ROS 2 bags of two synthetic drives, the second of which is to test on."""
     source = open_source("synthetic", None)
-    drives = {"monday": ["drive-00/0", "drive-00/1"], "wednesday": ["drive-01/0", "drive-01/1"]}
+    drives = {"monday": ["drive-00/0"], "wednesday": ["drive-01/0"]}
     return [write_bag(folder / f"{name}.mcap", messages_of(source, ids), "mcap-zstd") for name, ids in drives.items()]
 
 
@@ -49,7 +49,7 @@ def test_the_page_leads_from_a_recording_to_depth(tmp_path, monkeypatch, teacher
     assert surround("predict", student, "--out", "direct", *bag)[0] == 0
     assert surround("predict", student, "--out", "imported", "--write", "npy")[0] == 0
     direct, imported = (sorted((tmp_path / name / "npy").rglob("*.npy")) for name in ("direct", "imported"))
-    assert len(direct) == len(imported) == 12
+    assert len(direct) == len(imported) == 6
     for ours, theirs in zip(direct, imported, strict=True):
         np.testing.assert_array_equal(np.load(ours), np.load(theirs))
     code, said = surround("predict", student, "--out", "x", *bag, "--set", "eval.flip=true")
