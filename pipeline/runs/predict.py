@@ -20,7 +20,7 @@ from data_cache.sources.rig_folder.loose_images import LooseImages
 from pipeline.api import UNCALIBRATED, SurroundStudent, load_student
 from pipeline.errors import RecipeError
 from pipeline.recipe.config import SUFFIX as RECIPE_SUFFIX
-from pipeline.recipe.config import load_recipe
+from pipeline.recipe.config import built_in_recipes, load_recipe
 from pipeline.recipe.run_folder import RunFolder
 from pipeline.runs.splits import open_data, select_frames
 from pipeline.viewers.cloud_page import cloud_page
@@ -115,7 +115,7 @@ def run_predict(
         require_mcap()
     if rig is not None:
         target = _of_images(images, rig)
-    elif Path(on).suffix != RECIPE_SUFFIX and on and Path(on).exists():
+    elif is_recording(on):
         target = _of_recording(Path(on), overrides)
     else:
         target = _of_recipe(checkpoint, on, overrides)
@@ -328,6 +328,12 @@ def _of_images(images: Sequence[Path], rig: Path) -> _Target:
     source = LooseImages(images, rig)
     described = {"images": [str(path.resolve()) for path in images], "rig_sha256": file_sha256(rig)}
     return _Target(source, source.drives[source.name], described)
+
+
+def is_recording(on: str) -> bool:
+    """Whether `on` is a file or folder that is no recipe; the name of a recipe stands for it, whatever lies beside."""
+    path = Path(on)
+    return bool(on) and on not in built_in_recipes() and path.suffix != RECIPE_SUFFIX and path.exists()
 
 
 def _of_recording(bag: Path, overrides: Sequence[str]) -> _Target:

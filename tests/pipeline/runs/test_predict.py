@@ -302,3 +302,12 @@ def test_the_help_lists_what_there_is():
     kinds = re.search(r"\[png16\|[^\]]*\]", text)
     assert kinds is not None
     assert set(kinds[0].strip("[]").split("|")) == {*predict.IMAGE_KINDS, *predict.CLOUD_KINDS, *predict.WHOLE_DRIVES}
+
+
+def test_the_name_of_a_recipe_is_never_taken_for_a_recording(tmp_path, monkeypatch):
+    """A folder of that name often lies beside it: `surround rig export demo --out demo`."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("demo", "monday", "van.toml"):
+        (tmp_path / name).mkdir()
+    found = {on: predict.is_recording(on) for on in ("demo", "monday", "van.toml", "tuesday", "rig=monday", "")}
+    assert found == {"demo": False, "monday": True, "van.toml": False, "tuesday": False, "rig=monday": False, "": False}
