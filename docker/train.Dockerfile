@@ -1,6 +1,6 @@
 # All three stages:
 #   docker build -f docker/train.Dockerfile -t surround .
-#   docker run --gpus all --shm-size 8g -v /data:/data -v "$PWD/runs:/work/runs" \
+#   docker run --gpus all --shm-size 8g -v /data:/data -v "$PWD/runs:/srv/runs" \
 #     surround teacher-cache pandaset --data /data/pandaset
 # PyTorch is the CUDA build; it needs only the driver of the host.
 FROM python:3.11-slim-bookworm
@@ -13,6 +13,6 @@ COPY pipeline ./pipeline
 RUN python -m pip install --no-cache-dir -c constraints.txt '.[export]'
 
 # Weights that `surround weights NAME` fetches are kept beside the runs.
-ENV XDG_CACHE_HOME=/work/runs/.cache
-WORKDIR /work
+ENV XDG_CACHE_HOME=/srv/runs/.cache
+WORKDIR /srv
 ENTRYPOINT ["surround"]
