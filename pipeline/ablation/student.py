@@ -117,15 +117,12 @@ def plan_students(recipe: Recipe, folder: RunFolder) -> list[PlannedStudent]:
     ]
     baseline = {(s.lidar_share, s.lidar_drives, s.seed): s for s in students if s.row == BASELINE}
     students = [
-        replace(s, first=baseline[s.lidar_share, s.lidar_drives, s.seed]) if _learns_from_first(s.recipe) else s
+        replace(s, first=baseline[s.lidar_share, s.lidar_drives, s.seed])
+        if s.recipe.data.lidar_drives and s.recipe.losses.needs_first_student
+        else s
         for s in students
     ]
     return sorted(students, key=lambda s: s.first is not None)
-
-
-def _learns_from_first(recipe: Recipe) -> bool:
-    losses = recipe.losses
-    return bool(recipe.data.lidar_drives) and losses.without_lidar == "consensus" and not losses.lidar_alone
 
 
 def _by_lidar_drives(recipe: Recipe) -> dict[int | None, Recipe]:

@@ -57,7 +57,7 @@ def train_recipe(
     if lidar_ids is not None and how.without_lidar != "student" and not how.lidar_alone:
         fits = motion or folder.motion
         fitted = motion_fits(job.reader, recipe.bins, recipe.data.depth_range_m, lidar_ids, fits, should_stop)
-        if how.without_lidar == "consensus" and first is None:
+        if how.needs_first_student and first is None:
             first = _first_student(recipe, folder, device, fresh, should_stop)
         job = replace(job, teacher_fits=fitted, first=first)
     return train_student(

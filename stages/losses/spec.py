@@ -69,6 +69,11 @@ class LossSpec:
             raise ValueError(f"without_lidar: expected one of {', '.join(WITHOUT_LIDAR)}, got {self.without_lidar!r}")
 
     @property
+    def needs_first_student(self) -> bool:
+        """Whether frames without LiDAR teach with the help of a student that is trained before."""
+        return self.without_lidar == "consensus" and not self.lidar_alone
+
+    @property
     def lidar_alone(self) -> bool:
         """Whether frames without LiDAR teach nothing: no term but `supervised` has a weight."""
         return not any(getattr(self, field.name) for field in fields(LossTerms) if field.name != "supervised")

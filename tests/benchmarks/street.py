@@ -18,10 +18,11 @@ from benchmarks.proof import proof
 from jaxtyping import Bool, Float
 
 from data_cache.frames.rig import Frame, Rig, Sweep
-from data_cache.sources.base import Source
+from data_cache.sources.base import MECHANICAL, Source
 from data_cache.sources.registry import open_source
 from data_cache.sources.rig_folder.rig_json import RIG_FILE
 from data_cache.sources.rig_folder.writing import export_rig
+from pipeline.recipe.ablate import BASELINE, ROWS
 from pipeline.recipe.provenance import surroundings
 
 DRIVE = "002"
@@ -29,15 +30,14 @@ LIDAR_IN_EGO_M = (1.5, 0.0, 1.9)
 """Where the 360-degree sensor sits: there the elevations of its points fall into the sharpest lines."""
 HALF_BEAM_DEG = 0.25
 BEAMS_DEG = {1: (-2.0,), 4: (-8.0, -4.0, -2.0, 0.5), 16: tuple(np.linspace(-15, 5, 16))}
-SUPERVISED = ()
-TERMS = ("losses.kl=0.3", "losses.relation=1.0", "losses.completion=1.0", "losses.photometric=1.0")
+TERMS = ROWS["KL + VRKD + completion + photometric"]
 NO_LOSS = ("losses.relation=1e-9", "losses.without_lidar='student'")
 """A control: images without LiDAR are seen, which moves the batch statistics, and nothing is learnt from them."""
 RATE = ("train_student.learning_rate=16e-3",)
 """Of all rows: what TUNING found."""
 RATES = ("5e-4", "2e-3", "4e-3", "8e-3", "16e-3", "32e-3")
 TUNING = {
-    "supervised": SUPERVISED,  # 1e-3
+    BASELINE: (),  # 1e-3
     **{rate: (f"train_student.learning_rate={rate}",) for rate in RATES},
     "decay 0.1": ("train_student.weight_decay=0.1",),
     "no jitter": ("train_student.jitter=false",),
@@ -61,7 +61,7 @@ class Setting:
 
     name: str
     beams: int = 0
-    lidar: str = "mechanical"
+    lidar: str = MECHANICAL
     lidar_frames: tuple[str, ...] = ()
     train_frames: int = 17
 
@@ -139,7 +139,7 @@ def ablated(
 
 def proven(root: Path, setting: Setting, run: Path, seeds: Sequence[int], overrides: Sequence[str]) -> list[dict]:
     """The rows of a setting, with what it is."""
-    rows = {"supervised": SUPERVISED, "default terms": TERMS}
+    rows = {BASELINE: (), "default terms": TERMS}
     if setting.lidar_frames:
         rows["no loss without LiDAR"] = NO_LOSS
     own = [f"data.lidar_drives={json.dumps(setting.lidar_frames)}", f"ablate.seeds={json.dumps(list(seeds))}"]
