@@ -17,7 +17,7 @@ from stages.compute.preemption import Preempted
 from stages.compute.progress import progress_bar
 from stages.compute.resize import resized
 from stages.evaluation import metrics
-from stages.evaluation.consistency import Overlap, pooled_overlap, ring_overlaps
+from stages.evaluation.consistency import Overlap, ring_consistency, ring_overlaps
 from stages.evaluation.latency import rig_latency
 from stages.evaluation.predictions import (
     SUFFIXES,
@@ -30,7 +30,7 @@ from stages.evaluation.protocol_scores import ImagePixels, ProtocolScores
 from stages.evaluation.protocols import PROTOCOLS
 from stages.evaluation.ranking import FrameErrors, place, ranking, shown_frames
 from stages.evaluation.regions import Regions, regions, truth_at
-from stages.evaluation.results import Consistency, EvaluateReport, Evaluation, EvaluationError, FramePictures
+from stages.evaluation.results import EvaluateReport, Evaluation, EvaluationError, FramePictures
 from stages.evaluation.scores import BAND_EDGES_M, ScoreTable
 from stages.evaluation.seen_frame import SeenFrame, Setting, see_frame
 from stages.evaluation.spec import EvaluateSpec
@@ -128,7 +128,6 @@ def evaluate(
     if rig is None:
         first = next(iter(quarantined.values()), "there are none")
         raise EvaluationError(f"nothing to measure in {len(frame_ids)} frames of {source.name} {split}: {first}")
-    pairs = {name: pooled_overlap(entries).abs_rel for name, entries in overlaps.items()}
     scores = table.student()
     report = EvaluateReport(
         dataset=source.name,
@@ -141,7 +140,7 @@ def evaluate(
         valid_pixels=scores.metric.mean.pixels if scores is not None else 0,
         student=scores,
         teacher=table.teacher(),
-        consistency=Consistency(float(np.mean(list(pairs.values()))) if pairs else None, pairs),
+        consistency=ring_consistency(overlaps),
         latency=rig_latency(
             student,
             rig,

@@ -271,6 +271,8 @@ def report_metrics(report: EvaluateReport) -> dict[str, float | None]:
         "d1": main.d1,
         **{name: dense[name].mean.abs_rel for name in ("edges", "above_lidar", "at_lidar") if name in dense},
         "overlap": report.consistency.overlap_abs_rel,
+        "overlap_with_gross": report.consistency.overlap_with_gross,
+        "overlap_share": report.consistency.overlap_share,
         "lidar_protocol": report.student.metric.mean.abs_rel if report.student is not None else None,
     }
 

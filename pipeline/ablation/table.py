@@ -9,6 +9,8 @@ from pipeline.report.markdown import Table, markdown_table
 
 Metrics = Mapping[str, float | None]
 HIGHER_IS_BETTER = ("d1",)
+WITHOUT_GAIN = ("overlap_share",)
+"""Metrics that are no error but say what another one is of; a gain in percent would mean nothing."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ def table_rows(outcomes: Sequence[Outcome]) -> list[dict[str, object]]:
     `<metric>_mean` and `<metric>_std` (sample standard deviation, None of one seed). `<metric>_gain_pct` is the mean
     over seeds of 100 (supervised - row) / supervised, each against the supervised student of the same LiDAR and seed,
     with its standard deviation over seeds in `<metric>_gain_std`; positive is better for every metric. `gain_pct` and
-    `gain_std` are those of abs_rel.
+    `gain_std` are those of abs_rel. A metric that some student of the entry lacks, because an older version measured
+    it, is left out, and so is the gain of a metric WITHOUT_GAIN.
     """
     rows = []
     baseline = {(o.lidar_share, o.lidar_drives, o.seed): o.metrics for o in outcomes if o.row == BASELINE}
@@ -44,6 +47,8 @@ def table_rows(outcomes: Sequence[Outcome]) -> list[dict[str, object]]:
         if drives is not None:
             entry["lidar_drives"] = drives
         for metric in found[0].metrics:
+            if not all(metric in o.metrics for o in found):
+                continue
             values = [value for o in found if (value := o.metrics.get(metric)) is not None]
             if not values:
                 continue
@@ -68,7 +73,7 @@ def _spread(metric: str, values: Sequence[float]) -> dict[str, object]:
 
 def _gain_pct(metric: str, ours: Metrics, theirs: Metrics | None) -> float | None:
     value, base = ours.get(metric), (theirs or {}).get(metric)
-    if value is None or not base:
+    if value is None or not base or metric in WITHOUT_GAIN:
         return None
     return 100 * (value - base if metric in HIGHER_IS_BETTER else base - value) / base
 
@@ -82,12 +87,15 @@ COLUMNS: Mapping[str, str] = {
     "above_lidar": "above LiDAR",
     "at_lidar": "at LiDAR",
     "overlap": "overlap",
+    "overlap_with_gross": "overlap, gross",
+    "overlap_share": "compared",
     "minutes": "min",
 }
 """Metrics of the printed table, with their headings.
 
 `LiDAR returns` is AbsRel as the field measures it (the recipe's protocol); it is left out where there is no dense
-truth, and `AbsRel` is the same. From `edges` to `overlap` they are AbsRel, too.
+truth, and `AbsRel` is the same. From `edges` to `overlap, gross` they are AbsRel, too. `overlap, gross` also counts
+where a camera sees through the surface of its neighbour; `compared` is the share of points that `overlap` is of.
 """
 
 
@@ -109,7 +117,7 @@ def _cell_text(row: Mapping[str, object], metric: str) -> str:
     mean, deviation, gain, spread = (row.get(f"{metric}_{what}") for what in ("mean", "std", "gain_pct", "gain_std"))
     if not isinstance(mean, float):
         return "-"
-    places = {"rmse": 2, "minutes": 1}.get(metric, 4)
+    places = {"rmse": 2, "overlap_share": 3, "minutes": 1}.get(metric, 4)
     text = f"{mean:.{places}f}"
     if isinstance(deviation, float) and metric != "minutes":
         text += f" ±{deviation:.{places}f}"

@@ -15,6 +15,8 @@ from stages.evaluation.scores import Scores
 
 SAME = ("dataset", "split", "protocol", "flip", "range_m", "frames", "images", "masked_images")
 """Keys of report.json that must be equal in reports that compare."""
+OVERLAP = ("overlap", "overlap, gross", "compared")
+"""Headings of the agreement of neighbours: AbsRel, AbsRel with gross differences, share of points in the first."""
 ALIGNMENTS = {"metric": "metric", "median_scaled": "median-scaled", "affine_invariant": "affine-invariant"}
 
 
@@ -88,13 +90,13 @@ def _results(files: Sequence[ReportFile], names: Sequence[str]) -> Table:
             name,
             ALIGNMENTS[alignment],
             *(number(getattr(_mean(file.report.student, alignment), key)) for key in ERRORS),
-            number(file.report.consistency.overlap_abs_rel),
+            *_overlap(file.report),
             f"{file.report.valid_pixels:,}",
         )
         for name, file in zip(names, files, strict=True)
         for alignment in PROTOCOLS[file.report.protocol].headline
     ]
-    return Table("Results", "", ("run", "student", *ERRORS.values(), "overlap", "pixels"), tuple(rows))
+    return Table("Results", "", ("run", "student", *ERRORS.values(), *OVERLAP, "pixels"), tuple(rows))
 
 
 def _mean(student: StudentScores | None, alignment: str) -> DepthErrors:
@@ -109,5 +111,11 @@ def _without_lidar(files: Sequence[ReportFile], names: Sequence[str]) -> Table:
     for name, file in zip(names, files, strict=True):
         unlike = file.report.disagreement
         values = (unlike.mean.abs_rel, unlike.mean.d1) if unlike is not None else (None, None)
-        rows.append((name, *map(number, values), number(file.report.consistency.overlap_abs_rel)))
-    return Table("Results", "", ("run", "disagreement with the teacher", "d1", "overlap"), tuple(rows))
+        rows.append((name, *map(number, values), *_overlap(file.report)))
+    return Table("Results", "", ("run", "disagreement with the teacher", "d1", *OVERLAP), tuple(rows))
+
+
+def _overlap(report: EvaluateReport) -> tuple[str, ...]:
+    """The cells under OVERLAP."""
+    found = report.consistency
+    return tuple(map(number, (found.overlap_abs_rel, found.overlap_with_gross, found.overlap_share)))

@@ -5,12 +5,13 @@ import re
 from collections.abc import Mapping, Sequence
 
 from data_cache.files import count_text
+from data_cache.frames.geometry import OCCLUSION_RATIO
 from data_cache.sources.selectors import LIST
 from pipeline.report.markdown import Table
 from stages.evaluation.metrics import DepthErrors
 from stages.evaluation.protocols import PROTOCOLS
 from stages.evaluation.regions import EDGE_RADIUS_PX
-from stages.evaluation.results import EvaluateReport, Latency, StudentScores
+from stages.evaluation.results import Consistency, EvaluateReport, Latency, StudentScores
 from stages.evaluation.scores import Scores
 from stages.uncertainty.coverage import GAUSS_95, LAPLACE_95, Sureness, SurenessScores, Uncertainty
 
@@ -164,27 +165,38 @@ def _without_lidar(report: EvaluateReport) -> Table:
     if report.disagreement is not None:
         rows.append(("disagreement of student and teacher", number(report.disagreement.mean.abs_rel)))
     rows.append(("difference of neighbouring cameras", number(report.consistency.overlap_abs_rel)))
+    rows.append(("the same with gross differences", number(report.consistency.overlap_with_gross)))
     return Table("Results", NO_LIDAR, ("mean of cameras, or of their pairs", "AbsRel"), tuple(rows))
 
 
 def details(report: EvaluateReport) -> list[Table]:
     """The tables behind the results."""
-    consistency = report.consistency
-    pairs = [*consistency.pairs.items(), ("mean of pairs", consistency.overlap_abs_rel)]
     return [
         *(_against_lidar(report.student) if report.student is not None else ()),
         *([_teacher(report)] if report.teacher is not None or report.disagreement is not None else ()),
         *([_dense(report.dense_truth)] if report.dense_truth else ()),
         *(_sureness(report.uncertainty) if report.uncertainty is not None else ()),
-        Table(
-            "Overlap consistency",
-            "Student: relative difference of depth where two neighbours see the same surface; lower is better.",
-            ("pair", "AbsRel"),
-            tuple((name, number(value)) for name, value in pairs) if consistency.pairs else (),
-            empty="No neighbouring cameras see the same surface.",
-        ),
+        _overlap(report.consistency),
         _latency(report.latency),
     ]
+
+
+def _overlap(found: Consistency) -> Table:
+    note = (
+        "Student: relative difference of depth where two neighbours see the same surface (depths within a factor of"
+        f" {OCCLUSION_RATIO:g}); with gross differences, also where one sees through the other's surface. Lower is"
+        " better. Compared: of the points that land in the neighbour's image, the share that AbsRel is of."
+    )
+    each = (found.pairs, found.pairs_with_gross, found.pairs_share)
+    rows = [(name, *(number(values.get(name)) for values in each)) for name in {**found.pairs, **found.pairs_share}]
+    total = (found.overlap_abs_rel, found.overlap_with_gross, found.overlap_share)
+    return Table(
+        "Overlap consistency",
+        note,
+        ("pair", "AbsRel", "with gross differences", "compared"),
+        (*rows, ("mean of pairs", *map(number, total))) if rows else (),
+        empty="No neighbouring cameras see the same surface.",
+    )
 
 
 def _against_lidar(student: StudentScores) -> list[Table]:

@@ -132,6 +132,10 @@ def _differences(names: tuple[str, str], reports: tuple[EvaluateReport, Evaluate
     tables["overlap"] = _pairs(
         "Overlap consistency", "AbsRel between neighbouring cameras.", "pair", names, pairs, better
     )
+    with_gross = _joined(reports[0].consistency.pairs_with_gross, reports[1].consistency.pairs_with_gross)
+    if with_gross:
+        note = "AbsRel between neighbouring cameras, also where one sees through the other's surface."
+        tables["overlap-gross"] = _pairs("Overlap, gross differences too", note, "pair", names, with_gross, better)
     return tables
 
 

@@ -11,9 +11,10 @@ from data_cache.errors import FrameError
 from data_cache.files import file_sha256, write_atomically
 from data_cache.frames.images import larger
 from data_cache.sources.base import Source
+from data_cache.sources.selectors import shown
 from pipeline.api import SurroundStudent
 from pipeline.errors import RecipeError
-from pipeline.recipe.config import Recipe, recipe_toml
+from pipeline.recipe.config import Recipe, load_recipe, recipe_toml
 from pipeline.recipe.provenance import surroundings
 from pipeline.recipe.run_folder import RunFolder, cache_location
 from pipeline.report.one_run import write_report
@@ -197,7 +198,11 @@ def _recipe_provenance(recipe: Recipe) -> dict[str, object]:
 
 
 def student_provenance(loaded: LoadedStudent, checkpoint: Path) -> dict[str, object]:
-    """Provenance of a student's numbers: the student, this program, this machine, this moment."""
+    """Provenance of a student's numbers: the student, this program, this machine, this moment.
+
+    `lidar_drives` are the selectors of the training frames whose LiDAR taught it, as its own run's recipe says; left
+    out if that is all of them, or if the run is not here.
+    """
     lineage = loaded.lineage
     return {
         "cache_id": lineage.cache_id,
@@ -206,5 +211,13 @@ def student_provenance(loaded: LoadedStudent, checkpoint: Path) -> dict[str, obj
         "steps": lineage.steps,
         "teacher": lineage.teacher,
         "teacher_licence": lineage.teacher_licence,
+        **_lidar_drives(RunFolder.of_checkpoint(checkpoint)),
         **surroundings(),
     }
+
+
+def _lidar_drives(run: RunFolder) -> dict[str, object]:
+    drives: tuple[str, ...] = ()
+    with suppress(RecipeError):
+        drives = load_recipe(str(run.recipe)).data.lidar_drives
+    return {"lidar_drives": [shown(selector) for selector in drives]} if drives else {}

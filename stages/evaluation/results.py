@@ -33,10 +33,22 @@ class TeacherScores:
 
 @dataclass(frozen=True)
 class Consistency:
-    """Agreement of neighbouring cameras: the mean over pairs, and each pair."""
+    """Agreement of neighbouring cameras: the mean of the pairs, and each pair (`consistency.py`, `Overlap`).
+
+    Reports of older versions have the first two alone.
+
+    Attributes:
+        overlap_abs_rel, pairs: relative difference where both see one surface: depths within a factor of 1.5.
+        overlap_with_gross, pairs_with_gross: the same with the points where a camera sees through the other's surface.
+        overlap_share, pairs_share: points that `overlap_abs_rel` compares, of those that land in the neighbour's image.
+    """
 
     overlap_abs_rel: float | None
     pairs: dict[str, float]
+    overlap_with_gross: float | None = None
+    pairs_with_gross: dict[str, float] = field(default_factory=dict)
+    overlap_share: float | None = None
+    pairs_share: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from data_cache.dataset import CachedFrames
 from data_cache.shards.encodings import map_arrays
 from data_cache.shards.reader import CacheReader
 from pipeline.recipe.config import load_recipe
-from stages.evaluation.consistency import overlap_consistency
+from stages.evaluation.consistency import overlap_consistency, pooled_overlap
 from stages.student.checkpoint import load_student
 from stages.targets.binning import stored_binning
 from stages.targets.bins import decode
@@ -51,10 +51,10 @@ def test_bench_fitted_teacher(capsys):
             V = len(depth_m)
             for pair in ([i, j] for k in range(V) for i, j in ((k, (k + 1) % V), ((k + 1) % V, k))):
                 overlaps.append(overlap_consistency(depth_m[pair], K_px[pair], world_from_cam[pair]))
-        seen = [overlap for overlap in overlaps if overlap is not None]
-        pixels = sum(o.pixels for o in seen)
-        overlap = np.average([o.abs_rel for o in seen], weights=[o.pixels for o in seen])
-        return f"{name:44s} AbsRel at LiDAR {np.mean(errors):.3f}, overlap {overlap:.3f} over {pixels:,} pixels"
+        seen = pooled_overlap(overlaps)
+        assert seen.abs_rel is not None
+        agree = f"overlap {seen.abs_rel:.3f} over {seen.compared:,} pixels"
+        return f"{name:44s} AbsRel at LiDAR {np.mean(errors):.3f}, {agree}"
 
     lines = [line("teacher, fitted to the LiDAR of each image", [fitted(i) for i in range(len(rigs))])]
     for path in sorted(Path(folder).glob("ablate/*/student/last.safetensors")):

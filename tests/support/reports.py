@@ -42,7 +42,14 @@ REPORT = EvaluateReport(
     valid_pixels=1234,
     student=StudentScores(scores(100), scores(200), scores(300)),
     teacher=TeacherScores(scores(400)),
-    consistency=Consistency(0.0625, {"front-back": 0.0312, "back-left": 0.0938}),
+    consistency=Consistency(
+        overlap_abs_rel=0.0625,
+        pairs={"front-back": 0.0312, "back-left": 0.0938},
+        overlap_with_gross=0.156,
+        pairs_with_gross={"front-back": 0.123, "back-left": 0.189},
+        overlap_share=0.75,
+        pairs_share={"front-back": 0.872, "back-left": 0.628},
+    ),
     latency=Latency(12.5, 15.25, 100.0, 140.0, 8.0, "bfloat16", "cpu", (96, 160), (392, 644), 4),
     quarantined={HOSTILE: "image <missing>"},
 )

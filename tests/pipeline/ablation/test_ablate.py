@@ -66,6 +66,7 @@ def test_the_table_has_every_row_and_density_and_says_where_it_comes_from(run):
         assert {"abs_rel_mean", "abs_rel_std", "edges_mean", "above_lidar_mean", "at_lidar_mean", "overlap_mean"} <= {
             *row
         }
+        assert {"overlap_with_gross_mean", "overlap_share_mean"} <= {*row}
         assert (row["gain_pct"] is None) == (row["name"] == "supervised")
     assert len(table["students"]) == 4
     assert {"command", "git_commit", "machine", "date", "cache_id"} <= table["provenance"].keys()

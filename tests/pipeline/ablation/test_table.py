@@ -41,6 +41,34 @@ def test_a_higher_d1_is_a_gain_and_what_a_source_cannot_tell_is_left_out():
     assert "overlap_mean" not in rows[1]
 
 
+def test_gross_differences_have_a_gain_and_the_share_that_is_compared_has_none():
+    agreement = ({"overlap_with_gross": 0.2, "overlap_share": 0.5}, {"overlap_with_gross": 0.15, "overlap_share": 0.75})
+    rows = table_rows([outcome(row, 0, 0.2, **found) for row, found in zip(("supervised", "KL"), agreement)])
+    assert rows[1]["overlap_with_gross_gain_pct"] == pytest.approx(25)
+    assert (rows[1]["overlap_share_mean"], "overlap_share_gain_pct" in rows[1]) == (0.75, False)
+    lines = ablation_table(rows).splitlines()
+    assert [cell.strip() for cell in lines[0].split("|")[5:-1]] == ["overlap, gross", "compared"]
+    assert [cell.strip() for cell in lines[3].split("|")[5:-1]] == ["0.1500 (+25.0 %)", "0.750"]
+
+
+def test_students_that_an_older_version_measured_still_make_a_table():
+    """The mean of one seed of two would not be that of the row."""
+    new = {"overlap": 0.1, "overlap_with_gross": 0.3}
+    seeds = [("supervised", 0, {"overlap": 0.1}), ("KL", 0, new), ("KL", 1, {"overlap": 0.2}), ("CKD", 0, new)]
+    rows = table_rows([outcome(row, seed, 0.2, **found) for row, seed, found in seeds])
+    assert rows[1]["overlap_mean"] == pytest.approx(0.15)
+    assert ["overlap_with_gross_mean" in row for row in rows] == [False, False, True]
+    assert "overlap_with_gross_gain_pct" not in rows[2]
+    cells = [[cell.strip() for cell in line.split("|")[5:-1]] for line in ablation_table(rows).splitlines()]
+    assert cells == [
+        ["overlap", "overlap, gross"],
+        cells[1],
+        ["0.1000", "-"],
+        ["0.1500 ±0.0707 (+0.0 %)", "-"],
+        ["0.1000 (+0.0 %)", "0.3000"],
+    ]
+
+
 def test_a_row_whose_supervised_student_is_not_done_has_no_gain_yet():
     (row,) = table_rows([outcome("KL", 0, 0.2)])
     assert (row["abs_rel_mean"], row["gain_pct"]) == (0.2, None)

@@ -39,7 +39,10 @@ def test_the_report_keeps_its_contract(run):
             assert entry.keys() == {"abs_rel", "sq_rel", "rmse", "rmse_log", "d1", "d2", "d3", "images", "pixels"}
     assert report["student"].keys() == {"metric", "median_scaled", "affine_invariant"}
     assert {"student_ms_per_rig", "teacher_ms_per_rig", "speedup", "precision", "device", "input", "teacher_input"} <= report["latency"].keys()  # fmt: skip # noqa: E501
-    assert {"overlap_abs_rel", "pairs"} == report["consistency"].keys()
+    agreement = report["consistency"]
+    assert agreement.keys() == {"overlap_abs_rel", "pairs", "overlap_with_gross", "pairs_with_gross", "overlap_share", "pairs_share"}  # fmt: skip # noqa: E501
+    assert len(agreement["pairs_share"]) == 6
+    assert 0 < agreement["overlap_share"] < 1
     assert {"versions", "recipe_sha256", "cache_id", "checkpoint_sha256", "git_commit", "teacher", "teacher_licence", "machine", "date"} <= report["provenance"].keys()  # fmt: skip # noqa: E501
 
 

@@ -9,7 +9,7 @@ from data_cache.errors import SourceError
 from pipeline.errors import RecipeError
 from pipeline.report.compare import compare
 from pipeline.report.one_run import write_report
-from stages.evaluation.results import Evaluation, StudentScores
+from stages.evaluation.results import Consistency, Evaluation, StudentScores
 
 BETTER = StudentScores(scores(10), scores(20), scores(30))
 
@@ -31,14 +31,25 @@ def test_reports_of_one_kind_share_a_table(run):
     code, text = surround("compare", run("base"), run("mine", student=BETTER, valid_pixels=1235) / "eval/report.json")
     intro, _, header, _, *rows = text.rstrip().splitlines()
     assert (code, intro) == (0, "synthetic, split val, protocol surrounddepth, 0.1 to 80 m: 3 frames, 11 images.")
-    assert cells(header)[0] == ["run", "student", "AbsRel", "SqRel", "RMSE", "RMSElog", "d1", "d2", "d3", "overlap", "pixels"]  # fmt: skip # noqa: E501
+    assert cells(header)[0] == ["run", "student", "AbsRel", "SqRel", "RMSE", "RMSElog", "d1", "d2", "d3", "overlap", "overlap, gross", "compared", "pixels"]  # fmt: skip # noqa: E501
     assert [row[:3] for row in cells("\n".join(rows))] == [
         ["base", "metric", "100.000"],
         ["base", "median-scaled", "200.000"],
         ["mine", "metric", "10.000"],
         ["mine", "median-scaled", "20.000"],
     ]
-    assert cells(rows[3])[0][3:] == ["20.001", "20.002", "20.003", "20.004", "20.005", "20.006", "0.062", "1,235"]
+    assert cells(rows[3])[0][3:] == [
+        "20.001",
+        "20.002",
+        "20.003",
+        "20.004",
+        "20.005",
+        "20.006",
+        "0.062",
+        "0.156",
+        "0.750",
+        "1,235",
+    ]
 
 
 def test_the_rows_are_those_that_the_protocol_is_about(run):
@@ -76,8 +87,9 @@ def test_reports_without_lidar_compare_by_what_they_have(run):
     bare = {"images": 0, "valid_pixels": 0, "student": None, "teacher": None}
     text = compare([run("a", disagreement=scores(40), **bare), run("b", **bare)])
     assert "3 frames. No frame has a LiDAR point in range" in text
-    assert cells(text)[2] == ["run", "disagreement with the teacher", "d1", "overlap"]
-    assert cells(text)[4:] == [["a", "40.000", "40.004", "0.062"], ["b", "-", "-", "0.062"]]
+    assert cells(text)[2] == ["run", "disagreement with the teacher", "d1", "overlap", "overlap, gross", "compared"]
+    overlap = ["0.062", "0.156", "0.750"]
+    assert cells(text)[4:] == [["a", "40.000", "40.004", *overlap], ["b", "-", "-", *overlap]]
     with pytest.raises(RecipeError, match="images: 11 in"):
         compare([run("c"), run("d", **bare)])
 
@@ -85,6 +97,15 @@ def test_reports_without_lidar_compare_by_what_they_have(run):
 def test_a_number_that_is_none_is_a_dash(run):
     student = replace(BETTER, metric=replace(BETTER.metric, mean=replace(errors(1), rmse=float("nan"))))
     assert cells(compare([run("a", student=student)]))[4][4] == "-"
+
+
+def test_a_report_of_an_older_version_compares_and_has_empty_cells(run):
+    old = run("old", consistency=Consistency(0.0625, {"front-back": 0.0625}))
+    rows = cells(compare([old, run("new")]))[4:]
+    assert [(row[0], row[9:12]) for row in rows[::2]] == [
+        ("old", ["0.062", "-", "-"]),
+        ("new", ["0.062", "0.156", "0.750"]),
+    ]
 
 
 def test_runs_of_the_same_name_are_told_apart(run):

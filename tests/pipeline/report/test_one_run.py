@@ -12,6 +12,7 @@ from data_cache.files import count_text
 from pipeline.report.one_run import report_table, rewrite_html, write_report
 from pipeline.report.page import asset
 from pipeline.report.results_file import read_report_file, write_report_file
+from pipeline.report.tables import details
 from pipeline.viewers.cloud_page import viewer_script
 from stages.evaluation.ranking import FrameErrors
 from stages.evaluation.results import Consistency, Evaluation
@@ -48,7 +49,14 @@ def test_json_keeps_the_contract(tmp_path):
     assert content["student"]["median_scaled"]["per_camera"]["back"]["rmse"] == 203.002
     assert content["student"]["metric"]["by_distance_m"]["20-40"]["d1"] == 106.004
     assert content["teacher"]["affine_invariant"]["mean"]["pixels"] == 400_000
-    assert content["consistency"] == {"overlap_abs_rel": 0.0625, "pairs": {"front-back": 0.0312, "back-left": 0.0938}}
+    assert content["consistency"] == {
+        "overlap_abs_rel": 0.0625,
+        "pairs": {"front-back": 0.0312, "back-left": 0.0938},
+        "overlap_with_gross": 0.156,
+        "pairs_with_gross": {"front-back": 0.123, "back-left": 0.189},
+        "overlap_share": 0.75,
+        "pairs_share": {"front-back": 0.872, "back-left": 0.628},
+    }
     assert content["latency"]["speedup"] == 8.0
     assert content["latency"]["teacher_input"] == [392, 644]
     assert content["provenance"] == PROVENANCE
@@ -132,11 +140,11 @@ def test_markdown_has_every_table_and_no_raw_markup(tmp_path):
     assert ["back", "103.000", "303.000", "403.000"] in lines
     assert ["20-40 m", "106.000", "306.000", "406.000"] in lines
     rows = {row[0]: row[1:] for row in lines if len(row) != 4}
+    pairs = [row for row in lines if row[0] in ("back-left", "mean of pairs")]
     assert rows["back"][:2] == ["103.000", "103.001"]
     assert rows["mean of cameras"][0] == "100.000"
     assert rows["20-40 m"][-1] == "106,000"
-    assert rows["back-left"] == ["0.094"]
-    assert rows["mean of pairs"] == ["0.062"]
+    assert pairs == [["back-left", "0.094", "0.189", "0.628"], ["mean of pairs", "0.062", "0.156", "0.750"]]
     assert rows["student"] == ["12.5", "15.2", "80", "96 x 160"]
     assert rows["teacher"] == ["100.0", "140.0", "10", "392 x 644"]
     assert rows["versions"] == ["torch 2.13.0, numpy 2.4"]
@@ -295,9 +303,10 @@ def test_without_lidar_the_report_tells_what_can_be_told(tmp_path):
     assert content["disagreement"]["per_camera"]["back"]["abs_rel"] == 503
     rows = cells(report_table(WITHOUT_LIDAR))
     assert rows[0] == ["No frame has a LiDAR point in range: nothing is measured in metres."]
-    assert rows[-2:] == [
+    assert rows[-3:] == [
         ["disagreement of student and teacher", "500.000"],
         ["difference of neighbouring cameras", "0.062"],
+        ["the same with gross differences", "0.156"],
     ]
 
 
@@ -308,6 +317,28 @@ def test_a_report_reads_back_equal(tmp_path, report):
     path = write_report_file(tmp_path / "run" / "eval", report, PROVENANCE)
     read = read_report_file(path)
     assert (read.report, read.provenance, read.name) == (report, PROVENANCE, "run")
+
+
+def test_a_report_of_an_older_version_has_empty_cells_for_what_it_did_not_measure(tmp_path):
+    page_of(tmp_path)
+    content = strict_json(tmp_path / "report.json")
+    content["consistency"] = {name: content["consistency"][name] for name in ("overlap_abs_rel", "pairs")}
+    (tmp_path / "report.json").write_text(json.dumps(content))
+    assert "back-left" in Page(rewrite_html(tmp_path)).texts
+    old = read_report_file(tmp_path / "report.json").report
+    assert old.consistency == Consistency(0.0625, {"front-back": 0.0312, "back-left": 0.0938})
+    (table,) = (table for table in details(old) if table.title == "Overlap consistency")
+    assert table.rows[1:] == (("back-left", "0.094", "-", "-"), ("mean of pairs", "0.062", "-", "-"))
+
+
+def test_a_pair_that_agrees_nowhere_is_shown_with_what_is_known(tmp_path):
+    gross = Consistency(None, {}, 0.7, {"front-back": 0.7}, 0.0, {"front-back": 0.0, "back-left": 0.0})
+    (table,) = (table for table in details(replace(REPORT, consistency=gross)) if table.title == "Overlap consistency")
+    assert table.rows == (
+        ("front-back", "-", "0.700", "0.000"),
+        ("back-left", "-", "-", "0.000"),
+        ("mean of pairs", "-", "0.700", "0.000"),
+    )
 
 
 def test_a_report_without_teacher_latency_overlap_or_pictures_renders(tmp_path):

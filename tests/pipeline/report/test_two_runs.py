@@ -9,6 +9,7 @@ from pipeline.report.one_run import write_report
 from pipeline.report.two_runs import write_comparison
 from stages.evaluation.results import Consistency, Evaluation, StudentScores
 
+APART = Consistency(0.125, {"front-back": 0.0624, "other": 1.0}, 0.25, {"front-back": 0.246})
 HALF = StudentScores(scores(50), scores(50), scores(50))
 
 
@@ -32,7 +33,7 @@ def rows(page):
 
 def test_two_runs_are_compared_camera_by_camera_and_band_by_band(run, tmp_path):
     """The second has a score of 51 where the first has 101: 49.5 % better where lower is better, worse where higher."""
-    second = replace(REPORT, student=HALF, consistency=Consistency(0.125, {"front-back": 0.0624, "other": 1.0}))
+    second = replace(REPORT, student=HALF, consistency=APART)
     code, text = surround("report", run("base"), run("mine", second))
     path = tmp_path / "base/eval/compare-mine.html"
     assert (code, text) == (0, f"report: {path}\n")
@@ -46,8 +47,10 @@ def test_two_runs_are_compared_camera_by_camera_and_band_by_band(run, tmp_path):
     found = rows(page)
     assert found["front"][0] == ["101.000", "51.000", "49.5 % better", "101.002", "51.002", "49.5 % better", "101.004", "51.004", "49.5 % worse"]  # fmt: skip # noqa: E501
     assert found["20-40 m"][0][:3] == ["106.000", "56.000", "47.2 % better"]
-    assert found["front-back"] == [["0.031", "0.062", "100.0 % worse"]]
+    assert found["front-back"] == [["0.031", "0.062", "100.0 % worse"], ["0.123", "0.246", "100.0 % worse"]]
     assert "other" not in found
+    old = replace(REPORT, consistency=replace(APART, overlap_with_gross=None, pairs_with_gross={}))
+    assert rows(Page(write_comparison(run("base"), run("old", old))))["front-back"] == found["front-back"][:1]
     assert {"Per camera", "By distance", "Overlap consistency", "Frames that both show"} <= set(page.headings)
 
 

@@ -61,7 +61,7 @@ def test_both_depths_learn_and_learning_makes_the_metric_better():
         K, pose = (t[0].double().numpy() for t in (rigs.intrinsics, rigs.rig_from_cam))
         pairs = [(i, (i + step) % 4) for i in range(4) for step in (1, 3)]
         found = [overlap_consistency(depth[0].detach().numpy()[[a, b]], K[[a, b]], pose[[a, b]]) for a, b in pairs]
-        return float(np.mean([pair.abs_rel for pair in found if pair is not None]))
+        return float(np.mean([pair.abs_rel for pair in found if pair.abs_rel is not None]))
 
     before = overlap(depth_m)
     optimizer = torch.optim.Adam([depth_m], lr=0.02)
