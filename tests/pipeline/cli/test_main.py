@@ -44,6 +44,7 @@ def test_the_report_keeps_its_contract(run):
     assert len(agreement["pairs_share"]) == 6
     assert 0 < agreement["overlap_share"] < 1
     assert {"versions", "recipe_sha256", "cache_id", "checkpoint_sha256", "git_commit", "teacher", "teacher_licence", "machine", "date"} <= report["provenance"].keys()  # fmt: skip # noqa: E501
+    assert "lidar_drives" not in report["provenance"]  # all of them taught
 
 
 def test_a_calibrated_student_is_measured_on_how_sure_it_is_and_keeps_its_depth(run, recipe, tmp_path):

@@ -38,18 +38,8 @@ def test_reports_of_one_kind_share_a_table(run):
         ["mine", "metric", "10.000"],
         ["mine", "median-scaled", "20.000"],
     ]
-    assert cells(rows[3])[0][3:] == [
-        "20.001",
-        "20.002",
-        "20.003",
-        "20.004",
-        "20.005",
-        "20.006",
-        "0.062",
-        "0.156",
-        "0.750",
-        "1,235",
-    ]
+    assert cells(rows[3])[0][3:9] == [f"20.00{i}" for i in range(1, 7)]
+    assert cells(rows[3])[0][9:] == ["0.062", "0.156", "0.750", "1,235"]
 
 
 def test_the_rows_are_those_that_the_protocol_is_about(run):

@@ -53,6 +53,10 @@ def test_frames_without_lidar_are_fitted_once_and_train_the_student(recipe, run)
     assert len(fits_of(kept)) == 2
     assert surround("train-student", recipe, "--run", run, *FLEET, "--fresh")[0] == 0
     assert fits_of(kept) == fits
+    # The report says whose LiDAR taught, although the command that measures does not name it.
+    code, text = surround("eval", recipe, "--run", run, "--set", "eval.latency=false", "--set", "eval.teacher=false")
+    assert code == 0, text
+    assert json.loads((run / "eval/report.json").read_text())["provenance"]["lidar_drives"] == ["drive-00"]
 
 
 def test_processes_share_the_fits(recipe, run, monkeypatch):
