@@ -16,9 +16,9 @@ def agreement_loss(depth_m: Float[Tensor, "B V H W"], rigs: CachedRigs) -> Float
     """Mean of |log z - log D|, with z the depth of a pixel in its ring neighbour and D the neighbour's own depth there.
 
     The mean is over all pixels that fall into a neighbour, both directions. Truncated at log OCCLUSION_RATIO: beyond it
-    the depths belong to two surfaces, one hiding the other, and have no gradient; the metric excludes such pixels as
-    well (stages/evaluation/consistency.py). It is the depth consistency of Bian et al. 2019, here between the cameras
-    of a rig instead of moments in time, and in logarithms. The gradient flows to both depths. Zero, with a zero
+    the depths belong to two surfaces, one hiding the other, and have no gradient; the metric `overlap` excludes such
+    pixels as well (stages/evaluation/consistency.py). It is the depth consistency of Bian et al. 2019, here between the
+    cameras of a rig instead of moments in time, and in logarithms. The gradient flows to both depths. Zero, with a zero
     gradient, if no cameras overlap.
 
     Args:

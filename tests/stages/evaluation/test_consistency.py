@@ -85,6 +85,7 @@ def test_a_depth_of_0_is_none_and_not_compared():
     depths_m[1, :, 2] = 0
     overlap = overlap_consistency(depths_m, K_PX, poses(x_m=1))
     assert (overlap.abs_rel, overlap.compared) == (pytest.approx(0, abs=1e-12), 8)
+    assert (overlap.abs_rel_with_gross, overlap.landed, overlap.share) == (pytest.approx(0, abs=1e-12), 8, 1)
 
 
 def test_cameras_that_share_nothing_have_no_overlap():
@@ -137,6 +138,8 @@ def test_a_ring_pools_both_directions_of_neighbours_that_are_there():
     assert (name, others, found.landed, found.not_hidden, found.compared) == ("left-right", [], 24, 22, 20)
     assert found.not_hidden_sum == pytest.approx(1.8)
     assert ring_overlaps(*pair_and_a_gap(poses(x_m=100)), depths_m[[0, 1, 1]]) == {}
+    (gross,) = ring_overlaps(*pair_and_a_gap(poses()), wall(1, 4)[[0, 1, 1]]).values()
+    assert gross == Overlap(landed=32, not_hidden=16, compared=0, not_hidden_sum=12.0, compared_sum=0.0)
 
 
 def test_frames_are_pooled_by_their_points_and_pairs_by_their_mean_by_hand():
