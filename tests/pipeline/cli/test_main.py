@@ -42,7 +42,7 @@ def test_the_report_keeps_its_contract(run):
     agreement = report["consistency"]
     assert agreement.keys() == {"overlap_abs_rel", "pairs", "overlap_with_gross", "pairs_with_gross", "overlap_share", "pairs_share"}  # fmt: skip # noqa: E501
     assert len(agreement["pairs_share"]) == 6
-    assert 0 < agreement["overlap_share"] < 1
+    assert 0 < agreement["overlap_share"] <= 1
     assert {"versions", "recipe_sha256", "cache_id", "checkpoint_sha256", "git_commit", "teacher", "teacher_licence", "machine", "date"} <= report["provenance"].keys()  # fmt: skip # noqa: E501
     assert "lidar_drives" not in report["provenance"]  # all of them taught
 
