@@ -8,11 +8,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from operator import itemgetter
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, UInt8
+from jaxtyping import Bool, Float, Float32, Float64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -28,6 +29,10 @@ MIN_MOVED_M, MAX_MOVED_M = 0.2, 15.0
 
 class LoaderError(SurroundError):
     """A worker process that reads batches ahead has died."""
+
+
+class DamagedMetresError(SurroundError):
+    """A file of metres of a frame without LiDAR cannot be read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +98,7 @@ class CachedFrames(Dataset[CachedRigs]):
         neighbours: bool = False,
         lidar_ids: Collection[str] | None = None,
         teacher_fits: Mapping[str, Float[Tensor, "V 2"]] | None = None,
+        metres: Mapping[str, Path] | None = None,
     ):
         """Serve frames of a cache.
 
@@ -103,9 +109,10 @@ class CachedFrames(Dataset[CachedRigs]):
                 split must not teach.
             lidar_ids: frames that keep their LiDAR, the others are served without returns; None keeps all.
             teacher_fits: `CachedRigs.teacher_fit` of frames by id; frames that are not named have none.
+            metres: files of numpy's with V maps of metres (0 = none) that stand for the LiDAR of frames without.
         """
         self.reader, self.frame_ids, self.neighbours = reader, tuple(frame_ids), neighbours
-        self.lidar_ids, self.teacher_fits = lidar_ids, teacher_fits
+        self.lidar_ids, self.teacher_fits, self.metres = lidar_ids, teacher_fits, metres or {}
 
     def read_from(self, reader: CacheReader) -> "CachedFrames":
         """The same frames, read from a copy of the cache."""
@@ -115,6 +122,7 @@ class CachedFrames(Dataset[CachedRigs]):
             neighbours=self.neighbours,
             lidar_ids=self.lidar_ids,
             teacher_fits=self.teacher_fits,
+            metres=self.metres,
         )
 
     def has_lidar(self, position: int) -> bool:
@@ -129,11 +137,10 @@ class CachedFrames(Dataset[CachedRigs]):
         record = self.reader.read(frame_id)
         world_from_rig = record.world_from_cam[np.argmax(record.view_valid)]
         tokens = record.tokens if record.tokens is not None else np.zeros((*record.relation.shape[:2], 0), np.float16)
-        lidar_depth_m = torch.from_numpy(unpack_depth_m(record.lidar_depth))
         return CachedRigs(
             **vars(_views(record, record.image, world_from_rig)),
             frame_ids=(frame_id,),
-            lidar_depth_m=lidar_depth_m if self.has_lidar(position) else torch.zeros_like(lidar_depth_m),
+            lidar_depth_m=torch.from_numpy(self._depth_m(position, record)),
             bins=map_arrays(_tensor, record.bins),
             relation=torch.from_numpy(record.relation).float(),
             tokens=torch.from_numpy(tokens).float(),
@@ -164,6 +171,20 @@ class CachedFrames(Dataset[CachedRigs]):
                 there = self.reader.read_cameras(self.frame_ids[other])
                 if MIN_MOVED_M < moved_m(cameras, there) < MAX_MOVED_M:
                     yield _views(there, self.reader.read_image(self.frame_ids[other]), world_from_rig)
+
+    def _depth_m(self, position: int, record: FrameRecord) -> Float32[np.ndarray, "V H W"]:
+        """LiDAR of a frame, or what stands for it."""
+        if self.has_lidar(position):
+            return unpack_depth_m(record.lidar_depth)
+        if (path := self.metres.get(self.frame_ids[position])) is None:
+            return np.zeros(record.lidar_depth.shape, np.float32)
+        try:
+            stored: np.ndarray = np.load(path, allow_pickle=False)
+            return stored.astype(np.float32)
+        except (OSError, ValueError, EOFError) as error:
+            raise DamagedMetresError(
+                f"{path} cannot be read ({error}); delete it, the same command makes it again"
+            ) from error
 
     def _teacher_fit(self, position: int, view_count: int) -> Float[Tensor, "V 2"]:
         assert self.teacher_fits is not None

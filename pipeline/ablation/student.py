@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, lru_cache
@@ -50,9 +49,7 @@ class PlannedStudent:
         recipe: of that student alone.
         cache_id: of the cache that it learns from.
         folder: its run folder.
-        motion: folder of the fits of frames without LiDAR, which all students share.
-        first: the supervised student of the same LiDAR and seed, if this one learns from it
-            (`losses.without_lidar = "consensus"`).
+        shared: run folder of the metres of frames without LiDAR, which all students share.
     """
 
     row: str
@@ -62,8 +59,7 @@ class PlannedStudent:
     recipe: Recipe
     cache_id: str
     folder: RunFolder
-    motion: Path
-    first: "PlannedStudent | None" = None
+    shared: RunFolder
 
     @property
     def measured_on(self) -> tuple[str, ...]:
@@ -94,10 +90,7 @@ class PlannedStudent:
 
 
 def plan_students(recipe: Recipe, folder: RunFolder) -> list[PlannedStudent]:
-    """Plan every student, all rows of the first seed first, so that an unfinished table compares whole seeds.
-
-    Those that learn from another student come last: it is then done, and nobody has to wait.
-    """
+    """Plan every student, all rows of the first seed first, so that an unfinished table compares whole seeds."""
     spec = recipe.ablate
     readers: dict[str, CacheReader] = {}
 
@@ -108,21 +101,13 @@ def plan_students(recipe: Recipe, folder: RunFolder) -> list[PlannedStudent]:
             readers[key] = CacheReader(location, expected=decided)
         return readers[key]
 
-    students = [
+    return [
         replace(_plan_student(on_drives, folder, row, overrides, share, seed, open_cache), lidar_drives=count)
         for seed in spec.seeds
         for share in spec.lidar_shares
         for count, on_drives in _by_lidar_drives(recipe).items()
         for row, overrides in spec.rows.items()
     ]
-    baseline = {(s.lidar_share, s.lidar_drives, s.seed): s for s in students if s.row == BASELINE}
-    students = [
-        replace(s, first=baseline[s.lidar_share, s.lidar_drives, s.seed])
-        if s.recipe.data.lidar_drives and s.recipe.losses.needs_first_student
-        else s
-        for s in students
-    ]
-    return sorted(students, key=lambda s: s.first is not None)
 
 
 def _by_lidar_drives(recipe: Recipe) -> dict[int | None, Recipe]:
@@ -184,7 +169,7 @@ def _plan_student(
         del decisive[name]
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
     name = f"{slug(row)}-lidar{lidar_share:g}-seed{seed}-{digest}"
-    return PlannedStudent(row, lidar_share, None, seed, own, cache_id, RunFolder(folder.ablate / name), folder.motion)
+    return PlannedStudent(row, lidar_share, None, seed, own, cache_id, RunFolder(folder.ablate / name), folder)
 
 
 def train_and_measure(student: PlannedStudent, here: Mapping[str, object], should_stop: Callable[[], bool]) -> None:
@@ -204,16 +189,8 @@ def train_and_measure(student: PlannedStudent, here: Mapping[str, object], shoul
         return
     if should_stop():
         raise Preempted("stopped before it began")
-    first = None
-    if student.first is not None:
-        while student.first.outcome() is None:
-            train_and_measure(student.first, here, should_stop)
-            _pause_while_missing(student.first, should_stop)
-        first = own_checkpoint(student.first.recipe, student.first.folder)
     with joined(student.recipe.train_student.device) as device:
-        trained = train_recipe(
-            student.recipe, student.folder, device, motion=student.motion, first=first, should_stop=should_stop
-        )
+        trained = train_recipe(student.recipe, student.folder, device, shared=student.shared, should_stop=should_stop)
     report = _measure(student, should_stop)
     per_step = trained.seconds / trained.steps_done if trained.steps_done else None
     minutes = per_step * student.recipe.train_student.steps / 60 if per_step is not None else None
@@ -222,16 +199,6 @@ def train_and_measure(student: PlannedStudent, here: Mapping[str, object], shoul
     provenance = {**here, "cache_id": student.cache_id}
     content = {**asdict(outcome), "frames": report.frames, "images": report.images, "provenance": provenance}
     write_atomically(student.result, json.dumps(content, indent=1) + "\n")
-
-
-def _pause_while_missing(student: PlannedStudent, should_stop: Callable[[], bool]) -> None:
-    """A moment in which another process may finish a student that it has claimed."""
-    for _ in range(20):
-        if student.outcome() is not None:
-            return
-        if should_stop():
-            raise Preempted(f"stopped while {student.row} was trained elsewhere")
-        time.sleep(0.1)
 
 
 def _measure(planned: PlannedStudent, should_stop: Callable[[], bool]) -> EvaluateReport:

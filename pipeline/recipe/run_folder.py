@@ -53,9 +53,9 @@ class RunFolder:
         return self.root / "motion"
 
     @property
-    def first(self) -> "RunFolder":
-        """Run of the student that is trained before the one of `losses.without_lidar = "consensus"`."""
-        return RunFolder(self.root / "first")
+    def refined(self) -> Path:
+        """Metres of training frames without LiDAR, and the network that made them."""
+        return self.root / "refined"
 
     @property
     def eval(self) -> Path:

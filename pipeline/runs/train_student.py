@@ -12,20 +12,19 @@ from data_cache.shards.staging import stage_cache
 from pipeline.errors import RecipeError
 from pipeline.recipe.config import Recipe, keep_recipe
 from pipeline.recipe.run_folder import RunFolder, cache_location
-from pipeline.runs.evaluate import own_checkpoint
 from pipeline.runs.splits import lidar_frames
 from pipeline.runs.stage_one import decided_identity
 from pipeline.weights.fetch import fetch_weights
 from stages.compute.parallel import joined, leads
 from stages.compute.preemption import Preempted, preemption
 from stages.compute.progress import progress_bar
-from stages.losses.spec import supervised_alone
 from stages.student.encoder import ENCODERS
 from stages.student.model import Student
 from stages.train_student import TrainStudentReport, train_student
 from stages.training.motion_fits import motion_fits
 from stages.training.plan import TrainingPlan, plan_training
 from stages.training.preflight import TrainingJob
+from stages.training.refined_metres import RefinerJob, refined_metres
 from stages.training.spec import TrainStudentSpec
 
 
@@ -42,24 +41,17 @@ def train_recipe(
     device: torch.device,
     *,
     fresh: bool = False,
-    motion: Path | None = None,
-    first: Path | None = None,
+    shared: RunFolder | None = None,
     should_stop: Callable[[], bool],
 ) -> TrainStudentReport:
     """Do as `run_train_student`, for a caller that handles signals and devices itself.
 
-    `motion` is the folder of fits of frames without LiDAR, that of the run where None. `first` is the checkpoint of the
-    first student; where None and one is needed, it is trained first.
+    `shared` is the run folder whose metres of frames without LiDAR are read and added to, its own where None.
     """
     stage_to = _stage_to(recipe.train_student)
     job = _training_job(recipe, folder, device, fresh=fresh)
-    lidar_ids, how = job.lidar_ids, recipe.losses
-    if lidar_ids is not None and how.without_lidar != "student" and not how.lidar_alone:
-        fits = motion or folder.motion
-        fitted = motion_fits(job.reader, recipe.bins, recipe.data.depth_range_m, lidar_ids, fits, should_stop)
-        if how.needs_first_student and first is None:
-            first = _first_student(recipe, folder, device, fresh, should_stop)
-        job = replace(job, teacher_fits=fitted, first=first)
+    if job.lidar_ids is not None and recipe.losses.without_lidar != "student" and not recipe.losses.lidar_alone:
+        job = _with_metres(recipe, job, job.lidar_ids, shared or folder, should_stop)
     return train_student(
         job,
         staged=lambda reader: _staged(reader, stage_to, should_stop),
@@ -68,17 +60,33 @@ def train_recipe(
     )
 
 
-def _first_student(
-    recipe: Recipe, folder: RunFolder, device: torch.device, fresh: bool, should_stop: Callable[[], bool]
-) -> Path:
-    """Train the student that learns from LiDAR alone, unless it is trained; returns its checkpoint."""
-    alone = replace(
-        recipe,
-        losses=supervised_alone(recipe.losses),
-        teacher_cache=replace(recipe.teacher_cache, location=cache_location(recipe, folder)),
+def _with_metres(
+    recipe: Recipe,
+    job: TrainingJob,
+    lidar_ids: frozenset[str],
+    shared: RunFolder,
+    should_stop: Callable[[], bool],
+) -> TrainingJob:
+    """The job with metres for the frames without LiDAR, made before the first step where they are missing."""
+    refined = recipe.losses.without_lidar == "refined"
+    range_m = recipe.data.depth_range_m
+    fits = motion_fits(job.reader, recipe.bins, range_m, lidar_ids, shared.motion, should_stop, everywhere=refined)
+    if not refined:
+        return replace(job, teacher_fits=fits)
+    weights = _encoder_weights(recipe)
+    refiner = RefinerJob(
+        job.reader,
+        recipe.student,
+        recipe.bins,
+        weights,
+        recipe.train_student,
+        range_m,
+        lidar_ids,
+        fits,
+        shared.refined,
+        job.device,
     )
-    train_recipe(alone, folder.first, device, fresh=fresh, should_stop=should_stop)
-    return own_checkpoint(alone, folder.first)
+    return replace(job, metres=refined_metres(refiner, should_stop))
 
 
 def run_plan_training(recipe: Recipe, folder: RunFolder, *, fresh: bool = False) -> TrainingPlan:

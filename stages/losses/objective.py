@@ -17,7 +17,6 @@ from stages.losses.terms import LossTerms
 from stages.student.model import Student, StudentOutput
 from stages.targets.binning import Binning
 from stages.targets.bins import decode, expected_position, move_bins, student_frame
-from stages.targets.consensus import consensus
 from stages.targets.lidar_fit import LidarFit
 from stages.targets.lidar_frame import fit_to_lidar, lidar_frame, teacher_disparity
 from stages.targets.relations import all_relations, neighbours_valid, pairs_valid, ring_relations
@@ -41,7 +40,6 @@ def loss_terms(
     spec: LossSpec,
     depth_range_m: tuple[float, float],
     precision: str,
-    first: Student | None = None,
 ) -> LossTerms:
     """Run the student and compute every term whose weight is not zero.
 
@@ -52,8 +50,7 @@ def loss_terms(
         image: RGB in [0, 1], augmented, on the device of learner and rigs.
         spec: weights.
         depth_range_m: LiDAR depths outside are ignored.
-        precision: precision of the students' forward passes; the losses are fp32.
-        first: a student in evaluation mode that takes part in the metres of images without LiDAR.
+        precision: precision of the student's forward pass; the losses are fp32.
     """
     student = learner.student
     view_valid, lidar_depth_m = rigs.view_valid, rigs.lidar_depth_m
@@ -64,14 +61,9 @@ def loss_terms(
         teacher_prob = decode(rigs.bins, student.bins)
     if rigs.teacher_fit is not None:
         scale, shift = rigs.teacher_fit.unbind(-1)
-        disparity, fit = teacher_disparity(teacher_prob, lidar_depth_m, binning), LidarFit(scale, shift, scale > 0)
-        if first is None:
-            depth_m, told = fit.depth_m(disparity), fit.fitted
-        else:
-            first_m = _depth_without_lidar(first, rigs, image, lidar_depth_m, precision).clamp(*depth_range_m)
-            depth_m, told = consensus(disparity, fit, first_m)
-            told = told & view_valid & ~(lidar_depth_m > 0).any(-1).any(-1)
-        taken = told[..., None, None] & (depth_m > depth_range_m[0]) & (depth_m < depth_range_m[1])
+        fit = LidarFit(scale, shift, scale > 0)
+        depth_m = fit.depth_m(teacher_disparity(teacher_prob, lidar_depth_m, binning))
+        taken = fit.fitted[..., None, None] & (depth_m > depth_range_m[0]) & (depth_m < depth_range_m[1])
         lidar_depth_m = torch.where(taken, depth_m, lidar_depth_m)
     with autocast(image.device, precision):
         out = student(image, rigs.focal_px, view_valid)
@@ -116,22 +108,6 @@ def loss_terms(
         photometric=term(spec.photometric, lambda: photometric_loss(out.depth_m, rigs)),
         agreement=term(spec.agreement, lambda: agreement_loss(out.depth_m, rigs)),
     )
-
-
-def _depth_without_lidar(
-    first: Student,
-    rigs: CachedRigs,
-    image: Float[Tensor, "B V 3 H W"],
-    lidar_depth_m: Float[Tensor, "B V H W"],
-    precision: str,
-) -> Float[Tensor, "B V H W"]:
-    """What a student says of the frames in which an image has no LiDAR; 1 m in the others, which nobody asks for."""
-    depth_m = torch.ones_like(lidar_depth_m)
-    asked = (~(lidar_depth_m > 0).any(-1).any(-1) & rigs.view_valid).any(1)
-    if asked.any():
-        with torch.no_grad(), autocast(image.device, precision):
-            depth_m[asked] = first(image[asked], rigs.focal_px[asked], rigs.view_valid[asked]).depth_m.float()
-    return depth_m
 
 
 def _framed(

@@ -10,7 +10,7 @@ from torch import Tensor
 from stages.losses.terms import LossTerms
 
 FRAMES = ("lidar", "student", "literal")
-WITHOUT_LIDAR = ("motion", "consensus", "student")
+WITHOUT_LIDAR = ("motion", "refined", "student")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +36,8 @@ class LossSpec:
             `targets/bins.py`), or unchanged (literal). With lidar, images without a usable fit are treated as student.
         without_lidar: where the metres of training frames outside `data.lidar_drives` come from: the teacher's depth,
             fitted to what other cameras and moments see, is taken in place of LiDAR (motion, `targets/motion_fit.py`);
-            its mean with what a first student says, which is trained before from the frames with LiDAR alone
-            (consensus, `targets/consensus.py`); or from nowhere (student, as `frame`).
+            the same, corrected by a network that has learnt from the frames with LiDAR to do so (refined,
+            `training/refined_metres.py`); or from nowhere (student, as `frame`).
     """
 
     supervised: float = 1.0
@@ -67,11 +67,6 @@ class LossSpec:
             raise ValueError(f"frame: expected one of {', '.join(FRAMES)}, got {self.frame!r}")
         if self.without_lidar not in WITHOUT_LIDAR:
             raise ValueError(f"without_lidar: expected one of {', '.join(WITHOUT_LIDAR)}, got {self.without_lidar!r}")
-
-    @property
-    def needs_first_student(self) -> bool:
-        """Whether frames without LiDAR teach with the help of a student that is trained before."""
-        return self.without_lidar == "consensus" and not self.lidar_alone
 
     @property
     def lidar_alone(self) -> bool:

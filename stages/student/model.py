@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
+from stages.student.blocks import conv_block, upsampled_like
 from stages.student.cross_view import RingAttention
 from stages.student.encoder import ENCODERS, STRIDES, build_encoder
 from stages.student.head import MetricBinCenters, depth_and_sigma, expected_depth_m, upsampled_m
@@ -55,10 +55,10 @@ class Student(nn.Module):
         self.encoder = build_encoder(spec.encoder, encoder_weights)
         self.attention = RingAttention(encoder_channels[-1], spec.attention_width) if spec.attention_width else None
         self.lateral = nn.ModuleList([nn.Conv2d(channels, width, 1) for channels in encoder_channels])
-        self.fuse = nn.ModuleList([_conv(width, width) for _ in encoder_channels])
+        self.fuse = nn.ModuleList([conv_block(width, width) for _ in encoder_channels])
         # Not every encoder has a map of stride 2: fine detail comes from the image itself.
-        self.detail = _conv(3, width, stride=2) if bins.prob_stride == 2 else None
-        self.detail_fuse = _conv(width, width) if bins.prob_stride == 2 else None
+        self.detail = conv_block(3, width, stride=2) if bins.prob_stride == 2 else None
+        self.detail_fuse = conv_block(width, width) if bins.prob_stride == 2 else None
         self.classify = nn.Conv2d(width, bins.count, 1)
         self.centers = MetricBinCenters(encoder_channels[-1], bins.count, spec.near_m, spec.far_m, spec.focal_px)
 
@@ -93,10 +93,10 @@ class Student(nn.Module):
 
         x = self.fuse[-1](self.lateral[-1](maps[-1]))
         for level in (2, 1, 0):
-            x = self.fuse[level](self.lateral[level](maps[level]) + _upsample_like(x, maps[level]))
+            x = self.fuse[level](self.lateral[level](maps[level]) + upsampled_like(x, maps[level]))
         if self.detail is not None and self.detail_fuse is not None:
             detail = self.detail(flat)
-            x = self.detail_fuse(detail + _upsample_like(x, detail))
+            x = self.detail_fuse(detail + upsampled_like(x, detail))
         logit, spread = self.classify(x), None
         centers_m = self.centers(maps[-1].mean((-2, -1)), focal_px.flatten())
         if self.training:  # the order of this sum decides the bytes of a trained student
@@ -117,13 +117,3 @@ def _token_level(input_size: tuple[int, int]) -> int:
     height, width = input_size
     fits = [i for i, stride in enumerate(STRIDES) if height // stride >= GRID[0] and width // stride >= GRID[1]]
     return fits[-1] if fits else 0
-
-
-def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
-    )
-
-
-def _upsample_like(x: Float[Tensor, "N C h w"], target: Float[Tensor, "N D H W"]) -> Float[Tensor, "N C H W"]:
-    return interpolate(x, size=target.shape[-2:], mode="bilinear", align_corners=False)

@@ -33,8 +33,10 @@ def motion_fits(
     lidar_ids: frozenset[str],
     folder: Path,
     should_stop: Callable[[], bool],
+    *,
+    everywhere: bool = False,
 ) -> Mapping[str, Tensor]:
-    """Scale and shift (V 2) of each training frame outside `lidar_ids`.
+    """Scale and shift (V 2) of each training frame outside `lidar_ids`; `everywhere`, of those in it as well.
 
     Processes that ask for the same share the work: each begins at another frame and looks at the file before it takes
     one.
@@ -43,10 +45,11 @@ def motion_fits(
         reader: the cache.
         bins: those of the student, which read the teacher's probabilities.
         depth_range_m: LiDAR depths outside are ignored.
-        lidar_ids: frames that need no fit; they say how near the nearest surface usually is.
+        lidar_ids: frames with LiDAR; they say how near the nearest surface usually is.
         folder: on a disk that all processes share; holds a file for each cache and choice of frames. What is in it is
             not computed again.
         should_stop: asked before each frame.
+        everywhere: whether frames with LiDAR are fitted, too: to learn how wrong the fits are.
 
     Raises:
         Preempted: if `should_stop` returns True; the frames that are done are kept.
@@ -57,7 +60,8 @@ def motion_fits(
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.jsonl"
     found = _kept(path)
     frames = CachedFrames(reader, usable)
-    missing = [i for i, frame_id in enumerate(usable) if frame_id not in lidar_ids and frame_id not in found]
+    asked = [i for i, frame_id in enumerate(usable) if everywhere or frame_id not in lidar_ids]
+    missing = [i for i in asked if usable[i] not in found]
     labelled = [i for i, frame_id in enumerate(usable) if frame_id in lidar_ids]
     if not missing or not labelled:
         return found

@@ -10,12 +10,11 @@ from torch import Tensor
 
 from data_cache.dataset import CachedFrames
 from data_cache.errors import SettingError
-from data_cache.files import file_sha256
 from data_cache.shards.reader import CacheReader
-from stages.compute.devices import place, resolve_precision
+from stages.compute.devices import resolve_precision
 from stages.compute.parallel import process_count, rank
 from stages.losses.spec import LossSpec
-from stages.student.checkpoint import TrainingState, architecture, load_state, load_student
+from stages.student.checkpoint import TrainingState, architecture, load_state
 from stages.student.model import Student
 from stages.targets.binning import stored_binning
 from stages.training.schedule import split
@@ -40,7 +39,7 @@ class TrainingJob:
         fresh: start anew even if `folder` holds a state.
         lidar_ids: training frames whose LiDAR teaches; None for all.
         teacher_fits: the teacher's scale and shift in frames without LiDAR, see `CachedRigs.teacher_fit`; None without.
-        first: checkpoint of the student that takes part in the metres of frames without LiDAR; None without.
+        metres: files of metres that are taken in place of LiDAR in frames without; None without.
     """
 
     reader: CacheReader
@@ -55,7 +54,7 @@ class TrainingJob:
     fresh: bool = False
     lidar_ids: frozenset[str] | None = None
     teacher_fits: Mapping[str, Tensor] | None = None
-    first: Path | None = None
+    metres: Mapping[str, Path] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +102,6 @@ def open_job(job: TrainingJob) -> OpenTraining:
         losses,
         job.depth_range_m,
         precision,
-        _first_student(job),
     )
     run = _identity(job, frames.frame_ids, precision)
     state = None if job.fresh else load_state(job.folder / STATES, run)
@@ -127,6 +125,7 @@ def _training_frames(job: TrainingJob) -> CachedFrames:
         neighbours=job.losses.photometric > 0,
         lidar_ids=job.lidar_ids,
         teacher_fits=job.teacher_fits,
+        metres=job.metres,
     )
     if job.losses.supervised and not _any_lidar(frames, job.depth_range_m):
         raise TrainingError(
@@ -163,25 +162,12 @@ def _any_lidar(frames: CachedFrames, depth_range_m: tuple[float, float]) -> bool
     )
 
 
-def _first_student(job: TrainingJob) -> Student | None:
-    if job.first is None:
-        return None
-    first = load_student(job.first).student
-    if first.spec.input_size != job.student.spec.input_size:
-        raise SettingError(
-            f"{job.first}: expected a first student for images of {job.student.spec.input_size}, found one for"
-            f" {first.spec.input_size}; train it again"
-        )
-    place(first, job.device)
-    return first
-
-
 def _identity(job: TrainingJob, frame_ids: Sequence[str], precision: str) -> Mapping[str, Any]:
     train = {key: value for key, value in asdict(job.spec).items() if key not in HOW_NOT_WHAT}
     lidar: dict[str, Any] = {} if job.lidar_ids is None else {"lidar_frames": sorted(job.lidar_ids)}
     losses = asdict(job.losses)
-    if job.first is not None:
-        lidar["first_student"] = file_sha256(job.first)
+    if job.metres:
+        lidar["metres"] = next(iter(job.metres.values())).parent.name  # a digest of all that they follow from
     if job.lidar_ids is None:
         del losses["without_lidar"]  # so that states of before this setting are continued
     return lidar | {

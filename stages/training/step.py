@@ -40,15 +40,12 @@ class Setting:
         losses: weights of the terms.
         depth_range_m: LiDAR depths outside are ignored.
         precision: precision of the student's forward pass.
-        first: the student that takes part in the metres of images without LiDAR, on the device of the training; None
-            without.
     """
 
     binning: Binning
     losses: LossSpec
     depth_range_m: tuple[float, float]
     precision: str
-    first: Student | None = None
 
 
 class _Objective(nn.Module):
@@ -63,7 +60,7 @@ class _Objective(nn.Module):
 
 
 def _terms(learner: Learner, how: Setting, rigs: CachedRigs, image: Tensor) -> LossTerms:
-    return loss_terms(learner, how.binning, rigs, image, how.losses, how.depth_range_m, how.precision, how.first)
+    return loss_terms(learner, how.binning, rigs, image, how.losses, how.depth_range_m, how.precision)
 
 
 class Training:
@@ -193,8 +190,7 @@ class Training:
         found = {f"{LEARNER}{name}": value for name, value in self.learner.state_dict().items()}
         if self.averaged is not None:
             found |= {f"{AVERAGED}{name}": value for name, value in self.averaged.state_dict().items()}
-        for index, slots in self.optimizer.state_dict()["state"].items():
-            found |= {f"{OPTIMIZER}{index}.{name}": value for name, value in slots.items()}
+        found |= {f"{OPTIMIZER}{name}": value for name, value in optimizer_tensors(self.optimizer).items()}
         if scale := self.scaler.state_dict():
             found |= {f"{SCALER}{name}": torch.tensor(value) for name, value in scale.items()}
         return found
@@ -212,14 +208,24 @@ class Training:
         self.learner.load_state_dict(part(LEARNER))
         if self.averaged is not None:
             self.averaged.load_state_dict(part(AVERAGED))
-        slots: dict[int, dict[str, Tensor]] = {}
-        for name, value in part(OPTIMIZER).items():
-            index, _, slot = name.partition(".")
-            slots.setdefault(int(index), {})[slot] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        restore_optimizer(self.optimizer, part(OPTIMIZER))
         if scale := part(SCALER):
             self.scaler.load_state_dict({name: value.item() for name, value in scale.items()})
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What an optimiser remembers of each parameter, by name; the inverse of `restore_optimizer`."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": value for index, slots in state.items() for name, value in slots.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Give an optimiser back what `optimizer_tensors` took from one with the same parameters."""
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        index, _, slot = name.partition(".")
+        slots.setdefault(int(index), {})[slot] = value
+    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def augment(rigs: CachedRigs, share: Sequence[Draw], lidar_share: float) -> tuple[CachedRigs, Tensor]:

@@ -6,7 +6,17 @@ import pytest
 import torch
 from support.fakes import random_record, rig_tensors, tiny_identity
 
-from data_cache.dataset import CachedFrames, CachedRigs, LoaderError, batches, collate, moved_m, same_drive, single
+from data_cache.dataset import (
+    CachedFrames,
+    CachedRigs,
+    DamagedMetresError,
+    LoaderError,
+    batches,
+    collate,
+    moved_m,
+    same_drive,
+    single,
+)
 from data_cache.shards.encodings import ENCODINGS
 from data_cache.shards.errors import DamagedCacheError
 from data_cache.shards.identity import Resolved, SplitFrames
@@ -221,3 +231,21 @@ def test_frames_outside_those_with_lidar_are_served_without_returns(tmp_path):
     assert batch is not None
     assert torch.equal(batch, torch.stack([torch.zeros(3, 2), fit]))
     assert some.read_from(every.reader)[1].lidar_depth_m.abs().sum() == 0
+
+
+def test_metres_stand_for_lidar_in_frames_without_alone(tmp_path):
+    records = [random_record(tiny_identity(FRAMES), seed) for seed in (0, 1)]
+    CacheWriter(tmp_path / "cache", tiny_identity(FRAMES), Resolved("fp32", 6, 1), FRAMES).commit(0, records, {}, {})
+    every = CachedFrames(CacheReader(tmp_path / "cache"), FRAMES.train)
+    metres = torch.full_like(every[0].lidar_depth_m, 2.5)
+    metres[1] = 0
+    files = {frame_id: tmp_path / f"{i}.npy" for i, frame_id in enumerate(("d/0", "d/1"))}
+    np.save(files["d/1"], metres.half().numpy())
+    some = CachedFrames(every.reader, FRAMES.train, lidar_ids={"d/0"}, metres=files)
+    assert torch.equal(some[0].lidar_depth_m, every[0].lidar_depth_m)
+    assert torch.equal(some.read_from(every.reader)[1].lidar_depth_m, metres)
+    files["d/1"].write_bytes(files["d/1"].read_bytes()[:-1])
+    with pytest.raises(
+        DamagedMetresError, match=r"1\.npy cannot be read .* delete it, the same command makes it again"
+    ):
+        some[1]

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from support.surround import RECIPE, surround
@@ -11,8 +12,10 @@ from data_cache.shards.reader import CacheReader
 from pipeline.ablation.student import plan_students
 from pipeline.recipe.config import load_recipe
 from pipeline.recipe.run_folder import RunFolder
+from stages.compute.preemption import Preempted
 from stages.training import motion_fits as module
 from stages.training.motion_fits import motion_fits
+from stages.training.refined_metres import RefinerJob, refined_metres
 
 FLEET = ("--set", 'data.lidar_drives=["drive-00"]', "--set", "train_student.batch_rigs=2")
 
@@ -83,46 +86,59 @@ def test_another_choice_of_drives_is_another_training(recipe, run):
     assert (code, "lidar_frames" in text) == (1, True), text
 
 
-CONSENSUS = (*FLEET, "--set", "losses.without_lidar='consensus'")
+REFINED = (*FLEET, "--set", "losses.without_lidar='refined'")
 
 
-def test_a_first_student_is_trained_once_and_its_weights_are_part_of_the_training(recipe, run, tmp_path):
+def test_refined_metres_are_made_once_and_train_the_student(recipe, run, tmp_path):
     where = ("--run", tmp_path, "--set", f"teacher_cache.location='{run / 'cache'}'")
-    assert surround("train-student", recipe, *where, *CONSENSUS)[0] == 0
-    (first,) = (tmp_path / "first/student").glob("best.safetensors")
-    alone = load_recipe(str(tmp_path / "first/recipe.toml")).losses
-    assert alone.lidar_alone
-    before = first.stat().st_mtime_ns, first.read_bytes()
-    code, text = surround("train-student", recipe, *where, *CONSENSUS)
-    assert (code, first.stat().st_mtime_ns) == (0, before[0]), text
-    trained = (tmp_path / "student/last.safetensors").read_bytes()
-    motion = ("--run", tmp_path / "motion-alone", *where[2:], *FLEET)
-    assert surround("train-student", recipe, *motion)[0] == 0
-    assert (tmp_path / "motion-alone/student/last.safetensors").read_bytes() != trained
-    first.write_bytes((tmp_path / "student/last.safetensors").read_bytes())
-    code, text = surround("train-student", recipe, *where, *CONSENSUS)
-    assert (code, "first_student" in text) == (1, True), text
-
-
-ROWS = """{supervised=[], consensus=["losses.kl=0.3", "losses.without_lidar='consensus'"]}"""
-ABLATION = ("ablate.lidar_drives=[1]", "ablate.seeds=[0,1]", f"ablate.rows={ROWS}", "train_student.batch_rigs=2")
-
-
-def test_in_an_ablation_the_first_student_is_the_supervised_one(recipe, run):
-    students = plan_students(load_recipe(str(recipe), ABLATION), RunFolder(run))
-    assert [s.row for s in students] == ["supervised", "supervised", "consensus", "consensus"]
-    assert [s.seed for s in students] == [0, 1, 0, 1]
-    assert [s.first for s in students] == [None, None, *students[:2]]
-
-
-@pytest.mark.torture
-def test_an_ablation_trains_the_first_student_once(recipe, run):
-    _, _, student, _ = plan_students(load_recipe(str(recipe), ABLATION), RunFolder(run))
-    words = [word for one in (*ABLATION, "ablate.seeds=[0]") for word in ("--set", one)]
-    code, text = surround("ablate", recipe, "--run", run, "--jobs", "1", *words)
+    code, text = surround("train-student", recipe, *where, *REFINED)
     assert code == 0, text
-    assert student.folder.student.is_dir()
-    assert not student.folder.first.root.exists()
+    (motion,), (refined,) = (tmp_path / "motion").iterdir(), (tmp_path / "refined").iterdir()
+    assert fits_of(motion).keys() == {f"drive-{i}" for i in ("00/0", "00/1", "02/0", "02/1", "02/2")}
+    kept = {path.name: np.load(path) for path in sorted(refined.glob("*.npy"))}
+    assert list(kept) == ["000000.npy", "000001.npy", "000002.npy"]
+    placed = np.array([[scale > 0 for scale, _ in fits_of(motion)[f"drive-02/{i}"]] for i in range(3)])
+    for i, metres in enumerate(kept.values()):
+        assert metres.shape == (6, 32, 64)
+        assert ((metres > 0).all((1, 2)) == placed[i]).all()
+        assert not metres[~placed[i]].any()
+    # A file that was deleted comes back from the state of the network, the others are left alone.
+    times = {path: path.stat().st_mtime_ns for path in refined.glob("*.npy")}
+    lost = refined / "000001.npy"
+    lost.unlink()
+    assert surround("train-student", recipe, *where, *REFINED, "--fresh")[0] == 0
+    assert np.array_equal(np.load(lost), kept[lost.name])
+    assert all(path.stat().st_mtime_ns == times[path] for path in times if path != lost)
+    code, text = surround("train-student", recipe, *where, *FLEET)
+    assert (code, "metres" in text, "without_lidar" in text) == (1, True, True), text
+
+
+def test_a_refiner_that_was_stopped_goes_on(recipe, run, tmp_path):
+    how = load_recipe(str(recipe), ["train_student.steps=8"])
+    reader = CacheReader(run / "cache")
+    fits = {frame_id: torch.tensor([[0.1, 0.02]]).expand(6, 2) for frame_id in reader.frames.train}
+
+    def job(folder: Path) -> RefinerJob:
+        spec, lidar = how.train_student, frozenset({"drive-00/0", "drive-00/1"})
+        device = torch.device("cpu")
+        return RefinerJob(reader, how.student, how.bins, None, spec, (0.1, 80.0), lidar, fits, folder, device)
+
+    whole = refined_metres(job(tmp_path / "whole"), lambda: False)
+    asked = iter([False, False, True, False, False, False, True])  # after two steps, then after one frame
+    for _ in range(2):
+        with pytest.raises(Preempted, match="kept|saved|keeps"):
+            refined_metres(job(tmp_path / "stopped"), lambda: next(asked))
+    stopped = refined_metres(job(tmp_path / "stopped"), lambda: False)
+    assert whole.keys() == stopped.keys() == {"drive-02/0", "drive-02/1", "drive-02/2"}
+    for frame_id, path in whole.items():
+        assert path.read_bytes() == stopped[frame_id].read_bytes()
+
+
+def test_all_students_of_an_ablation_share_the_metres(recipe, run):
+    asked = ("ablate.lidar_drives=[1]", "ablate.seeds=[0,1]", 'ablate.rows={supervised=[], KL=["losses.kl=0.3"]}')
+    students = plan_students(load_recipe(str(recipe), asked), RunFolder(run))
+    assert {s.shared.root for s in students} == {run}
+    assert len({s.folder.root for s in students}) == 4
 
 
 def test_without_metres_from_motion_nothing_is_fitted(recipe, run, tmp_path):
@@ -136,7 +152,7 @@ def test_without_metres_from_motion_nothing_is_fitted(recipe, run, tmp_path):
     [
         ('data.lidar_drives=["drive-03"]', "data.lidar_drives: ['drive-03'] selects none of the 5 frames"),
         ('data.lidar_drives=["drive-99"]', "drive-99"),
-        ("losses.without_lidar='poses'", "without_lidar: expected one of motion, consensus, student, got 'poses'"),
+        ("losses.without_lidar='poses'", "without_lidar: expected one of motion, refined, student, got 'poses'"),
     ],
 )
 def test_what_cannot_be_is_one_clear_error(recipe, run, override, message):

@@ -13,8 +13,6 @@ from stages.losses.terms import LossTerms, bin_kl, output_level
 from stages.student.model import Student
 from stages.targets.binning import AffineBinning
 from stages.targets.bins import decode, expected_position, move_bins, student_frame
-from stages.targets.consensus import consensus
-from stages.targets.lidar_fit import LidarFit
 from stages.targets.lidar_frame import fit_to_lidar, lidar_frame, teacher_disparity
 from stages.targets.spec import BinSpec
 from stages.training.augment import thin_lidar
@@ -169,27 +167,5 @@ def test_a_view_with_a_fit_instead_of_returns_learns_from_the_teachers_depth():
     found = terms(spec, replace(batch, lidar_depth_m=lidar, teacher_fit=fit), model)
     told = torch.stack([lidar[:, 0], depth_m[:, 1], lidar[:, 2]], 1)
     expected = terms(spec, replace(batch, lidar_depth_m=told), model)
-    for name, value in vars(expected).items():
-        torch.testing.assert_close(getattr(found, name), value, msg=name)
-
-
-def test_with_a_first_student_images_without_returns_learn_from_the_consensus():
-    """Frame 0 keeps its LiDAR and is not looked at; view 1 of frame 1 is missing and stays so."""
-    batch, model, other = rigs(), learner().eval(), learner().student.eval()
-    lidar = torch.stack([batch.lidar_depth_m[0], torch.zeros_like(batch.lidar_depth_m[0])])
-    valid = torch.tensor([[True, True, True], [True, False, True]])
-    fit = torch.zeros(2, 3, 2)
-    fit[1, 0] = torch.tensor([0.05, 0.04])
-    batch = replace(batch, lidar_depth_m=lidar, teacher_fit=fit, view_valid=valid)
-    image = batch.image.float() / 255
-    disparity = teacher_disparity(decode(batch.bins, BINS), lidar, AffineBinning())
-    first_m = other(image, batch.focal_px, valid).depth_m.clamp(*RANGE_M)
-    depth_m, told = consensus(disparity, LidarFit(*fit.unbind(-1), fit[..., 0] > 0), first_m)
-    assert told[1, [0, 2]].any()
-    told = told & valid & torch.tensor([[False], [True]])
-    depth_m = torch.where((depth_m > RANGE_M[0]) & (depth_m < RANGE_M[1]) & told[..., None, None], depth_m, lidar)
-    spec = LossSpec(kl=1.0, output=1.0, completion=1.0)
-    found = loss_terms(model, AffineBinning(), batch, image, spec, RANGE_M, "fp32", other)
-    expected = terms(spec, replace(batch, lidar_depth_m=depth_m.detach(), teacher_fit=None), model)
     for name, value in vars(expected).items():
         torch.testing.assert_close(getattr(found, name), value, msg=name)

@@ -1,0 +1,228 @@
+"""Metres of training frames without LiDAR: the teacher, placed by motion and corrected by what LiDAR taught a network.
+
+The network (stages/student/refiner.py) trains on the frames with LiDAR, whose teacher is placed by motion as well. What
+it says of the others is kept, a file a frame, and taken in place of their LiDAR.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from data_cache.dataset import CachedFrames, CachedRigs, batches, collate
+from data_cache.files import replace_atomically, write_error
+from data_cache.shards.reader import CacheReader
+from data_cache.storage.claims import Claims
+from stages.compute.devices import autocast, place, resolve_precision
+from stages.compute.parallel import process_count
+from stages.compute.preemption import Preempted
+from stages.compute.progress import progress_bar
+from stages.student.checkpoint import TrainingState, load_state, save_state
+from stages.student.refiner import Refiner
+from stages.student.spec import StudentSpec
+from stages.targets.binning import Binning, stored_binning
+from stages.targets.bins import decode
+from stages.targets.lidar_fit import LidarFit
+from stages.targets.lidar_frame import teacher_disparity
+from stages.targets.spec import BinSpec
+from stages.training.preflight import STATES
+from stages.training.schedule import draws, learning_rate, sample_order, split
+from stages.training.spec import HOW_NOT_WHAT, TrainStudentSpec
+from stages.training.step import TrainingError, augment, on_device, optimizer_tensors, restore_optimizer
+
+STUDENT_STEPS = 2
+"""A refiner takes one step for so many of the student's: it has less to learn, and fewer frames."""
+NETWORK, OPTIMIZER = "network.", "optimizer."
+
+
+@dataclass(frozen=True, eq=False)
+class RefinerJob:
+    """What a refiner learns from.
+
+    Attributes:
+        reader: the cache.
+        student, bins: sections of the recipe; the refiner has the student's encoder and width.
+        encoder_weights: folder of ImageNet weights, None for random ones.
+        spec: steps, rate and seed of the student, from which those of the refiner follow.
+        depth_range_m: LiDAR depths outside are ignored.
+        lidar_ids: training frames whose LiDAR teaches.
+        fits: the teacher placed by motion in every training frame, see `CachedRigs.teacher_fit`.
+        folder: on a disk that all processes share; holds a folder for each cache, choice of frames and settings.
+        device: of the training.
+    """
+
+    reader: CacheReader
+    student: StudentSpec
+    bins: BinSpec
+    encoder_weights: Path | None
+    spec: TrainStudentSpec
+    depth_range_m: tuple[float, float]
+    lidar_ids: frozenset[str]
+    fits: Mapping[str, Tensor]
+    folder: Path
+    device: torch.device
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """Settings in which two refiners that are the same must agree."""
+        train = {key: value for key, value in asdict(self.spec).items() if key not in HOW_NOT_WHAT}
+        return {
+            "cache": self.reader.identity.sha256,
+            "train_frames": list(self.reader.usable(tuple(self.reader.frames.train))),
+            "lidar_frames": sorted(self.lidar_ids),
+            "student": asdict(self.student),
+            "bins": asdict(self.bins),
+            "train_student": train | {"precision": resolve_precision(self.spec.precision, self.device)},
+            "depth_range_m": list(self.depth_range_m),
+        }
+
+
+def refined_metres(job: RefinerJob, should_stop: Callable[[], bool]) -> Mapping[str, Path]:
+    """Files of metres (V H W, 0 = none) of each training frame outside `job.lidar_ids`, for `CachedFrames`.
+
+    What is there is not computed again. Of processes that ask for the same, one works and the others wait.
+
+    Raises:
+        Preempted: if `should_stop` returns True; the steps and the frames that are done are kept.
+        TrainingError: if a loss is not finite, or no frame has both LiDAR and a teacher placed by motion.
+        WriteError, CheckpointError: if a file cannot be written, or no state can be read.
+    """
+    digest = hashlib.sha256(json.dumps(job.run, sort_keys=True).encode()).hexdigest()[:16]
+    folder = job.folder / digest
+    asked = [frame_id for frame_id in job.run["train_frames"] if frame_id not in job.lidar_ids]
+    files = {frame_id: folder / f"{i:06d}.npy" for i, frame_id in enumerate(asked)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        claims = Claims(folder / "refiner.lock")
+    except OSError as error:
+        raise write_error(error, folder) from error
+    while any(not file.exists() for file in files.values()):
+        if claims.take(0):
+            try:
+                _write_metres(job, folder, files, should_stop)
+            finally:
+                claims.release(0)
+        elif should_stop():
+            raise Preempted(f"stopped while another process trained the refiner in {folder}")
+        else:
+            time.sleep(1)
+    return files
+
+
+def _write_metres(job: RefinerJob, folder: Path, files: Mapping[str, Path], should_stop: Callable[[], bool]) -> None:
+    missing = {frame_id: file for frame_id, file in files.items() if not file.exists()}
+    if not missing:
+        return
+    binning = stored_binning(job.bins, job.reader.identity.bin_knots)
+    refiner = _trained(job, binning, folder, should_stop)
+    refiner.eval()
+    frames = CachedFrames(job.reader, tuple(missing), lidar_ids=frozenset(), teacher_fits=job.fits)
+    near_m, far_m = job.depth_range_m
+    with progress_bar(len(missing), 0, "refine", "frame") as bar:
+        for i, file in enumerate(missing.values()):
+            if should_stop():
+                raise Preempted(f"stopped while frames without LiDAR were refined; {folder} keeps those that are done")
+            rigs = on_device(job.device, collate([frames[i]]))
+            with torch.no_grad():
+                log_m, placed = _refined(refiner, job, binning, rigs, rigs.image.float() / 255)
+            metres = torch.where(placed[..., None, None], log_m.exp().clamp(near_m, far_m), 0.0)[0]
+            replace_atomically(file, partial(_save, metres.half().cpu().numpy()))
+            bar.update()
+
+
+def _save(metres: np.ndarray, path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, metres)
+
+
+def _trained(job: RefinerJob, binning: Binning, folder: Path, should_stop: Callable[[], bool]) -> Refiner:
+    """The refiner after its last step; continues from the newest state."""
+    steps = max(1, job.spec.steps // STUDENT_STEPS)
+    spec = replace(job.spec, steps=steps)
+    torch.manual_seed(spec.seed)
+    refiner = Refiner(job.student, job.encoder_weights)
+    place(refiner, job.device)
+    optimizer = torch.optim.AdamW(refiner.parameters(), spec.learning_rate, weight_decay=spec.weight_decay)
+    begin = 0
+    if (state := load_state(folder / STATES, job.run)) is not None:
+        refiner.load_state_dict(_part(state.tensors, NETWORK))
+        restore_optimizer(optimizer, _part(state.tensors, OPTIMIZER))
+        begin = state.step
+
+    def save(step: int) -> None:
+        tensors = {f"{NETWORK}{name}": value for name, value in refiner.state_dict().items()}
+        tensors |= {f"{OPTIMIZER}{name}": value for name, value in optimizer_tensors(optimizer).items()}
+        save_state(folder / STATES, TrainingState(tensors, step, 0.0, measured=True), job.run, spec.keep_last)
+
+    labelled = tuple(frame_id for frame_id in job.run["train_frames"] if frame_id in job.lidar_ids)
+    frames = CachedFrames(job.reader, labelled, teacher_fits=job.fits)
+    parts = spec.accumulate * process_count()  # this process alone does what all would share
+    order = sample_order(spec.seed, [range(len(frames))], spec.batch_rigs, range(begin, steps))
+    passes = [part for batch in order for part in split(batch, 0, 1, parts)]
+    refiner.train()
+    with ExitStack() as stack:
+        bar = stack.enter_context(progress_bar(steps, begin, "refiner", "step"))
+        workers = spec.workers if passes else 0
+        loader = stack.enter_context(batches(frames, passes, workers, pin_memory=job.device.type == "cuda"))
+        for step in range(begin, steps):
+            if should_stop():
+                save(step)
+                raise Preempted(f"stopped after step {step} of {steps} of the refiner; the state is saved in {folder}")
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, spec)
+            optimizer.zero_grad(set_to_none=True)
+            for share in split(draws(spec, step), 0, 1, parts):
+                rigs, image = augment(on_device(job.device, next(loader)), share, spec.lidar_share)
+                loss = _loss(*_refined(refiner, job, binning, rigs, image), rigs.lidar_depth_m, job.depth_range_m)
+                if not torch.isfinite(loss):
+                    raise TrainingError(
+                        f"refiner, step {step + 1}: the loss is not finite; frames {', '.join(rigs.frame_ids)}. Lower"
+                        " train_student.learning_rate or look at these frames"
+                    )
+                (loss / parts).backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(refiner.parameters(), spec.clip_norm)
+            optimizer.step()
+            bar.update()
+            if (step + 1) % spec.checkpoint_every == 0 or step + 1 == steps:
+                save(step + 1)
+    return refiner
+
+
+def _refined(
+    refiner: Refiner, job: RefinerJob, binning: Binning, rigs: CachedRigs, image: Float[Tensor, "B V 3 H W"]
+) -> tuple[Float[Tensor, "B V H W"], Bool[Tensor, "B V"]]:
+    """Log of the refined depth in metres, and the views in which motion has placed the teacher."""
+    assert rigs.teacher_fit is not None
+    scale, shift = rigs.teacher_fit.unbind(-1)
+    placed = (scale > 0) & rigs.view_valid
+    disparity = teacher_disparity(decode(rigs.bins, job.bins), rigs.lidar_depth_m, binning)
+    depth_m = LidarFit(scale, shift, placed).depth_m(disparity).clamp(*job.depth_range_m)
+    with autocast(job.device, resolve_precision(job.spec.precision, job.device)):
+        log_m = refiner(image, depth_m, disparity)
+    return log_m.float(), placed
+
+
+def _loss(
+    log_m: Float[Tensor, "B V H W"],
+    placed: Bool[Tensor, "B V"],
+    lidar_depth_m: Float[Tensor, "B V H W"],
+    depth_range_m: tuple[float, float],
+) -> Float[Tensor, ""]:
+    """Mean |log depth - log LiDAR| over the returns in range of the placed views; zero without any."""
+    there = (lidar_depth_m > depth_range_m[0]) & (lidar_depth_m < depth_range_m[1]) & placed[..., None, None]
+    error = (log_m - torch.where(there, lidar_depth_m, 1.0).log()).abs()
+    return torch.where(there, error, 0.0).sum() / there.sum().clamp(min=1)
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
