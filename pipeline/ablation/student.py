@@ -163,8 +163,11 @@ def _plan_student(
     }.items():
         for name in names:
             del decisive[section][name]
-    if not own.data.lidar_drives:  # results of before these settings stay what they are
+    # Results of before these settings stay what they are.
+    if not own.data.lidar_drives:
         del decisive["data"]["lidar_drives"], decisive["losses"]["without_lidar"]
+    if not own.losses.bin_relation:
+        del decisive["losses"]["bin_relation"]
     for name in ("name", "ablate", "eval", "cluster"):
         del decisive[name]
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from data_cache.dataset import CachedRigs
 from stages.compute.devices import autocast
 from stages.losses import terms
 from stages.losses.agreement import agreement_loss
+from stages.losses.bin_relation import bin_relation_loss
 from stages.losses.completion import densify
 from stages.losses.photometric import photometric_loss
 from stages.losses.spec import LossSpec
@@ -57,7 +58,8 @@ def loss_terms(
     in_range = (lidar_depth_m > depth_range_m[0]) & (lidar_depth_m < depth_range_m[1])
     lidar_depth_m = torch.where(in_range, lidar_depth_m, 0.0)
     teacher_prob = target = torch.empty(0)
-    if rigs.teacher_fit is not None or spec.kl or spec.cross or spec.logit or spec.output or spec.completion:
+    of_teacher = (spec.kl, spec.cross, spec.logit, spec.output, spec.completion, spec.bin_relation)
+    if rigs.teacher_fit is not None or any(of_teacher):
         teacher_prob = decode(rigs.bins, student.bins)
     if rigs.teacher_fit is not None:
         scale, shift = rigs.teacher_fit.unbind(-1)
@@ -74,11 +76,10 @@ def loss_terms(
     if spec.kl or spec.cross:
         target = _framed(teacher_prob, binning, out, lidar_depth_m, spec.frame)
 
-    def output() -> Float[Tensor, ""]:
+    def teacher_fitted_m() -> tuple[Float[Tensor, "B V H W"], Bool[Tensor, "B V"]]:
         fit = fit_to_lidar(teacher_prob, lidar_depth_m, binning)
         disparity = teacher_disparity(teacher_prob, lidar_depth_m, binning)
-        teacher_depth_m = fit.depth_m(disparity).clamp(*depth_range_m)
-        return terms.output_level(out.depth_m, teacher_depth_m, fit.fitted)
+        return fit.depth_m(disparity).clamp(*depth_range_m), fit.fitted
 
     def feature() -> Float[Tensor, ""]:
         assert learner.adapter is not None
@@ -97,7 +98,7 @@ def loss_terms(
             spec.relation,
             lambda: terms.relation_kl(rigs.relation, ring_relations(out.tokens), neighbours_valid(view_valid)),
         ),
-        output=term(spec.output, output),
+        output=term(spec.output, lambda: terms.output_level(out.depth_m, *teacher_fitted_m())),
         logit=term(spec.logit, lambda: terms.softened_kl(teacher_prob, out.logit, view_valid)),
         feature=term(spec.feature, feature),
         all_relation=term(
@@ -107,6 +108,10 @@ def loss_terms(
         completion=term(spec.completion, completion),
         photometric=term(spec.photometric, lambda: photometric_loss(out.depth_m, rigs)),
         agreement=term(spec.agreement, lambda: agreement_loss(out.depth_m, rigs)),
+        bin_relation=term(
+            spec.bin_relation,
+            lambda: bin_relation_loss(out.depth_m, *teacher_fitted_m(), depth_range_m[1], rigs),
+        ),
     )
 
 

@@ -30,6 +30,7 @@ class LossSpec:
         photometric: colours against those of ring neighbours and of the same camera a moment earlier or later
             (photometric.py).
         agreement: depths of ring neighbours where they see the same surface (agreement.py).
+        bin_relation: the same where the teacher finds the surface: relations of bin probabilities (bin_relation.py).
         completion_radius_px: how far LiDAR is spread; take the distance between its rings.
         frame: where `kl` and `cross` place the teacher's bins among the student's: by a fit to LiDAR (lidar,
             `targets/lidar_frame.py`), by the student's own mean and spread (student, `student_frame` in
@@ -51,6 +52,7 @@ class LossSpec:
     completion: float = 1.0
     photometric: float = 1.0
     agreement: float = 0.0
+    bin_relation: float = 0.0
     completion_radius_px: int = 3
     frame: str = "lidar"
     without_lidar: str = "motion"

@@ -31,6 +31,7 @@ class LossTerms:
     completion: Float[Tensor, ""] | None = None
     photometric: Float[Tensor, ""] | None = None
     agreement: Float[Tensor, ""] | None = None
+    bin_relation: Float[Tensor, ""] | None = None
 
 
 def scale_invariant_log(

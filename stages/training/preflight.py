@@ -168,8 +168,11 @@ def _identity(job: TrainingJob, frame_ids: Sequence[str], precision: str) -> Map
     losses = asdict(job.losses)
     if job.metres:
         lidar["metres"] = next(iter(job.metres.values())).parent.name  # a digest of all that they follow from
+    # States of before these settings are continued.
     if job.lidar_ids is None:
-        del losses["without_lidar"]  # so that states of before this setting are continued
+        del losses["without_lidar"]
+    if not job.losses.bin_relation:
+        del losses["bin_relation"]
     return lidar | {
         "cache": job.reader.identity.sha256,
         "train_frames": list(frame_ids),

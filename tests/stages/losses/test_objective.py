@@ -7,6 +7,7 @@ from support.trainings import RANGE_M, STUDENT
 from torch.nn.functional import interpolate
 
 from data_cache.dataset import CachedRigs, collate
+from data_cache.shards.encodings import map_arrays
 from stages.losses.objective import Learner, loss_terms
 from stages.losses.spec import LossSpec
 from stages.losses.terms import LossTerms, bin_kl, output_level
@@ -18,7 +19,7 @@ from stages.targets.spec import BinSpec
 from stages.training.augment import thin_lidar
 
 BINS = BinSpec(count=16, prob_stride=4)
-BETWEEN_CAMERAS = ("photometric", "agreement")
+BETWEEN_CAMERAS = ("photometric", "agreement", "bin_relation")
 NOTHING = {field.name: 0.0 for field in fields(LossTerms)}
 
 
@@ -143,6 +144,22 @@ def test_the_agreement_term_reaches_the_student_through_cameras_that_see_the_sam
     assert found.agreement is not None
     assert found.agreement > 0
     found.agreement.backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.student.parameters())
+
+
+def test_the_bin_relation_reaches_the_student_where_the_teacher_finds_a_surface_in_two_views():
+    """Three cameras in one place, of which the teacher says the same; a fit puts it in metres."""
+    model, batch = learner(), rigs()
+    for name in ("intrinsics", "rig_from_cam"):
+        cameras = getattr(batch, name)
+        batch = replace(batch, **{name: cameras[:, :1].expand_as(cameras)})
+    one_map = map_arrays(lambda array: array[:, :1].expand_as(array), batch.bins)
+    fit = torch.tensor([0.05, 0.04]).expand(2, 3, 2)
+    batch = replace(batch, bins=one_map, lidar_depth_m=torch.zeros_like(batch.lidar_depth_m), teacher_fit=fit)
+    found = terms(LossSpec(**(NOTHING | {"bin_relation": 1.0})), batch, model)
+    assert found.bin_relation is not None
+    assert found.bin_relation > 0
+    found.bin_relation.backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.student.parameters())
 
 
