@@ -64,7 +64,7 @@ def motion_fits(
     missing = [i for i in asked if usable[i] not in found]
     labelled = [i for i, frame_id in enumerate(usable) if frame_id in lidar_ids]
     if not missing or not labelled:
-        return found
+        return {usable[i]: found[usable[i]] for i in asked if usable[i] in found}
     binning = stored_binning(bins, reader.identity.bin_knots)
     chosen = labelled[:: -(-len(labelled) // PRIOR_FRAMES)]
     nearest = usual_nearest([fitted_to_lidar(frames, i, bins, binning, depth_range_m)[2] for i in chosen])
@@ -85,7 +85,8 @@ def motion_fits(
                 bar.update()
     except OSError as error:
         raise write_error(error, path) from error
-    return _kept(path)
+    found = _kept(path)
+    return {usable[i]: found[usable[i]] for i in asked if usable[i] in found}
 
 
 def fitted_to_lidar(

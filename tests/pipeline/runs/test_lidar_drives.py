@@ -109,6 +109,16 @@ def test_refined_metres_are_made_once_and_train_the_student(recipe, run, tmp_pat
     assert surround("train-student", recipe, *where, *REFINED, "--fresh")[0] == 0
     assert np.array_equal(np.load(lost), kept[lost.name])
     assert all(path.stat().st_mtime_ns == times[path] for path in times if path != lost)
+    # Fits of frames with LiDAR are there now, and do not take its place.
+    found = motion_fits(
+        CacheReader(run / "cache"),
+        load_recipe(str(recipe)).bins,
+        load_recipe(str(recipe)).data.depth_range_m,
+        frozenset({"drive-00/0", "drive-00/1"}),
+        tmp_path / "motion",
+        lambda: False,
+    )
+    assert found.keys() == {"drive-02/0", "drive-02/1", "drive-02/2"}
     code, text = surround("train-student", recipe, *where, *FLEET)
     assert (code, "metres" in text, "without_lidar" in text) == (1, True, True), text
 
