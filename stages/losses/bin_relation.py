@@ -9,6 +9,7 @@ from torch import Tensor
 from data_cache.dataset import CachedRigs
 from stages.compute.parallel import mean_count
 from stages.losses.reprojection import in_a_row, neighbour_steps, reproject, sample
+from stages.targets.lidar_fit import FARTHEST_M
 
 SURE_WITHIN = math.log(1.1)
 """Difference of the teacher's two log depths of a surface at which its word counts exp(-1/2) of what it counts at 0."""
@@ -18,7 +19,6 @@ def bin_relation_loss(
     depth_m: Float[Tensor, "B V H W"],
     teacher_m: Float[Tensor, "B V H W"],
     fitted: Bool[Tensor, "B V"],
-    far_m: float,
     rigs: CachedRigs,
 ) -> Float[Tensor, ""]:
     """Weighted mean of |log z - log D|: z is the depth of a pixel in its ring neighbour, D what the neighbour says.
@@ -33,9 +33,8 @@ def bin_relation_loss(
 
     Args:
         depth_m: predictions in metres, > 0.
-        teacher_m: the teacher's depth in metres, > 0.
+        teacher_m: the teacher's depth in metres, > 0; FARTHEST_M is sky, not a surface.
         fitted: views whose `teacher_m` means something.
-        far_m: what the teacher puts there or beyond is sky, not a surface.
         rigs: rigs on any device; only their cameras are used.
     """
     depths_m, target = depth_m.flatten(0, 1), in_a_row(rigs, depth_m)
@@ -48,7 +47,7 @@ def bin_relation_loss(
             there_m = sample(teacher_m.roll(-step, 1).flatten(0, 1)[:, None], found.grid)[:, 0]
             unsure = (found.depth_m.log() - there_m.log()) / SURE_WITHIN
             both = (usable & usable.roll(-step, 1)).flatten()[:, None, None]
-            counts = found.seen & both & (teacher_m.flatten(0, 1) < far_m)
+            counts = found.seen & both & (teacher_m.flatten(0, 1) < FARTHEST_M)
             weight = torch.where(counts, torch.exp(-(unsure**2) / 2), 0.0)
         z_m = reproject(depths_m, target, source).depth_m
         other_m = sample(depth_m.roll(-step, 1).flatten(0, 1)[:, None], found.grid)[:, 0]

@@ -79,7 +79,11 @@ def loss_terms(
     def teacher_fitted_m() -> tuple[Float[Tensor, "B V H W"], Bool[Tensor, "B V"]]:
         fit = fit_to_lidar(teacher_prob, lidar_depth_m, binning)
         disparity = teacher_disparity(teacher_prob, lidar_depth_m, binning)
-        return fit.depth_m(disparity).clamp(*depth_range_m), fit.fitted
+        return fit.depth_m(disparity).clamp(min=depth_range_m[0]), fit.fitted
+
+    def output() -> Float[Tensor, ""]:
+        teacher_m, fitted = teacher_fitted_m()
+        return terms.output_level(out.depth_m, teacher_m.clamp(max=depth_range_m[1]), fitted)
 
     def feature() -> Float[Tensor, ""]:
         assert learner.adapter is not None
@@ -98,7 +102,7 @@ def loss_terms(
             spec.relation,
             lambda: terms.relation_kl(rigs.relation, ring_relations(out.tokens), neighbours_valid(view_valid)),
         ),
-        output=term(spec.output, lambda: terms.output_level(out.depth_m, *teacher_fitted_m())),
+        output=term(spec.output, output),
         logit=term(spec.logit, lambda: terms.softened_kl(teacher_prob, out.logit, view_valid)),
         feature=term(spec.feature, feature),
         all_relation=term(
@@ -108,10 +112,7 @@ def loss_terms(
         completion=term(spec.completion, completion),
         photometric=term(spec.photometric, lambda: photometric_loss(out.depth_m, rigs)),
         agreement=term(spec.agreement, lambda: agreement_loss(out.depth_m, rigs)),
-        bin_relation=term(
-            spec.bin_relation,
-            lambda: bin_relation_loss(out.depth_m, *teacher_fitted_m(), depth_range_m[1], rigs),
-        ),
+        bin_relation=term(spec.bin_relation, lambda: bin_relation_loss(out.depth_m, *teacher_fitted_m(), rigs)),
     )
 
 

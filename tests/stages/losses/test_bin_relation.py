@@ -9,10 +9,10 @@ from support.rings import K_PX, batch, place, smooth, surround, views, without
 
 from data_cache.dataset import CachedRigs, collate, single
 from stages.losses.bin_relation import SURE_WITHIN, bin_relation_loss
+from stages.targets.lidar_fit import FARTHEST_M
 from stages.training.augment import mirror
 
 FITTED = torch.ones(1, 2, dtype=torch.bool)
-FAR_M = 80.0
 
 
 def two_cameras(apart_m: float = 1.0) -> CachedRigs:
@@ -32,10 +32,10 @@ def test_students_and_teachers_that_disagree_by_hand():
     """
     rigs, depth_m, teacher_m = two_cameras(apart_m=0.0), flat(4.0, 12.0), flat(5.0, 5.0)
     depth_m[..., 4:, :] = 4.0
-    loss = bin_relation_loss(depth_m, teacher_m, FITTED, FAR_M, rigs)
+    loss = bin_relation_loss(depth_m, teacher_m, FITTED, rigs)
     torch.testing.assert_close(loss, torch.tensor(4 / 9 * math.log(3.0)))
     teacher_m[:, 1, :4] *= math.exp(2 * SURE_WITHIN)
-    loss = bin_relation_loss(depth_m, teacher_m, FITTED, FAR_M, rigs)
+    loss = bin_relation_loss(depth_m, teacher_m, FITTED, rigs)
     upper = 4 * math.exp(-2)
     torch.testing.assert_close(loss, torch.tensor(upper * math.log(3.0) / (upper + 5)))
 
@@ -43,7 +43,7 @@ def test_students_and_teachers_that_disagree_by_hand():
 def test_gross_disagreement_is_pulled_together():
     """Where the agreement of the student's own surfaces has no gradient any more."""
     depth_m = flat(4.0, 12.0).requires_grad_()
-    bin_relation_loss(depth_m, flat(5.0, 5.0), FITTED, FAR_M, two_cameras()).backward()
+    bin_relation_loss(depth_m, flat(5.0, 5.0), FITTED, two_cameras()).backward()
     assert depth_m.grad is not None
     assert (depth_m.grad[0, 0] <= 0).all()
     assert depth_m.grad[0, 0].sum() < 0 < depth_m.grad[0, 1].sum()
@@ -51,16 +51,16 @@ def test_gross_disagreement_is_pulled_together():
 
 def test_views_without_a_fit_sky_and_missing_cameras_say_nothing():
     rigs, depth_m, teacher_m = two_cameras(), flat(4.0, 12.0), flat(5.0, 5.0)
-    assert bin_relation_loss(depth_m, teacher_m, torch.tensor([[True, False]]), FAR_M, rigs).item() == 0
-    assert bin_relation_loss(depth_m, flat(80.0, 80.0), FITTED, FAR_M, rigs).item() == 0
+    assert bin_relation_loss(depth_m, teacher_m, torch.tensor([[True, False]]), rigs).item() == 0
+    assert bin_relation_loss(depth_m, flat(FARTHEST_M, FARTHEST_M), FITTED, rigs).item() == 0
     gone = replace(rigs, view_valid=torch.tensor([[True, False]]))
-    assert bin_relation_loss(depth_m, teacher_m, FITTED, FAR_M, gone).item() == 0
+    assert bin_relation_loss(depth_m, teacher_m, FITTED, gone).item() == 0
     ring = surround(4)
     depth_m, teacher_m = 4 + smooth(1, 4, 9, 22, seed=3), 4 + smooth(1, 4, 9, 22, seed=4)
     fitted = torch.ones(1, 4, dtype=torch.bool)
     other = depth_m.clone()
     other[0, 1] = 99.0
-    found = (bin_relation_loss(depth, teacher_m, fitted, FAR_M, without(ring, 1)) for depth in (depth_m, other))
+    found = (bin_relation_loss(depth, teacher_m, fitted, without(ring, 1)) for depth in (depth_m, other))
     assert len({value.item() for value in found}) == 1
 
 
@@ -70,5 +70,5 @@ def test_a_mirrored_rig_costs_the_same():
     mirrored = collate([mirror(single(ring, 0))])
     fitted = torch.ones(1, 4, dtype=torch.bool)
     turned = (values[:, order].flip(-1) for values in (depth_m, teacher_m))
-    expected = bin_relation_loss(depth_m, teacher_m, fitted, FAR_M, ring).item()
-    assert bin_relation_loss(*turned, fitted, FAR_M, mirrored).item() == pytest.approx(expected, rel=1e-4)
+    expected = bin_relation_loss(depth_m, teacher_m, fitted, ring).item()
+    assert bin_relation_loss(*turned, fitted, mirrored).item() == pytest.approx(expected, rel=1e-4)
