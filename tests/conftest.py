@@ -1,5 +1,6 @@
 """Fixtures that more than one test file needs."""
 
+import functools
 import importlib.util
 import os
 import uuid
@@ -15,6 +16,8 @@ from hypothesis import settings
 from support.fakes import save_tiny_teacher
 from support.object_storage import Bucket, S3Server, s3_serving
 
+from data_cache.sources.synthetic import source as synthetic
+
 settings.register_profile("any machine", deadline=None)  # how long an example takes says nothing about the code
 settings.load_profile("any machine")
 
@@ -28,6 +31,13 @@ def real_data() -> Path:
     if not Path(folder).is_dir():
         pytest.skip(f"real frames: SURROUND_REAL_DATA={folder} is not a folder")
     return Path(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def renderings() -> None:
+    """Of the synthetic drives, the last twenty frames and four scenes are kept: most tests look at the same few."""
+    synthetic._rendering = functools.lru_cache(maxsize=6 * 20)(synthetic._rendering.__wrapped__)
+    synthetic._tracer = functools.lru_cache(maxsize=4)(synthetic._tracer.__wrapped__)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
-"""What a program imports; README's own lines among it."""
+"""What a program imports; README's own lines run in cli/test_main.py, on the run that is there."""
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +7,8 @@ import pytest
 import torch
 from support.data_sets.loose_images import LENS, camera, write_image, write_rig
 from support.fakes import NAMES, NATIVE_SIZE, FakeSource
-from support.repository import REPOSITORY
 from support.students import LINEAGE, student
-from support.surround import surround
+from support.teacher_caches import write_teacher_cache
 
 from data_cache.errors import FrameError, SettingError, SourceError, SurroundWarning
 from data_cache.frames.views import load_images, rig_views
@@ -21,29 +19,11 @@ from stages.compute.resize import depth_at, resize_views
 from stages.inference.predict import predict_rig
 from stages.student.checkpoint import Calibration, CheckpointError, save_calibration, save_student
 
-README = REPOSITORY / "README.md"
-
 
 @pytest.fixture
 def checkpoint(tmp_path) -> Path:
     save_student(tmp_path / "student.safetensors", student(), LINEAGE)
     return tmp_path / "student.safetensors"
-
-
-def test_the_lines_of_the_readme_run(run, recipe, tmp_path, monkeypatch, capsys):
-    """Exactly them, where README says that they run; only the run is a tiny one."""
-    (snippet,) = re.findall(r"## From Python\n.*?```python\n(.*?)```", README.read_text(), re.DOTALL)
-    lines = [line for line in snippet.splitlines() if line]
-    assert len(lines) <= 10
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs/demo").symlink_to(run)
-    monkeypatch.chdir(tmp_path)
-    assert surround("rig", "export", recipe, "--out", "example")[0] == 0
-    exec(compile(snippet, "README.md", "exec"), {})
-    said = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in said] == [*load_rig("example/rig.json").cameras, "drive-00/0"]
-    assert all(re.fullmatch(r"\w+ \(384, 640\) \d+\.\d+ to \d+\.\d+ m", line) for line in said[:6]), said
-    assert re.fullmatch(r"drive-00/0 \(6, 32, 64, 3\) [1-7]\d\.\d+", said[6]), said
 
 
 def test_files_and_arrays_give_the_depth_of_the_student_at_the_size_of_the_image(tmp_path, checkpoint):
@@ -140,13 +120,14 @@ def test_what_is_wrong_says_so(tmp_path, checkpoint):
         load_cache(tmp_path)
 
 
-def test_a_cache_is_iterated_split_by_split(run):
-    reader = CacheReader(run / "cache")
-    frames = dict(load_cache(run / "cache"))
-    assert tuple(frames) == reader.frames.train == ("drive-00/0",)
-    record = frames["drive-00/0"]
-    np.testing.assert_array_equal(record.image, reader.read("drive-00/0").image)
+def test_a_cache_is_iterated_split_by_split(tmp_path, teacher_folder):
+    write_teacher_cache(tmp_path, FakeSource(2), teacher_folder)
+    reader = CacheReader(tmp_path)
+    frames = dict(load_cache(tmp_path))
+    assert tuple(frames) == reader.frames.train == ("d/0", "d/1")
+    record = frames["d/1"]
+    np.testing.assert_array_equal(record.image, reader.read("d/1").image)
     np.testing.assert_array_equal(record.lidar_depth_m * 256, record.lidar_depth)
-    assert list(load_cache(str(run / "cache"), "selection")) == []
+    assert list(load_cache(str(tmp_path), "selection")) == []
     with pytest.raises(SettingError, match="split: expected one of train, selection, got 'test'"):
-        load_cache(run / "cache", "test")
+        load_cache(tmp_path, "test")

@@ -38,13 +38,14 @@ def straight(cache, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("workers", "stops"), [(0, (1,)), (0, (3, 1)), (2, (2,))])
+@pytest.mark.parametrize(("workers", "stops"), [((0, 0), (1,)), ((0, 0), (3, 1)), ((1, 2), (2,))])
 def test_stop_and_resume_gives_the_same_bytes_as_a_straight_run(cache, straight, tmp_path, workers, stops):
-    spec = replace(SPEC, workers=workers)
+    """With so many loader workers until it stops, and so many afterwards."""
+    before, after = (replace(SPEC, workers=count) for count in workers)
     for calls in stops:
         with pytest.raises(Preempted, match="state is saved"):
-            train(cache, tmp_path / "stopped", spec, should_stop=stop_after(calls))
-    report = train(cache, tmp_path / "stopped", spec)
+            train(cache, tmp_path / "stopped", before, should_stop=stop_after(calls))
+    report = train(cache, tmp_path / "stopped", after)
     assert (report.steps_skipped, report.steps_done) == (sum(stops), 6 - sum(stops))
     stopped = tmp_path / "stopped"
     assert (straight / "last.safetensors").read_bytes() == (stopped / "last.safetensors").read_bytes()

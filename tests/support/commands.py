@@ -20,6 +20,7 @@ from data_cache.sources.pandaset import CAMERAS
 from support.data_sets.pandaset import HERE, LENS, write_sweep
 from support.repository import REPOSITORY
 from support.surround import RECIPE
+from support.tiny_encoder import TINY_ENCODER
 from support.warm import Forked
 
 DEADLINE_S = 120
@@ -49,8 +50,8 @@ def sweep(root: Path, frame: int) -> Path:
 
 
 def write_recipe(path: Path, teacher: Path, frame_count: int, shard_frames: int = 1, more: str = "") -> Path:
-    """A recipe for the drive of `write_drive`."""
-    text = RECIPE.format(teacher=teacher).replace('"synthetic"', '"pandaset"')
+    """A recipe for the drive of `write_drive`; its encoder is a real one, which processes of others know, too."""
+    text = RECIPE.format(teacher=teacher).replace('"synthetic"', '"pandaset"').replace(TINY_ENCODER, "resnet-10")
     text = text.replace("drive-00[:1]", f"005[:{frame_count}]").replace("drive-01[:1]", f"005[{frame_count}:]")
     path.write_text(text.replace("shard_frames = 1", f"shard_frames = {shard_frames}") + more)
     return path
@@ -111,7 +112,7 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 
 
 class HeldFrame:
-    """A LiDAR file under a lease of the kernel: whoever opens it waits in the middle of its shard until it is let go.
+    """A file of a frame under a lease of the kernel: whoever opens it waits in the middle of a frame until it is let go.
 
     After /proc/sys/fs/lease-break-time (45 s) the kernel lets it go itself.
     """

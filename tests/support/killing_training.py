@@ -8,18 +8,20 @@ from pathlib import Path
 from support.commands import Command, descendants, wait_until, write_drive, write_recipe
 from support.killing import HARD_LIMIT_S, Kills, end_within, kill_alone, kill_until_done, wait_while_running
 from support.surround import surround
+from support.tiny_encoder import TINY_ENCODER
 
 STEPS = 8
 SPREAD = 1.2
 
 
-def small_training(root: Path, teacher: Path, *settings: str) -> tuple[Path, list[object]]:
+def small_training(root: Path, teacher: Path, *settings: str, encoder: str = TINY_ENCODER) -> tuple[Path, list[object]]:
     """A cache of six frames in `root`, and the arguments of a training of a few steps from it.
 
     Args:
         root: an empty folder.
         teacher: folder of its weights.
         settings: `key=value` of train_student, besides those of a training that saves each step.
+        encoder: of the student; a real one takes longer to save, so that more kills come while it is saved.
     """
     data = write_drive(root / "data", 6)
     recipe = write_recipe(root / "r.toml", teacher, 6, shard_frames=3)
@@ -27,6 +29,7 @@ def small_training(root: Path, teacher: Path, *settings: str) -> tuple[Path, lis
     assert code == 0, text
     chosen = [f"steps={STEPS}", "batch_rigs=2", "checkpoint_every=1", *settings]
     overrides = [part for setting in chosen for part in ("--set", f"train_student.{setting}")]
+    overrides += ["--set", f"student.encoder={encoder}"]
     return root / "run/cache", ["train-student", recipe, "--data", data, *overrides]
 
 

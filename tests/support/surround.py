@@ -6,6 +6,7 @@ import torch
 from click.testing import CliRunner
 
 from pipeline.cli.main import main
+from support import tiny_encoder as tiny_encoder  # the recipe names it
 
 RECIPE = """
 [data]
@@ -21,7 +22,7 @@ runtime = "torch"
 [bins]
 prob_stride = 2
 [student]
-encoder = "resnet-10"
+encoder = "resnet-tiny"
 input_size = [32, 64]
 pretrained = false
 near_m = 0.5

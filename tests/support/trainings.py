@@ -8,7 +8,6 @@ import torch
 from data_cache.dataset import CachedRigs, collate
 from data_cache.shards.reader import CacheReader
 from stages.losses.spec import LossSpec
-from stages.student.encoder import ENCODERS, EncoderShape
 from stages.student.model import Student
 from stages.student.spec import StudentSpec
 from stages.targets.binning import AffineBinning
@@ -19,6 +18,7 @@ from stages.training.spec import TrainStudentSpec
 from stages.training.step import Setting, Training
 from support.fakes import CPU
 from support.random_rigs import random_rig
+from support.tiny_encoder import TINY_ENCODER
 
 STUDENT = StudentSpec(
     encoder="resnet-10",
@@ -30,9 +30,7 @@ STUDENT = StudentSpec(
     attention_width=16,
     pretrained=False,
 )
-# A fiftieth of the weights of the smallest real encoder, for runs that mostly wait for weights to be stepped and saved.
-ENCODERS.setdefault("resnet-tiny", EncoderShape((8, 16, 32, 64), (1, 1, 1, 1), weights=None))
-TINY = replace(STUDENT, encoder="resnet-tiny")
+TINY = replace(STUDENT, encoder=TINY_ENCODER)
 SPEC = TrainStudentSpec(
     steps=6, batch_rigs=2, warmup_steps=2, checkpoint_every=2, select_every=2, precision="fp32", workers=0
 )

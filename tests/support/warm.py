@@ -21,6 +21,7 @@ from support.repository import REPOSITORY
 SERVE = "from support.warm import serve; serve()"
 
 PRELOADED = (
+    "support.tiny_encoder",
     "pipeline.runs.teacher_cache",
     "pipeline.runs.train_student",
     "pipeline.runs.evaluate",

@@ -25,6 +25,8 @@ lidar_shares = [1.0, 0.5]
 supervised = []
 KL = ["losses.kl=0.3"]
 """
+ELSEWHERE = ("--set", "student.encoder=resnet-10")
+"""An encoder that other processes know, too."""
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +150,7 @@ def test_a_student_that_another_process_trains_is_left_to_it(run, recipe, in_pro
 @pytest.mark.torture
 def test_a_killed_worker_is_a_clear_error_and_its_student_goes_on_later(run, recipe, tmp_path):
     arguments = ("ablate", recipe, "--run", run, "--set", "train_student.steps=300", "--set", "ablate.seeds=[2]")
-    command = Command(tmp_path / "log", *arguments, "--jobs", "1")
+    command = Command(tmp_path / "log", *arguments, *ELSEWHERE, "--jobs", "1")
     wait_for(lambda: list((run / "ablate").glob("*-seed2-*/student/log.jsonl")), command)
     (worker,) = workers(command)
     os.kill(worker, signal.SIGKILL)
@@ -177,7 +179,7 @@ def test_a_row_that_makes_no_recipe_is_named_before_anything_is_trained(run, rec
 def test_students_train_in_two_processes_and_one_that_fails_does_not_stop_the_others(run, recipe):
     broken = 'ablate.rows.broken=["train_student.learning_rate=1e30"]'
     settings = ("--set", broken, "--set", "ablate.seeds=[6]", "--set", "ablate.lidar_shares=[1.0]")
-    code, text = surround("ablate", recipe, "--run", run, *settings, "--jobs", 2)
+    code, text = surround("ablate", recipe, "--run", run, *settings, *ELSEWHERE, "--jobs", 2)
     assert (code, "1 of 3 students failed" in text, "loss is not finite" in text) == (1, True, True), text
     assert len(list((run / "ablate").glob("*-seed6-*/measured-*.json"))) == 2
     assert "| KL         |  100% |     1 |" in text
@@ -232,7 +234,7 @@ def test_losses_of_the_recipe_reach_every_row(run, recipe):
 @pytest.mark.torture
 def test_no_worker_outlives_a_killed_parent_and_its_student_is_saved(run, recipe, tmp_path):
     arguments = ("ablate", recipe, "--run", run, "--set", "train_student.steps=4000", "--set", "ablate.seeds=[3]")
-    command = Command(tmp_path / "log", *arguments, "--jobs", "1")
+    command = Command(tmp_path / "log", *arguments, *ELSEWHERE, "--jobs", "1")
     wait_for(lambda: list((run / "ablate").glob("*-seed3-*/student/log.jsonl")), command)
     (worker,) = workers(command)
     command.process.kill()
@@ -243,7 +245,8 @@ def test_no_worker_outlives_a_killed_parent_and_its_student_is_saved(run, recipe
 
 @pytest.mark.torture
 def test_a_worker_whose_parent_is_killed_while_it_starts_trains_nothing(run, recipe, tmp_path):
-    command = Command(tmp_path / "log", "ablate", recipe, "--run", run, "--set", "ablate.seeds=[8]", "--jobs", "1")
+    arguments = ("ablate", recipe, "--run", run, "--set", "ablate.seeds=[8]", *ELSEWHERE)
+    command = Command(tmp_path / "log", *arguments, "--jobs", "1")
     wait_for(lambda: workers(command), command)
     (worker,) = workers(command)
     command.process.kill()
@@ -257,7 +260,8 @@ def workers(command: Command) -> list[int]:
 
 @pytest.mark.torture
 def test_ctrl_c_while_workers_start_is_a_stop(run, recipe, tmp_path):
-    command = Command(tmp_path / "log", "ablate", recipe, "--run", run, "--set", "ablate.seeds=[5]", "--jobs", "1")
+    arguments = ("ablate", recipe, "--run", run, "--set", "ablate.seeds=[5]", *ELSEWHERE)
+    command = Command(tmp_path / "log", *arguments, "--jobs", "1")
     wait_for(lambda: workers(command), command)
     command.signal(signal.SIGINT, group=True)
     assert command.process.wait(60) == 75, command.output
@@ -275,7 +279,7 @@ def wait_for(condition, command: Command | None = None) -> None:
 @pytest.mark.torture
 def test_a_stop_leaves_saved_students_and_the_same_command_goes_on(run, recipe, tmp_path):
     arguments = ("ablate", recipe, "--run", run, "--set", "train_student.steps=4000", "--set", "ablate.seeds=[1]")
-    command = Command(tmp_path / "log", *arguments, "--jobs", "2")
+    command = Command(tmp_path / "log", *arguments, *ELSEWHERE, "--jobs", "2")
     wait_for(lambda: len(list((run / "ablate").glob("*-seed1-*/student/log.jsonl"))) == 2, command)
     command.signal(signal.SIGTERM)
     assert command.process.wait(60) == 75, command.output

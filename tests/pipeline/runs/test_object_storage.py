@@ -7,6 +7,7 @@ import pytest
 from support.caches import contents
 from support.object_storage import CLOSED_PORT
 from support.surround import RECIPE, surround
+from support.tiny_encoder import TINY_ENCODER
 
 
 @pytest.fixture
@@ -17,9 +18,8 @@ def url(bucket) -> str:
 @pytest.fixture
 def recipe(tmp_path, teacher_folder) -> str:
     path = tmp_path / "tiny.toml"
-    text = (
-        RECIPE.format(teacher=teacher_folder).replace("drive-00[:1]", "drive-00[:2]").replace("steps = 3", "steps = 2")
-    )
+    text = RECIPE.format(teacher=teacher_folder).replace("drive-00[:1]", "drive-00[:2]")
+    text = text.replace("steps = 3", "steps = 2").replace(TINY_ENCODER, "resnet-10")  # known to its workers, too
     path.write_text(text + "[cluster]\nworkers = 1\n")
     return str(path)
 

@@ -11,8 +11,9 @@ import pytest
 import trimesh
 from PIL import Image
 from support.caches import contents
-from support.commands import Command, wait_until
+from support.commands import Command, HeldFrame
 from support.data_sets.loose_images import camera, write_image, write_rig
+from support.data_sets.moving_van import TOUR, YARD, write_moving_van
 from support.fakes import NAMES, NATIVE_SIZE
 from support.ply import read_ply
 from support.students import LINEAGE, MEMORY_RECIPE, NEAR, run_predict, student, writing
@@ -263,20 +264,22 @@ def test_a_kill_leaves_whole_files_and_the_same_command_goes_on(folder, monkeypa
 
 
 def test_a_signal_ends_it_between_two_frames_with_75(folder):
-    """In a process of its own, as a cluster sends it; the frames are those of the embedded drives."""
-    recipe = folder / "synthetic.toml"
-    recipe.write_text(
-        MEMORY_RECIPE.format(source="synthetic").replace('["d[1:]"]', '["test"]').replace("d[:1]", "drive-00")
-    )
+    """In a process of its own, as a cluster sends it, while it reads the third of four cameras of the second frame."""
+    van, recipe = write_moving_van(folder / "van"), folder / "van.toml"
+    text = MEMORY_RECIPE.format(source=f'rig_folder"\nroot = "{van}')
+    recipe.write_text(text.replace("d[1:]", TOUR).replace("d[:1]", YARD))
     student = folder / "run/student/last.safetensors"
-    out = folder / "out"
-    command = Command(folder / "log", "predict", student, "--on", recipe, "--out", out, "--write", "npy")
-    wait_until(lambda: list(out.glob("npy/front_left/*/*.npy")), "the first frame")
-    command.signal(signal.SIGTERM)
-    assert (command.end(), "Run the same command to continue" in command.output) == (75, True), command.output
-    done = list((folder / "out/npy").rglob("*.npy"))
-    assert done
-    assert len(done) % 6 == 0
+    options = ("--on", recipe, "--out", folder / "out", "--write", "npy")
+    with HeldFrame(van / "rear.cam/tour1.bmp") as held:
+        command = Command(folder / "log", "predict", student, *options)
+        held.wait_for_reader()
+        command.signal(signal.SIGTERM)
+        held.restore()
+        held.let_go()
+        assert (command.end(), "Run the same command to continue" in command.output) == (75, True), command.output
+    assert len(list((folder / "out/npy").rglob("*.npy"))) in (4, 8)
+    assert surround("predict", student, *options)[0] == 0
+    assert len(list((folder / "out/npy").rglob("*.npy"))) == 12
     assert not list(folder.rglob("*.partial"))
 
 

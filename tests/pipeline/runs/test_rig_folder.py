@@ -24,16 +24,16 @@ def folder(tmp_path) -> Path:
 def test_the_command_exports_what_the_recipe_selects(tmp_path):
     chosen = [
         "--set",
-        'data.train=["drive-00"]',
+        'data.train=["drive-01"]',
         "--set",
-        'data.test=["drive-50[2:3]"]',
+        'data.test=["drive-00[1:2]"]',
         "--set",
         "data.limit_frames=1",
     ]
     code, text = surround("rig", "export", "demo", *chosen, "--out", tmp_path / "rig")
     said = f"rig export: 2 frames in {tmp_path / 'rig'}, 0 images copied, 12 written as PNG\n"
     assert (code, said in text) == (0, True), text
-    assert dict(RigFolderSource(tmp_path / "rig").drives) == {"drive-00": ("drive-00/0",), "drive-50": ("drive-50/2",)}
+    assert dict(RigFolderSource(tmp_path / "rig").drives) == {"drive-00": ("drive-00/1",), "drive-01": ("drive-01/0",)}
     code, text = surround("rig", "export", "demo", "--out", tmp_path / "rig")
     assert (code, "found rig.json in it" in text) == (2, True)
 

@@ -137,7 +137,8 @@ def test_workers_elsewhere_get_what_was_fitted(recipe, fitted, tmp_path):
                       "--no-jupyter", log=log):  # fmt: skip
         wait_until(lambda: "Scheduler at" in log.read_text(), "the scheduler")
         with dask_process("worker", url, "--nthreads", 1, "--no-dashboard", "--death-timeout", 60, log=log):
-            code, text = surround("teacher-cache", recipe, "--run", tmp_path / "run", *FITTED, "--scheduler", url)
+            how = (*FITTED, "--set", "student.encoder=resnet-10", "--scheduler", url)  # an encoder that it knows
+            code, text = surround("teacher-cache", recipe, "--run", tmp_path / "run", *how)
     assert (code, "2 shards written" in text) == (0, True), text
     assert contents(tmp_path / "run/cache") == contents(fitted / "cache")
 

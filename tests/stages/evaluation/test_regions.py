@@ -84,7 +84,7 @@ def test_truth_out_of_range_is_in_no_region():
 
 def test_no_return_of_the_synthetic_lidar_lies_above_its_field_of_view():
     source = open_source("synthetic", None)
-    frame = source.frame("drive-40/0")
+    frame = source.frame("drive-00/0")
     sweep, size = frame.load_sweep(), (96, 160)
     rig = rig_views(frame, resize_views(load_images(frame), size), sweep, size)
     found = regions(truth_at(frame.load_truth_m[0](), size), rig, 0, sweep, RANGE_M)

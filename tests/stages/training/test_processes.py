@@ -29,13 +29,18 @@ def lopsided(count: int) -> CachedRigs:
     return collate(found)
 
 
-def step_alone(rank: int, process_count: int, port: int, folder: Path) -> None:
-    """Process `rank` joins the others and takes its share of one step."""
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(process_count), "LOCAL_RANK": str(rank)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def step_of_the_other(_: int, port: int, folder: Path) -> None:
+    """Process 1 joins process 0 and takes its share of one step."""
+    os.environ |= launch(1, port)
     torch.set_num_threads(1)
     with joined("cpu"):
-        take_share(rank, process_count, folder)
+        take_share(1, 2, folder)
+
+
+def launch(rank: int, port: int) -> dict[str, str]:
+    """What a launcher of two processes tells one of them."""
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return address | {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
 
 
 def take_share(rank: int, process_count: int, folder: Path) -> None:
@@ -50,9 +55,17 @@ def take_share(rank: int, process_count: int, folder: Path) -> None:
     torch.save({"terms": term_values(terms), **found}, folder / f"{process_count}-{rank}.pt")
 
 
-def test_the_step_of_two_processes_is_that_of_one_also_where_frames_lack_different_things(tmp_path):
-    """Terms, every gradient and the statistics of batch norm."""
-    torch.multiprocessing.spawn(step_alone, (2, _free_port(), tmp_path), nprocs=2)
+def test_the_step_of_two_processes_is_that_of_one_also_where_frames_lack_different_things(tmp_path, monkeypatch):
+    """Terms, every gradient and the statistics of batch norm; this process is the first of the two."""
+    port = _free_port()
+    other = torch.multiprocessing.spawn(step_of_the_other, (port, tmp_path), nprocs=1, join=False)
+    with monkeypatch.context() as patch:
+        for name, value in launch(0, port).items():
+            patch.setenv(name, value)
+        with joined("cpu"):
+            take_share(0, 2, tmp_path)
+    while not other.join():
+        pass
     take_share(0, 1, tmp_path)
     one = torch.load(tmp_path / "1-0.pt")
     for rank in range(2):

@@ -73,7 +73,7 @@ USUAL = ("mcap-zstd", "sqlite3", "foxglove")
 @pytest.fixture(scope="module")
 def drive():
     source = open_source("synthetic", None)
-    frame_ids = source.drives["drive-07"][1:2]
+    frame_ids = source.drives["drive-00"][1:2]
     return source, frame_ids, messages_of(source, frame_ids)
 
 
