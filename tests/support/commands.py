@@ -112,7 +112,7 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 
 
 class HeldFrame:
-    """A file of a frame under a lease of the kernel: whoever opens it waits in the middle of a frame until it is let go.
+    """A file of a frame under a lease of the kernel: whoever opens it waits in the middle of a frame until let go.
 
     After /proc/sys/fs/lease-break-time (45 s) the kernel lets it go itself.
     """

@@ -26,6 +26,7 @@ PRELOADED = (
     "pipeline.runs.train_student",
     "pipeline.runs.evaluate",
     "pipeline.ablation.ablate",
+    "matplotlib",
     "torch.utils.tensorboard",
     "transformers.models.depth_anything.modeling_depth_anything",
     "transformers.models.dinov2.modeling_dinov2",

@@ -114,7 +114,9 @@ def test_a_flipped_byte_is_found_by_verify_and_by_reading(bucket, url):
             reader.read(frame_id)
 
 
-@pytest.mark.parametrize("kept", [0, -3, None], ids=["empty", "cut off", "missing"])
+@pytest.mark.parametrize(
+    "kept", [pytest.param(0, marks=pytest.mark.torture), -3, None], ids=["empty", "cut off", "missing"]
+)
 def test_an_object_that_is_cut_off_or_missing_is_found_and_written_anew(bucket, url, whole, kept):
     fill(url)
     if kept is None:

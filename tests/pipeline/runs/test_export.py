@@ -178,7 +178,7 @@ def test_a_file_for_tensorrt_is_neither_run_in_integers_nor_timed(folder, monkey
 
 def test_a_graph_of_one_camera_is_calibrated_compared_and_written(traced, monkeypatch):
     """With sigma. Frame d/4 lacks its second camera; frames of the cache lack some, too, and those do not calibrate."""
-    save_student(traced / "run/student/last.safetensors", deployable("efficientnet-lite0", 0), LINEAGE)
+    save_student(traced / "run/student/last.safetensors", deployable(attention_width=0), LINEAGE)
     save_calibration(traced / "run/student/last.safetensors", Calibration(0.25, "fake", "d[:1]", 1234))
     write_cache(traced / "run/cache", ("d/0", "d/1"))
     seen: list[DeployedRigs] = []

@@ -86,12 +86,21 @@ def test_two_gloo_processes_learn_what_one_does_and_one_continues_what_two_have_
 ENDLESS = ("steps=100000", "checkpoint_every=100000")
 
 
-def test_a_signal_to_a_command_and_its_loader_workers_saves_and_the_same_command_goes_on(drive, tmp_path):
+@pytest.mark.parametrize(
+    ("numbers", "workers"),
+    [
+        ((signal.SIGINT, signal.SIGUSR1), (1, 0)),
+        pytest.param((signal.SIGUSR1, signal.SIGINT), (1, 1), marks=pytest.mark.torture),
+    ],
+)
+def test_a_signal_to_a_command_and_its_loader_workers_saves_and_the_same_command_goes_on(
+    drive, tmp_path, numbers, workers
+):
     """As terminals and clusters send it, to all that the command has started; each time a few steps further."""
     run, reached = tmp_path / "run", 0
-    arguments = prepared(run, drive, *ENDLESS, "workers=1")
-    for number in (signal.SIGUSR1, signal.SIGINT):
-        command = Command(tmp_path / "log", *arguments)
+    arguments = prepared(run, drive, *ENDLESS)
+    for number, count in zip(numbers, workers, strict=True):
+        command = Command(tmp_path / "log", *arguments, "--set", f"train_student.workers={count}")
         wait_until(
             lambda done=reached, command=command: _logged(run) > done or command.process.poll() is not None, "steps"
         )

@@ -207,12 +207,12 @@ def rendered(frame: Frame, shown: int, world_from_rig: np.ndarray) -> CachedView
 def test_the_true_depth_of_a_rendered_street_fits_best():
     """Where two cameras overlap, also with exposures that differ, and with the next frame, six metres on."""
     source = SyntheticSource()
-    frame = source.frame("drive-41/2")
+    frame = source.frame("drive-00/0")
     first, load_truth_m = frame.views[0], frame.load_truth_m
     assert first is not None
     assert load_truth_m is not None
     now = rendered(frame, 2, first.world_from_cam)
-    after = rendered(source.frame("drive-41/3"), 1, first.world_from_cam)
+    after = rendered(source.frame("drive-00/1"), 1, first.world_from_cam)
     exposed = now.image.float()
     exposed[1] = exposed[1] * 0.8 + 10
     truth_m = torch.full((1, 6, *SIZE), 1000.0)  # the sky is far away
