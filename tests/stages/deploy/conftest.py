@@ -2,6 +2,7 @@
 
 import pytest
 from support.deployed import deployable, three_rigs
+from support.tiny_encoder import TINY_LITE
 from torch.export import ExportedProgram
 
 from stages.deploy.export import export_program, onnx_model
@@ -28,7 +29,7 @@ def model(program) -> bytes:
 @pytest.fixture(scope="session")
 def lone_student() -> Student:
     """It sees each camera alone, through ReLUs that end at 6."""
-    return deployable("efficientnet-lite0", attention_width=0)
+    return deployable(TINY_LITE, attention_width=0)
 
 
 @pytest.fixture(scope="session")

@@ -4,11 +4,10 @@ from dataclasses import replace
 import pytest
 import torch
 from support.students import opened, random, trained
-from support.trainings import TINY
+from support.tiny_encoder import REAL_ENCODERS
 from torch import nn
 
 from stages.student.cross_view import RingAttention
-from stages.student.encoder import ENCODERS
 from stages.student.fold import folded
 from stages.student.model import Student
 from stages.student.spec import StudentSpec
@@ -141,7 +140,7 @@ def test_everything_that_learns_gets_a_finite_gradient_even_with_a_missing_view(
         assert parameter.grad.isfinite().all(), name
 
 
-@pytest.mark.parametrize("name", [name for name in ENCODERS if name != TINY.encoder])
+@pytest.mark.parametrize("name", REAL_ENCODERS)
 def test_a_student_of_any_encoder_sees_and_has_its_channels(name):
     """Tokens of a 96 x 160 image are of the stride-16 map, the third: 160 channels in convnextv2-atto."""
     student = make_student(spec=replace(SPEC, encoder=name))
