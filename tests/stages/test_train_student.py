@@ -7,6 +7,7 @@ import pytest
 import torch
 from support.fakes import CPU, FakeSource
 from support.teacher_caches import write_teacher_cache as cache_run
+from support.tiny_encoder import TINY_LITE
 from support.trainings import RANGE_M, SPEC, TINY, stop_after, train
 
 from data_cache.dataset import CachedFrames, collate
@@ -53,7 +54,7 @@ def test_stop_and_resume_gives_the_same_bytes_as_a_straight_run(cache, straight,
 
 
 def test_a_student_of_inverted_residuals_resumes_to_the_same_bytes(cache, tmp_path):
-    chosen = {"student": replace(TINY, encoder="efficientnet-lite0")}
+    chosen = {"student": replace(TINY, encoder=TINY_LITE)}
     train(cache, tmp_path / "whole", **chosen)
     with pytest.raises(Preempted, match="state is saved"):
         train(cache, tmp_path / "stopped", should_stop=stop_after(3), **chosen)
