@@ -26,6 +26,13 @@ ROWS: Mapping[str, tuple[str, ...]] = {
         "losses.completion=1.0",
         "losses.photometric=1.0",
     ),
+    "KL + VRKD + completion + photometric + bin relation": (
+        "losses.kl=0.3",
+        "losses.relation=1.0",
+        "losses.completion=1.0",
+        "losses.photometric=1.0",
+        "losses.bin_relation=3.0",
+    ),
     "agreement": ("losses.agreement=1.0",),
     "KL + VRKD + completion + photometric + agreement": (
         "losses.kl=0.3",

@@ -52,7 +52,7 @@ class LossSpec:
     completion: float = 1.0
     photometric: float = 1.0
     agreement: float = 0.0
-    bin_relation: float = 0.0
+    bin_relation: float = 3.0
     completion_radius_px: int = 3
     frame: str = "lidar"
     without_lidar: str = "motion"

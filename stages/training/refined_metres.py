@@ -1,7 +1,8 @@
 """Metres of training frames without LiDAR: the teacher, placed by motion and corrected by what LiDAR taught a network.
 
 The network (stages/student/refiner.py) trains on the frames with LiDAR, whose teacher is placed by motion as well. What
-it says of the others is kept, a file a frame, and taken in place of their LiDAR.
+it says of the others is kept, a file a frame, and taken in place of their LiDAR: at the pixels on which the returns of
+a frame with LiDAR fall, since nothing has taught it what lies above the beams or beyond their range.
 """
 
 import hashlib
@@ -40,6 +41,8 @@ from stages.training.schedule import draws, learning_rate, sample_order, split
 from stages.training.spec import HOW_NOT_WHAT, TrainStudentSpec
 from stages.training.step import TrainingError, augment, on_device, optimizer_tensors, restore_optimizer
 
+DEFINITION = "metres at the pixels of another frame's returns"
+"""Part of what tells metres apart: a change to what is kept must change this text."""
 STUDENT_STEPS = 2
 """A refiner takes one step for so many of the student's: it has less to learn, and fewer frames."""
 NETWORK, OPTIMIZER = "network.", "optimizer."
@@ -73,10 +76,16 @@ class RefinerJob:
     device: torch.device
 
     @property
+    def labelled(self) -> tuple[str, ...]:
+        """The training frames with LiDAR that can be read."""
+        return tuple(i for i in self.reader.usable(tuple(self.reader.frames.train)) if i in self.lidar_ids)
+
+    @property
     def run(self) -> dict[str, Any]:
         """Settings in which two refiners that are the same must agree."""
         train = {key: value for key, value in asdict(self.spec).items() if key not in HOW_NOT_WHAT}
         return {
+            "definition": DEFINITION,
             "cache": self.reader.identity.sha256,
             "train_frames": list(self.reader.usable(tuple(self.reader.frames.train))),
             "lidar_frames": sorted(self.lidar_ids),
@@ -90,13 +99,20 @@ class RefinerJob:
 def refined_metres(job: RefinerJob, should_stop: Callable[[], bool]) -> Mapping[str, Path]:
     """Files of metres (V H W, 0 = none) of each training frame outside `job.lidar_ids`, for `CachedFrames`.
 
+    A frame has metres where the frames with LiDAR, taking turns, have returns in range.
+
     What is there is not computed again. Of processes that ask for the same, one works and the others wait.
 
     Raises:
         Preempted: if `should_stop` returns True; the steps and the frames that are done are kept.
-        TrainingError: if a loss is not finite, or no frame has both LiDAR and a teacher placed by motion.
+        TrainingError: if a loss is not finite, or all frames with LiDAR are quarantined.
         WriteError, CheckpointError: if a file cannot be written, or no state can be read.
     """
+    if not job.labelled:
+        raise TrainingError(
+            f"{job.reader.store.location}: all {len(job.lidar_ids)} training frames with LiDAR are quarantined, so nothing"
+            " teaches the refiner; name other drives in data.lidar_drives, or set losses.without_lidar = 'motion'"
+        )
     digest = hashlib.sha256(json.dumps(job.run, sort_keys=True).encode()).hexdigest()[:16]
     folder = job.folder / digest
     asked = [frame_id for frame_id in job.run["train_frames"] if frame_id not in job.lidar_ids]
@@ -120,23 +136,26 @@ def refined_metres(job: RefinerJob, should_stop: Callable[[], bool]) -> Mapping[
 
 
 def _write_metres(job: RefinerJob, folder: Path, files: Mapping[str, Path], should_stop: Callable[[], bool]) -> None:
-    missing = {frame_id: file for frame_id, file in files.items() if not file.exists()}
+    missing = [i for i, file in enumerate(files.values()) if not file.exists()]
     if not missing:
         return
     binning = stored_binning(job.bins, job.reader.identity.bin_knots)
     refiner = _trained(job, binning, folder, should_stop)
     refiner.eval()
-    frames = CachedFrames(job.reader, tuple(missing), lidar_ids=frozenset(), teacher_fits=job.fits)
+    frames = CachedFrames(job.reader, tuple(files), lidar_ids=frozenset(), teacher_fits=job.fits)
+    labelled, paths = CachedFrames(job.reader, job.labelled), list(files.values())
     near_m, far_m = job.depth_range_m
     with progress_bar(len(missing), 0, "refine", "frame") as bar:
-        for i, file in enumerate(missing.values()):
+        for i in missing:
             if should_stop():
                 raise Preempted(f"stopped while frames without LiDAR were refined; {folder} keeps those that are done")
             rigs = on_device(job.device, collate([frames[i]]))
             with torch.no_grad():
                 log_m, placed = _refined(refiner, job, binning, rigs, rigs.image.float() / 255)
-            metres = torch.where(placed[..., None, None], log_m.exp().clamp(near_m, far_m), 0.0)[0]
-            replace_atomically(file, partial(_save, metres.half().cpu().numpy()))
+            lidar_m = labelled[i % len(labelled)].lidar_depth_m.to(job.device)
+            falls = (lidar_m > near_m) & (lidar_m < far_m) & placed[0, :, None, None]
+            metres = torch.where(falls, log_m[0].exp().clamp(near_m, far_m), 0.0)
+            replace_atomically(paths[i], partial(_save, metres.half().cpu().numpy()))
             bar.update()
 
 
@@ -164,8 +183,7 @@ def _trained(job: RefinerJob, binning: Binning, folder: Path, should_stop: Calla
         tensors |= {f"{OPTIMIZER}{name}": value for name, value in optimizer_tensors(optimizer).items()}
         save_state(folder / STATES, TrainingState(tensors, step, 0.0, measured=True), job.run, spec.keep_last)
 
-    labelled = tuple(frame_id for frame_id in job.run["train_frames"] if frame_id in job.lidar_ids)
-    frames = CachedFrames(job.reader, labelled, teacher_fits=job.fits)
+    frames = CachedFrames(job.reader, job.labelled, teacher_fits=job.fits)
     parts = spec.accumulate * process_count()  # this process alone does what all would share
     order = sample_order(spec.seed, [range(len(frames))], spec.batch_rigs, range(begin, steps))
     passes = [part for batch in order for part in split(batch, 0, 1, parts)]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from support.surround import RECIPE, surround
 
+from data_cache.dataset import CachedFrames
 from data_cache.shards.reader import CacheReader
 from pipeline.ablation.student import plan_students
 from pipeline.recipe.config import load_recipe
@@ -98,10 +99,13 @@ def test_refined_metres_are_made_once_and_train_the_student(recipe, run, tmp_pat
     kept = {path.name: np.load(path) for path in sorted(refined.glob("*.npy"))}
     assert list(kept) == ["000000.npy", "000001.npy", "000002.npy"]
     placed = np.array([[scale > 0 for scale, _ in fits_of(motion)[f"drive-02/{i}"]] for i in range(3)])
-    for i, metres in enumerate(kept.values()):
-        assert metres.shape == (6, 32, 64)
-        assert ((metres > 0).all((1, 2)) == placed[i]).all()
-        assert not metres[~placed[i]].any()
+    labelled = CachedFrames(CacheReader(run / "cache"), ("drive-00/0", "drive-00/1"))
+    near_m, far_m = load_recipe(str(recipe)).data.depth_range_m
+    for i, metres in enumerate(kept.values()):  # where the returns of the two frames with LiDAR fall, in turns
+        lidar_m = labelled[i % 2].lidar_depth_m.numpy()
+        falls = (lidar_m > near_m) & (lidar_m < far_m) & placed[i][:, None, None]
+        assert np.array_equal(metres > 0, falls)
+        assert falls.any()
     # A file that was deleted comes back from the state of the network, the others are left alone.
     times = {path: path.stat().st_mtime_ns for path in refined.glob("*.npy")}
     lost = refined / "000001.npy"
