@@ -110,8 +110,8 @@ def refined_metres(job: RefinerJob, should_stop: Callable[[], bool]) -> Mapping[
     """
     if not job.labelled:
         raise TrainingError(
-            f"{job.reader.store.location}: all {len(job.lidar_ids)} training frames with LiDAR are quarantined, so nothing"
-            " teaches the refiner; name other drives in data.lidar_drives, or set losses.without_lidar = 'motion'"
+            f"{job.reader.store.location}: all {len(job.lidar_ids)} training frames with LiDAR are quarantined, so"
+            " nothing teaches the refiner; name others in data.lidar_drives, or set losses.without_lidar = 'motion'"
         )
     digest = hashlib.sha256(json.dumps(job.run, sort_keys=True).encode()).hexdigest()[:16]
     folder = job.folder / digest
