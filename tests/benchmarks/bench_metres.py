@@ -1,5 +1,7 @@
 """Metres of frames without LiDAR: how far off at the LiDAR that was kept from them, and what a frame costs.
 
+All are measured where the refined ones lie and the frame's own LiDAR has a return.
+
 `SURROUND_RUN=runs/evidence make bench ARGS="-k bench_metres"`, after `surround teacher-cache evidence`.
 """
 
@@ -70,7 +72,9 @@ def test_bench_metres(capsys):
         depths = zip(errors, (by_motion.depth_m(disparity), metres, by_lidar.depth_m(disparity)), strict=True)
         for name, depth_m in depths:
             for view in (by_motion.fitted & by_lidar.fitted)[0].nonzero()[:, 0]:
-                there = lidar_m[0, view] > 0
+                there = (lidar_m[0, view] > 0) & (metres[0, view] > 0)
+                if not there.any():
+                    continue
                 truth_m = lidar_m[0, view][there]
                 found_m = depth_m[0, view][there].clamp(near_m, far_m)
                 errors[name].append(float(((found_m - truth_m).abs() / truth_m).mean()))
