@@ -23,7 +23,7 @@ from stages.student.model import Student
 from stages.train_student import TrainStudentReport, train_student
 from stages.training.motion_fits import motion_fits
 from stages.training.plan import TrainingPlan, plan_training
-from stages.training.preflight import TrainingJob
+from stages.training.preflight import TrainingJob, training_frames
 from stages.training.refined_metres import RefinerJob, refined_metres
 from stages.training.spec import TrainStudentSpec
 
@@ -68,6 +68,7 @@ def _with_metres(
     should_stop: Callable[[], bool],
 ) -> TrainingJob:
     """The job with metres for the frames without LiDAR, made before the first step where they are missing."""
+    training_frames(job)  # what cannot be trained is refused before hours of fits
     refined = recipe.losses.without_lidar == "refined"
     range_m = recipe.data.depth_range_m
     fits = motion_fits(job.reader, recipe.bins, range_m, lidar_ids, shared.motion, should_stop, everywhere=refined)

@@ -55,7 +55,7 @@ class LossSpec:
     bin_relation: float = 3.0
     completion_radius_px: int = 3
     frame: str = "lidar"
-    without_lidar: str = "motion"
+    without_lidar: str = "refined"
 
     def __post_init__(self) -> None:
         for field in fields(LossTerms):

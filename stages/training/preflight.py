@@ -88,11 +88,7 @@ def open_job(job: TrainingJob) -> OpenTraining:
     reader, spec, losses = job.reader, job.spec, job.losses
     split(list(range(spec.batch_rigs)), rank(), process_count(), spec.accumulate)
     require_tokens(reader, losses)
-    frames = _training_frames(job)
-    if spec.batch_rigs < len(frame_groups(frames)):
-        raise SettingError(
-            f"train_student.batch_rigs: expected at least 2, one with LiDAR and one without, got {spec.batch_rigs}"
-        )
+    frames = training_frames(job)
     selection = CachedFrames(reader, reader.usable(tuple(job.selection_ids)))
     if len(selection) and not _any_lidar(selection, job.depth_range_m):
         raise TrainingError("the selection split has no LiDAR point in range; choose other frames for data.selection")
@@ -110,7 +106,13 @@ def open_job(job: TrainingJob) -> OpenTraining:
     return OpenTraining(frames, selection, training, run, state)
 
 
-def _training_frames(job: TrainingJob) -> CachedFrames:
+def training_frames(job: TrainingJob) -> CachedFrames:
+    """The usable training frames of a job; cheap.
+
+    Raises:
+        SettingError: if there are frames with LiDAR and frames without, and a step has room for one.
+        TrainingError: if no frame is usable, or none has LiDAR in range although it is needed.
+    """
     reader = job.reader
     usable = reader.usable(tuple(job.train_ids))
     if not usable:
@@ -132,6 +134,10 @@ def _training_frames(job: TrainingJob) -> CachedFrames:
             f"{reader.store.location}: no training frame has a LiDAR return between {job.depth_range_m[0]} and"
             f" {job.depth_range_m[1]} m, so nothing gives metric supervision; check the LiDAR files and"
             " data.depth_range_m, or set losses.supervised = 0.0"
+        )
+    if job.spec.batch_rigs < len(frame_groups(frames)):
+        raise SettingError(
+            f"train_student.batch_rigs: expected at least 2, one with LiDAR and one without, got {job.spec.batch_rigs}"
         )
     return frames
 

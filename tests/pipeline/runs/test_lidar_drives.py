@@ -19,6 +19,7 @@ from stages.training.motion_fits import motion_fits
 from stages.training.refined_metres import RefinerJob, refined_metres
 
 FLEET = ("--set", 'data.lidar_drives=["drive-00"]', "--set", "train_student.batch_rigs=2")
+MOTION = (*FLEET, "--set", "losses.without_lidar='motion'")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def fits_of(path: Path) -> dict[str, list]:
 
 
 def test_frames_without_lidar_are_fitted_once_and_train_the_student(recipe, run):
-    code, text = surround("train-student", recipe, "--run", run, *FLEET)
+    code, text = surround("train-student", recipe, "--run", run, *MOTION)
     assert (code, "3 steps" in text) == (0, True), text
     (kept,) = (run / "motion").iterdir()
     fits = fits_of(kept)
@@ -55,7 +56,7 @@ def test_frames_without_lidar_are_fitted_once_and_train_the_student(recipe, run)
     whole = kept.read_text()
     kept.write_text(whole[: whole.rindex('"fit"')])
     assert len(fits_of(kept)) == 2
-    assert surround("train-student", recipe, "--run", run, *FLEET, "--fresh")[0] == 0
+    assert surround("train-student", recipe, "--run", run, *MOTION, "--fresh")[0] == 0
     assert fits_of(kept) == fits
     # The report says whose LiDAR taught, although the command that measures does not name it.
     code, text = surround("eval", recipe, "--run", run, "--set", "eval.latency=false", "--set", "eval.teacher=false")
@@ -82,17 +83,14 @@ def test_processes_share_the_fits(recipe, run, monkeypatch):
 
 def test_another_choice_of_drives_is_another_training(recipe, run):
     """A state is not continued with other LiDAR."""
-    assert surround("train-student", recipe, "--run", run, *FLEET)[0] == 0
+    assert surround("train-student", recipe, "--run", run, *MOTION)[0] == 0
     code, text = surround("train-student", recipe, "--run", run, "--set", "train_student.batch_rigs=2")
     assert (code, "lidar_frames" in text) == (1, True), text
 
 
-REFINED = (*FLEET, "--set", "losses.without_lidar='refined'")
-
-
 def test_refined_metres_are_made_once_and_train_the_student(recipe, run, tmp_path):
     where = ("--run", tmp_path, "--set", f"teacher_cache.location='{run / 'cache'}'")
-    code, text = surround("train-student", recipe, *where, *REFINED)
+    code, text = surround("train-student", recipe, *where, *FLEET)
     assert code == 0, text
     (motion,), (refined,) = (tmp_path / "motion").iterdir(), (tmp_path / "refined").iterdir()
     assert fits_of(motion).keys() == {f"drive-{i}" for i in ("00/0", "00/1", "02/0", "02/1", "02/2")}
@@ -110,7 +108,7 @@ def test_refined_metres_are_made_once_and_train_the_student(recipe, run, tmp_pat
     times = {path: path.stat().st_mtime_ns for path in refined.glob("*.npy")}
     lost = refined / "000001.npy"
     lost.unlink()
-    assert surround("train-student", recipe, *where, *REFINED, "--fresh")[0] == 0
+    assert surround("train-student", recipe, *where, *FLEET, "--fresh")[0] == 0
     assert np.array_equal(np.load(lost), kept[lost.name])
     assert all(path.stat().st_mtime_ns == times[path] for path in times if path != lost)
     # Fits of frames with LiDAR are there now, and do not take its place.
@@ -123,7 +121,7 @@ def test_refined_metres_are_made_once_and_train_the_student(recipe, run, tmp_pat
         lambda: False,
     )
     assert found.keys() == {"drive-02/0", "drive-02/1", "drive-02/2"}
-    code, text = surround("train-student", recipe, *where, *FLEET)
+    code, text = surround("train-student", recipe, *where, *MOTION)
     assert (code, "metres" in text, "without_lidar" in text) == (1, True, True), text
 
 
