@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data_cache.errors import SurroundError
+from data_cache.metres import read_metres
 from data_cache.shards.encodings import StoredBins, map_arrays
 from data_cache.shards.reader import CacheReader
 from data_cache.shards.records import FrameCameras, FrameRecord, unpack_depth_m
@@ -29,10 +30,6 @@ MIN_MOVED_M, MAX_MOVED_M = 0.2, 15.0
 
 class LoaderError(SurroundError):
     """A worker process that reads batches ahead has died."""
-
-
-class DamagedMetresError(SurroundError):
-    """A file of metres of a frame without LiDAR cannot be read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +106,7 @@ class CachedFrames(Dataset[CachedRigs]):
                 split must not teach.
             lidar_ids: frames that keep their LiDAR, the others are served without returns; None keeps all.
             teacher_fits: `CachedRigs.teacher_fit` of frames by id; frames that are not named have none.
-            metres: files of numpy's with V maps of metres (0 = none) that stand for the LiDAR of frames without.
+            metres: files (data_cache/metres.py) that stand for the LiDAR of frames without.
         """
         self.reader, self.frame_ids, self.neighbours = reader, tuple(frame_ids), neighbours
         self.lidar_ids, self.teacher_fits, self.metres = lidar_ids, teacher_fits, metres or {}
@@ -178,13 +175,7 @@ class CachedFrames(Dataset[CachedRigs]):
             return unpack_depth_m(record.lidar_depth)
         if (path := self.metres.get(self.frame_ids[position])) is None:
             return np.zeros(record.lidar_depth.shape, np.float32)
-        try:
-            stored: np.ndarray = np.load(path, allow_pickle=False)
-            return stored.astype(np.float32)
-        except (OSError, ValueError, EOFError) as error:
-            raise DamagedMetresError(
-                f"{path} cannot be read ({error}); delete it, the same command makes it again"
-            ) from error
+        return read_metres(path, record.lidar_depth.shape, self.frame_ids[position])
 
     def _teacher_fit(self, position: int, view_count: int) -> Float[Tensor, "V 2"]:
         assert self.teacher_fits is not None

@@ -178,7 +178,7 @@ def train_student(
         steps_done * spec.batch_rigs / seconds,
         waited / (waited + stepped) if steps_done > 1 else None,
         best if len(selection) else None,
-        len(job.train_ids) - len(frames),
+        len(job.train_ids) - len(job.reader.usable(tuple(job.train_ids))),
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = {
     "": ["data_cache", "stages", "pipeline"],
-    "data_cache": ["errors stop_signals", "files", "frames storage", "sources", "shards", "dataset"],
+    "data_cache": ["errors stop_signals", "files", "frames storage", "sources", "shards metres", "dataset"],
     "data_cache.frames": ["rig images", "geometry undistort", "views"],
     "data_cache.storage": ["claims store", "folder_store object_store", "locations"],
     "data_cache.sources": [

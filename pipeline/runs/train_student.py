@@ -1,11 +1,12 @@
 """Runs stage two of a recipe: trains the student of a run folder."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from data_cache.shards.reader import CacheReader
 from data_cache.shards.staging import stage_cache
@@ -23,7 +24,7 @@ from stages.student.model import Student
 from stages.train_student import TrainStudentReport, train_student
 from stages.training.motion_fits import motion_fits
 from stages.training.plan import TrainingPlan, plan_training
-from stages.training.preflight import TrainingJob, training_frames
+from stages.training.preflight import TrainingJob, require_tokens, training_frames
 from stages.training.refined_metres import RefinerJob, refined_metres
 from stages.training.spec import TrainStudentSpec
 
@@ -50,14 +51,20 @@ def train_recipe(
     """
     stage_to = _stage_to(recipe.train_student)
     job = _training_job(recipe, folder, device, fresh=fresh)
-    if job.lidar_ids is not None and recipe.losses.without_lidar != "student" and not recipe.losses.lidar_alone:
-        job = _with_metres(recipe, job, job.lidar_ids, shared or folder, should_stop)
+    if (lidar_ids := _teaching_without_lidar(recipe, job)) is not None:
+        job = _with_metres(recipe, job, lidar_ids, shared or folder, should_stop)
     return train_student(
         job,
         staged=lambda reader: _staged(reader, stage_to, should_stop),
         on_accepted=lambda: keep_recipe(recipe, folder.recipe),
         should_stop=should_stop,
     )
+
+
+def _teaching_without_lidar(recipe: Recipe, job: TrainingJob) -> frozenset[str] | None:
+    """The frames with LiDAR, if the others need metres."""
+    needed = recipe.losses.without_lidar != "student" and not recipe.losses.lidar_alone
+    return job.lidar_ids if needed else None
 
 
 def _with_metres(
@@ -68,33 +75,49 @@ def _with_metres(
     should_stop: Callable[[], bool],
 ) -> TrainingJob:
     """The job with metres for the frames without LiDAR, made before the first step where they are missing."""
+    require_tokens(job.reader, job.losses)
     training_frames(job)  # what cannot be trained is refused before hours of fits
     refined = recipe.losses.without_lidar == "refined"
     range_m = recipe.data.depth_range_m
     fits = motion_fits(job.reader, recipe.bins, range_m, lidar_ids, shared.motion, should_stop, everywhere=refined)
     if not refined:
         return replace(job, teacher_fits=fits)
-    weights = _encoder_weights(recipe)
-    refiner = RefinerJob(
-        job.reader,
-        recipe.student,
-        recipe.bins,
-        weights,
-        recipe.train_student,
-        range_m,
-        lidar_ids,
-        fits,
-        shared.refined,
-        job.device,
+    refiner = refiner_job(recipe, job.reader, lidar_ids, fits, shared, job.device)
+    return replace(job, metres=refined_metres(refiner, should_stop), metres_id=refiner.digest)
+
+
+def refiner_job(
+    recipe: Recipe,
+    reader: CacheReader,
+    lidar_ids: frozenset[str],
+    fits: Mapping[str, Tensor],
+    shared: RunFolder,
+    device: torch.device,
+) -> RefinerJob:
+    """What the refiner of a recipe learns from."""
+    return RefinerJob(
+        reader=reader,
+        student=recipe.student,
+        bins=recipe.bins,
+        encoder_weights=_encoder_weights(recipe),
+        spec=recipe.train_student,
+        depth_range_m=recipe.data.depth_range_m,
+        lidar_ids=lidar_ids,
+        fits=fits,
+        folder=shared.refined,
+        device=device,
     )
-    return replace(job, metres=refined_metres(refiner, should_stop))
 
 
 def run_plan_training(recipe: Recipe, folder: RunFolder, *, fresh: bool = False) -> TrainingPlan:
-    """Plan stage two and estimate its cost; writes nothing."""
+    """Plan stage two and estimate its cost, without the metres of frames without LiDAR; writes nothing."""
     _stage_to(recipe.train_student)
     with joined(recipe.train_student.device) as device:
-        return plan_training(_training_job(recipe, folder, device, fresh=fresh))
+        job = _training_job(recipe, folder, device, fresh=fresh)
+        lidar_ids = _teaching_without_lidar(recipe, job)
+        if lidar_ids is not None and recipe.losses.without_lidar == "refined":
+            job = replace(job, metres_id=refiner_job(recipe, job.reader, lidar_ids, {}, folder, device).digest)
+        return plan_training(job)
 
 
 def _training_job(recipe: Recipe, folder: RunFolder, device: torch.device, *, fresh: bool) -> TrainingJob:

@@ -28,7 +28,8 @@ def bin_relation_loss(
     the student's own depth puts the pixel, D is taken where the teacher's depth, fitted to metres, puts it. So pixels
     that the student tears apart are pulled together, too, and nothing is truncated. A pixel counts
     exp(-(r / SURE_WITHIN)^2 / 2), with r the difference of the teacher's two log depths of the surface: little where
-    one surface hides the other, or the teacher itself is not sure. Both directions; the gradient flows to both depths.
+    one surface hides the other, or the teacher itself is not sure; and nothing where the student puts it behind the
+    neighbour, which has no logarithm. Both directions; the gradient flows to both depths.
     Ours. Zero, with a zero gradient, if no fitted cameras overlap.
 
     Args:
@@ -42,15 +43,15 @@ def bin_relation_loss(
     errors, weights = [depth_m.sum() * 0], [torch.zeros((), device=depth_m.device)]
     for step in neighbour_steps(depth_m.shape[1]):
         source = in_a_row(rigs, depth_m, step)
+        own = reproject(depths_m, target, source)
         with torch.no_grad():
             found = reproject(teacher_m.flatten(0, 1), target, source)
             there_m = sample(teacher_m.roll(-step, 1).flatten(0, 1)[:, None], found.grid)[:, 0]
             unsure = (found.depth_m.log() - there_m.log()) / SURE_WITHIN
             both = (usable & usable.roll(-step, 1)).flatten()[:, None, None]
-            counts = found.seen & both & (teacher_m.flatten(0, 1) < FARTHEST_M)
+            counts = found.seen & own.ahead & both & (teacher_m.flatten(0, 1) < FARTHEST_M)
             weight = torch.where(counts, torch.exp(-(unsure**2) / 2), 0.0)
-        z_m = reproject(depths_m, target, source).depth_m
         other_m = sample(depth_m.roll(-step, 1).flatten(0, 1)[:, None], found.grid)[:, 0]
-        errors.append((weight * (z_m.log() - other_m.log()).abs()).sum())
+        errors.append((weight * (own.depth_m.log() - other_m.log()).abs()).sum())
         weights.append(weight.sum())
     return torch.stack(errors).sum() / mean_count(torch.stack(weights).sum())

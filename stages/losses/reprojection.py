@@ -34,11 +34,13 @@ class Landed:
     Attributes:
         grid: place in the other image, with its outer corners at (-1, -1) and (1, 1).
         depth_m: z in the other camera; 1 for a point that is not ahead of it.
-        seen: the point is ahead of the other camera and inside its image, and both cameras are valid.
+        ahead: the point is ahead of the other camera.
+        seen: it is ahead and inside the image, and both cameras are valid.
     """
 
     grid: Float[Tensor, "N H W 2"]
     depth_m: Float[Tensor, "N H W"]
+    ahead: Bool[Tensor, "N H W"]
     seen: Bool[Tensor, "N H W"]
 
 
@@ -78,7 +80,7 @@ def reproject(depth_m: Float[Tensor, "N H W"], target: Cameras, source: Cameras)
     inside = ahead & (u >= 0) & (u <= width) & (v >= 0) & (v <= height)
     # -1 and 1 are the outer edges of the border pixels: with half-integer pixel centres these are 0 and W.
     grid = torch.stack([2 * u / width - 1, 2 * v / height - 1], dim=-1)
-    return Landed(grid, z, inside & (target.valid & source.valid)[:, None, None])
+    return Landed(grid, z, ahead, inside & (target.valid & source.valid)[:, None, None])
 
 
 def sample(source: Float[Tensor, "N C H W"], grid: Float[Tensor, "N h w 2"]) -> Float[Tensor, "N C h w"]:

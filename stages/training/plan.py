@@ -87,7 +87,7 @@ def plan_training(job: TrainingJob) -> TrainingPlan:
     keeps_best = bool(job.selection_ids) and spec.keep_best
     return TrainingPlan(
         frames=len(frames),
-        quarantined=len(job.train_ids) - len(frames),
+        quarantined=len(job.train_ids) - len(job.reader.usable(tuple(job.train_ids))),
         selection_frames=len(opened.selection),
         steps=spec.steps,
         steps_done=state.step if state is not None else 0,

@@ -40,6 +40,7 @@ class TrainingJob:
         lidar_ids: training frames whose LiDAR teaches; None for all.
         teacher_fits: the teacher's scale and shift in frames without LiDAR, see `CachedRigs.teacher_fit`; None without.
         metres: files of metres that are taken in place of LiDAR in frames without; None without.
+        metres_id: what tells them from other metres; empty without.
     """
 
     reader: CacheReader
@@ -55,6 +56,7 @@ class TrainingJob:
     lidar_ids: frozenset[str] | None = None
     teacher_fits: Mapping[str, Tensor] | None = None
     metres: Mapping[str, Path] | None = None
+    metres_id: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,8 +174,8 @@ def _identity(job: TrainingJob, frame_ids: Sequence[str], precision: str) -> Map
     train = {key: value for key, value in asdict(job.spec).items() if key not in HOW_NOT_WHAT}
     lidar: dict[str, Any] = {} if job.lidar_ids is None else {"lidar_frames": sorted(job.lidar_ids)}
     losses = asdict(job.losses)
-    if job.metres:
-        lidar["metres"] = next(iter(job.metres.values())).parent.name  # a digest of all that they follow from
+    if job.metres_id:
+        lidar["metres"] = job.metres_id
     # States of before these settings are continued.
     if job.lidar_ids is None:
         del losses["without_lidar"]

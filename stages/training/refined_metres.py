@@ -8,27 +8,35 @@ a frame with LiDAR fall, since nothing has taught it what lies above the beams o
 import hashlib
 import json
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from data_cache.dataset import CachedFrames, CachedRigs, batches, collate
-from data_cache.files import replace_atomically, write_error
+from data_cache.errors import SurroundWarning
+from data_cache.files import write_error
+from data_cache.metres import write_metres
 from data_cache.shards.reader import CacheReader
 from data_cache.storage.claims import Claims
 from stages.compute.devices import autocast, place, resolve_precision
 from stages.compute.parallel import process_count
 from stages.compute.preemption import Preempted
 from stages.compute.progress import progress_bar
-from stages.student.checkpoint import TrainingState, load_state, save_state
+from stages.student.checkpoint import (
+    CheckpointError,
+    TrainingState,
+    clear_partials,
+    load_state,
+    save_state,
+    saved_states,
+)
 from stages.student.refiner import Refiner
 from stages.student.spec import StudentSpec
 from stages.targets.binning import Binning, stored_binning
@@ -38,7 +46,7 @@ from stages.targets.lidar_frame import teacher_disparity
 from stages.targets.spec import BinSpec
 from stages.training.preflight import STATES
 from stages.training.schedule import draws, learning_rate, sample_order, split
-from stages.training.spec import HOW_NOT_WHAT, TrainStudentSpec
+from stages.training.spec import TrainStudentSpec
 from stages.training.step import TrainingError, augment, on_device, optimizer_tensors, restore_optimizer
 
 DEFINITION = "metres at the pixels of another frame's returns"
@@ -46,6 +54,12 @@ DEFINITION = "metres at the pixels of another frame's returns"
 STUDENT_STEPS = 2
 """A refiner takes one step for so many of the student's: it has less to learn, and fewer frames."""
 NETWORK, OPTIMIZER = "network.", "optimizer."
+NETWORK_SETTINGS = ("encoder", "pretrained", "input_size", "decoder_channels")
+TRAINING_SETTINGS = ("seed", "steps", "batch_rigs", "accumulate", "learning_rate", "warmup_steps", "weight_decay",
+                     "clip_norm", "flip", "jitter", "lidar_share")  # fmt: skip
+"""What decides a refiner of the sections `student` and `train_student`."""
+FEW_PLACED = 0.5
+LOWER_RATE = "lower train_student.learning_rate or look at these frames; the last saved state is kept"
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,17 +97,33 @@ class RefinerJob:
     @property
     def run(self) -> dict[str, Any]:
         """Settings in which two refiners that are the same must agree."""
-        train = {key: value for key, value in asdict(self.spec).items() if key not in HOW_NOT_WHAT}
         return {
             "definition": DEFINITION,
             "cache": self.reader.identity.sha256,
             "train_frames": list(self.reader.usable(tuple(self.reader.frames.train))),
             "lidar_frames": sorted(self.lidar_ids),
-            "student": asdict(self.student),
+            "network": {name: getattr(self.student, name) for name in NETWORK_SETTINGS},
             "bins": asdict(self.bins),
-            "train_student": train | {"precision": resolve_precision(self.spec.precision, self.device)},
+            "training": {name: getattr(self.spec, name) for name in TRAINING_SETTINGS} | {"precision": self.precision},
+            "passes": self.passes,
             "depth_range_m": list(self.depth_range_m),
         }
+
+    @property
+    def digest(self) -> str:
+        """Of `run`: the name of its folder, and what tells the metres of two refiners apart."""
+        return hashlib.sha256(json.dumps(self.run, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def passes(self) -> int:
+        """Passes of a step: this process alone does what all processes of the student's training would share."""
+        return self.spec.accumulate * process_count()
+
+    @property
+    def precision(self) -> str:
+        """That of the student; fp32 for fp16, since a refiner's loss is not scaled."""
+        precision = resolve_precision(self.spec.precision, self.device)
+        return "fp32" if precision == "fp16" else precision
 
 
 def refined_metres(job: RefinerJob, should_stop: Callable[[], bool]) -> Mapping[str, Path]:
@@ -105,18 +135,17 @@ def refined_metres(job: RefinerJob, should_stop: Callable[[], bool]) -> Mapping[
 
     Raises:
         Preempted: if `should_stop` returns True; the steps and the frames that are done are kept.
-        TrainingError: if a loss is not finite, or all frames with LiDAR are quarantined.
-        WriteError, CheckpointError: if a file cannot be written, or no state can be read.
+        TrainingError: if a loss, a gradient or a depth is not finite, or all frames with LiDAR are quarantined.
+        WriteError, CheckpointError: if a file cannot be written.
     """
     if not job.labelled:
         raise TrainingError(
             f"{job.reader.store.location}: all {len(job.lidar_ids)} training frames with LiDAR are quarantined, so"
             " nothing teaches the refiner; name others in data.lidar_drives, or set losses.without_lidar = 'motion'"
         )
-    digest = hashlib.sha256(json.dumps(job.run, sort_keys=True).encode()).hexdigest()[:16]
-    folder = job.folder / digest
+    folder = job.folder / job.digest
     asked = [frame_id for frame_id in job.run["train_frames"] if frame_id not in job.lidar_ids]
-    files = {frame_id: folder / f"{i:06d}.npy" for i, frame_id in enumerate(asked)}
+    files = {frame_id: folder / f"{i:06d}.npz" for i, frame_id in enumerate(asked)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         claims = Claims(folder / "refiner.lock")
@@ -145,6 +174,7 @@ def _write_metres(job: RefinerJob, folder: Path, files: Mapping[str, Path], shou
     frames = CachedFrames(job.reader, tuple(files), lidar_ids=frozenset(), teacher_fits=job.fits)
     labelled, paths = CachedFrames(job.reader, job.labelled), list(files.values())
     near_m, far_m = job.depth_range_m
+    views = placed_views = 0
     with progress_bar(len(missing), 0, "refine", "frame") as bar:
         for i in missing:
             if should_stop():
@@ -154,26 +184,33 @@ def _write_metres(job: RefinerJob, folder: Path, files: Mapping[str, Path], shou
                 log_m, placed = _refined(refiner, job, binning, rigs, rigs.image.float() / 255)
             lidar_m = labelled[i % len(labelled)].lidar_depth_m.to(job.device)
             falls = (lidar_m > near_m) & (lidar_m < far_m) & placed[0, :, None, None]
+            if not torch.isfinite(log_m).all():
+                raise TrainingError(f"the refiner's depth of frame {frames.frame_ids[i]} is not finite; {LOWER_RATE}")
             metres = torch.where(falls, log_m[0].exp().clamp(near_m, far_m), 0.0)
-            replace_atomically(paths[i], partial(_save, metres.half().cpu().numpy()))
+            write_metres(paths[i], metres.cpu().numpy())
+            views, placed_views = views + int(rigs.view_valid.sum()), placed_views + int(placed.sum())
             bar.update()
-
-
-def _save(metres: np.ndarray, path: Path) -> None:
-    with path.open("wb") as file:
-        np.save(file, metres)
+    if placed_views < FEW_PLACED * views:
+        warnings.warn(
+            f"{views - placed_views} of {views} images without LiDAR have no metres: motion places the teacher where"
+            " frames before and after, or ring neighbours, see the same; are poses in metres, and frames 0.2 to 15 m"
+            " apart?",
+            SurroundWarning,
+            stacklevel=2,
+        )
 
 
 def _trained(job: RefinerJob, binning: Binning, folder: Path, should_stop: Callable[[], bool]) -> Refiner:
     """The refiner after its last step; continues from the newest state."""
     steps = max(1, job.spec.steps // STUDENT_STEPS)
-    spec = replace(job.spec, steps=steps)
+    spec = replace(job.spec, steps=steps, warmup_steps=min(job.spec.warmup_steps, steps // 2))
     torch.manual_seed(spec.seed)
     refiner = Refiner(job.student, job.encoder_weights)
     place(refiner, job.device)
     optimizer = torch.optim.AdamW(refiner.parameters(), spec.learning_rate, weight_decay=spec.weight_decay)
     begin = 0
-    if (state := load_state(folder / STATES, job.run)) is not None:
+    clear_partials(folder / STATES)
+    if (state := _newest_state(job, folder)) is not None:
         refiner.load_state_dict(_part(state.tensors, NETWORK))
         restore_optimizer(optimizer, _part(state.tensors, OPTIMIZER))
         begin = state.step
@@ -184,9 +221,8 @@ def _trained(job: RefinerJob, binning: Binning, folder: Path, should_stop: Calla
         save_state(folder / STATES, TrainingState(tensors, step, 0.0, measured=True), job.run, spec.keep_last)
 
     frames = CachedFrames(job.reader, job.labelled, teacher_fits=job.fits)
-    parts = spec.accumulate * process_count()  # this process alone does what all would share
     order = sample_order(spec.seed, [range(len(frames))], spec.batch_rigs, range(begin, steps))
-    passes = [part for batch in order for part in split(batch, 0, 1, parts)]
+    passes = [part for batch in order for part in split(batch, 0, 1, job.passes)]
     refiner.train()
     with ExitStack() as stack:
         bar = stack.enter_context(progress_bar(steps, begin, "refiner", "step"))
@@ -199,21 +235,33 @@ def _trained(job: RefinerJob, binning: Binning, folder: Path, should_stop: Calla
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, spec)
             optimizer.zero_grad(set_to_none=True)
-            for share in split(draws(spec, step), 0, 1, parts):
+            for share in split(draws(spec, step), 0, 1, job.passes):
                 rigs, image = augment(on_device(job.device, next(loader)), share, spec.lidar_share)
                 loss = _loss(*_refined(refiner, job, binning, rigs, image), rigs.lidar_depth_m, job.depth_range_m)
                 if not torch.isfinite(loss):
                     raise TrainingError(
-                        f"refiner, step {step + 1}: the loss is not finite; frames {', '.join(rigs.frame_ids)}. Lower"
-                        " train_student.learning_rate or look at these frames"
+                        f"refiner, step {step + 1}: the loss is not finite; frames {', '.join(rigs.frame_ids)};"
+                        f" {LOWER_RATE}"
                     )
-                (loss / parts).backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(refiner.parameters(), spec.clip_norm)
+                (loss / job.passes).backward()  # type: ignore[no-untyped-call]
+            if not torch.isfinite(torch.nn.utils.clip_grad_norm_(refiner.parameters(), spec.clip_norm)):
+                raise TrainingError(f"refiner, step {step + 1}: a gradient is not finite; {LOWER_RATE}")
             optimizer.step()
             bar.update()
             if (step + 1) % spec.checkpoint_every == 0 or step + 1 == steps:
                 save(step + 1)
     return refiner
+
+
+def _newest_state(job: RefinerJob, folder: Path) -> TrainingState | None:
+    """The state to go on from; without a readable one the refiner is trained again, which costs little."""
+    try:
+        return load_state(folder / STATES, job.run)
+    except CheckpointError as error:
+        warnings.warn(f"{error.args[0].partition(';')[0]}; the refiner is trained again", SurroundWarning, stacklevel=2)
+        for path in saved_states(folder / STATES):
+            path.unlink()
+        return None
 
 
 def _refined(
@@ -225,7 +273,7 @@ def _refined(
     placed = (scale > 0) & rigs.view_valid
     disparity = teacher_disparity(decode(rigs.bins, job.bins), rigs.lidar_depth_m, binning)
     depth_m = LidarFit(scale, shift, placed).depth_m(disparity).clamp(*job.depth_range_m)
-    with autocast(job.device, resolve_precision(job.spec.precision, job.device)):
+    with autocast(job.device, job.precision):
         log_m = refiner(image, depth_m, disparity)
     return log_m.float(), placed
 

@@ -7,23 +7,21 @@ All are measured where the refined ones lie and the frame's own LiDAR has a retu
 
 import os
 import time
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from data_cache.dataset import CachedFrames
+from data_cache.metres import read_metres
 from data_cache.shards.reader import CacheReader
 from pipeline.recipe.config import load_recipe
 from pipeline.recipe.run_folder import RunFolder
-from pipeline.weights.fetch import fetch_weights
-from stages.student.encoder import ENCODERS
+from pipeline.runs.train_student import refiner_job
 from stages.targets.binning import stored_binning
 from stages.targets.lidar_fit import LidarFit
 from stages.training.motion_fits import fitted_to_lidar, motion_fits
-from stages.training.refined_metres import RefinerJob, refined_metres
+from stages.training.refined_metres import refined_metres
 
 pytestmark = pytest.mark.bench
 LIDAR_DRIVES = 3
@@ -35,7 +33,7 @@ def test_bench_metres(capsys):
     if not where:
         pytest.skip("set SURROUND_RUN to a run folder with the cache of a recipe whose drives all have LiDAR")
     folder = RunFolder(Path(where))
-    recipe, reader = load_recipe(str(folder.recipe)), CacheReader(folder.cache)
+    recipe, reader = load_recipe(str(folder.recipe), ["train_student.workers=0"]), CacheReader(folder.cache)
     near_m, far_m = range_m = recipe.data.depth_range_m
     frames = CachedFrames(reader, reader.usable(tuple(reader.frames.train)))
     drives = list(dict.fromkeys(frame_id.rpartition("/")[0] for frame_id in frames.frame_ids))
@@ -44,19 +42,7 @@ def test_bench_metres(capsys):
     begin = time.perf_counter()
     fits = motion_fits(reader, recipe.bins, range_m, lidar_ids, folder.motion, lambda: False, everywhere=True)
     fitted = time.perf_counter()
-    weights = ENCODERS[recipe.student.encoder].weights
-    job = RefinerJob(
-        reader,
-        recipe.student,
-        recipe.bins,
-        fetch_weights(weights).path if recipe.student.pretrained and weights else None,
-        replace(recipe.train_student, workers=0),
-        range_m,
-        lidar_ids,
-        fits,
-        folder.refined,
-        torch.device("cpu"),
-    )
+    job = refiner_job(recipe, reader, lidar_ids, fits, folder, torch.device("cpu"))
     refined = refined_metres(job, lambda: False)
     seconds = (fitted - begin, time.perf_counter() - fitted)
 
@@ -68,7 +54,7 @@ def test_bench_metres(capsys):
         disparity, lidar_m, by_lidar = fitted_to_lidar(frames, i, recipe.bins, binning, range_m)
         scale, shift = fits[frame_id][None].unbind(-1)
         by_motion = LidarFit(scale, shift, scale > 0)
-        metres = torch.from_numpy(np.load(refined[frame_id]).astype(np.float32))[None]
+        metres = torch.from_numpy(read_metres(refined[frame_id], lidar_m.shape[1:], frame_id))[None]
         depths = zip(errors, (by_motion.depth_m(disparity), metres, by_lidar.depth_m(disparity)), strict=True)
         for name, depth_m in depths:
             for view in (by_motion.fitted & by_lidar.fitted)[0].nonzero()[:, 0]:

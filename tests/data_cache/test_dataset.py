@@ -9,7 +9,6 @@ from support.fakes import random_record, rig_tensors, tiny_identity
 from data_cache.dataset import (
     CachedFrames,
     CachedRigs,
-    DamagedMetresError,
     LoaderError,
     batches,
     collate,
@@ -17,6 +16,7 @@ from data_cache.dataset import (
     same_drive,
     single,
 )
+from data_cache.metres import write_metres
 from data_cache.shards.encodings import ENCODINGS
 from data_cache.shards.errors import DamagedCacheError
 from data_cache.shards.identity import Resolved, SplitFrames
@@ -239,13 +239,11 @@ def test_metres_stand_for_lidar_in_frames_without_alone(tmp_path):
     every = CachedFrames(CacheReader(tmp_path / "cache"), FRAMES.train)
     metres = torch.full_like(every[0].lidar_depth_m, 2.5)
     metres[1] = 0
-    files = {frame_id: tmp_path / f"{i}.npy" for i, frame_id in enumerate(("d/0", "d/1"))}
-    np.save(files["d/1"], metres.half().numpy())
+    files = {frame_id: tmp_path / f"{i}.npz" for i, frame_id in enumerate(("d/0", "d/1"))}
+    write_metres(files["d/1"], metres.numpy())
     some = CachedFrames(every.reader, FRAMES.train, lidar_ids={"d/0"}, metres=files)
     assert torch.equal(some[0].lidar_depth_m, every[0].lidar_depth_m)
     assert torch.equal(some.read_from(every.reader)[1].lidar_depth_m, metres)
     files["d/1"].write_bytes(files["d/1"].read_bytes()[:-1])
-    with pytest.raises(
-        DamagedMetresError, match=r"1\.npy cannot be read .* delete it, the same command makes it again"
-    ):
+    with pytest.raises(match=r"1\.npz, metres of frame d/1.; delete the file, the same command makes it again"):
         some[1]

@@ -9,10 +9,13 @@ import torch
 from support.surround import RECIPE, surround
 
 from data_cache.dataset import CachedFrames
+from data_cache.errors import SurroundWarning
+from data_cache.metres import read_metres
 from data_cache.shards.reader import CacheReader
 from pipeline.ablation.student import plan_students
 from pipeline.recipe.config import load_recipe
 from pipeline.recipe.run_folder import RunFolder
+from pipeline.runs.train_student import refiner_job
 from stages.compute.preemption import Preempted
 from stages.training import motion_fits as module
 from stages.training.motion_fits import motion_fits
@@ -43,6 +46,10 @@ def fits_of(path: Path) -> dict[str, list]:
     """Those of whole lines."""
     entries = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
     return {entry["frame"]: entry["fit"] for entry in entries}
+
+
+def metres_of(path: Path) -> np.ndarray:
+    return read_metres(path, (6, 32, 64), "any")
 
 
 def test_frames_without_lidar_are_fitted_once_and_train_the_student(recipe, run):
@@ -94,8 +101,8 @@ def test_refined_metres_are_made_once_and_train_the_student(recipe, run, tmp_pat
     assert code == 0, text
     (motion,), (refined,) = (tmp_path / "motion").iterdir(), (tmp_path / "refined").iterdir()
     assert fits_of(motion).keys() == {f"drive-{i}" for i in ("00/0", "00/1", "02/0", "02/1", "02/2")}
-    kept = {path.name: np.load(path) for path in sorted(refined.glob("*.npy"))}
-    assert list(kept) == ["000000.npy", "000001.npy", "000002.npy"]
+    kept = {path.name: metres_of(path) for path in sorted(refined.glob("*.npz"))}
+    assert list(kept) == ["000000.npz", "000001.npz", "000002.npz"]
     placed = np.array([[scale > 0 for scale, _ in fits_of(motion)[f"drive-02/{i}"]] for i in range(3)])
     labelled = CachedFrames(CacheReader(run / "cache"), ("drive-00/0", "drive-00/1"))
     near_m, far_m = load_recipe(str(recipe)).data.depth_range_m
@@ -105,11 +112,11 @@ def test_refined_metres_are_made_once_and_train_the_student(recipe, run, tmp_pat
         assert np.array_equal(metres > 0, falls)
         assert falls.any()
     # A file that was deleted comes back from the state of the network, the others are left alone.
-    times = {path: path.stat().st_mtime_ns for path in refined.glob("*.npy")}
-    lost = refined / "000001.npy"
+    times = {path: path.stat().st_mtime_ns for path in refined.glob("*.npz")}
+    lost = refined / "000001.npz"
     lost.unlink()
     assert surround("train-student", recipe, *where, *FLEET, "--fresh")[0] == 0
-    assert np.array_equal(np.load(lost), kept[lost.name])
+    assert np.array_equal(metres_of(lost), kept[lost.name])
     assert all(path.stat().st_mtime_ns == times[path] for path in times if path != lost)
     # Fits of frames with LiDAR are there now, and do not take its place.
     found = motion_fits(
@@ -121,6 +128,7 @@ def test_refined_metres_are_made_once_and_train_the_student(recipe, run, tmp_pat
         lambda: False,
     )
     assert found.keys() == {"drive-02/0", "drive-02/1", "drive-02/2"}
+    assert surround("train-student", recipe, *where, *FLEET, "--dry-run")[0] == 0
     code, text = surround("train-student", recipe, *where, *MOTION)
     assert (code, "metres" in text, "without_lidar" in text) == (1, True, True), text
 
@@ -131,9 +139,8 @@ def test_a_refiner_that_was_stopped_goes_on(recipe, run, tmp_path):
     fits = {frame_id: torch.tensor([[0.1, 0.02]]).expand(6, 2) for frame_id in reader.frames.train}
 
     def job(folder: Path) -> RefinerJob:
-        spec, lidar = how.train_student, frozenset({"drive-00/0", "drive-00/1"})
-        device = torch.device("cpu")
-        return RefinerJob(reader, how.student, how.bins, None, spec, (0.1, 80.0), lidar, fits, folder, device)
+        lidar = frozenset({"drive-00/0", "drive-00/1"})
+        return refiner_job(how, reader, lidar, fits, RunFolder(folder), torch.device("cpu"))
 
     whole = refined_metres(job(tmp_path / "whole"), lambda: False)
     asked = iter([False, False, True, False, False, False, True])  # after two steps, then after one frame
@@ -143,7 +150,30 @@ def test_a_refiner_that_was_stopped_goes_on(recipe, run, tmp_path):
     stopped = refined_metres(job(tmp_path / "stopped"), lambda: False)
     assert whole.keys() == stopped.keys() == {"drive-02/0", "drive-02/1", "drive-02/2"}
     for frame_id, path in whole.items():
-        assert path.read_bytes() == stopped[frame_id].read_bytes()
+        assert np.array_equal(metres_of(path), metres_of(stopped[frame_id]))
+
+
+def test_a_refiner_whose_states_are_damaged_is_trained_again(recipe, run, tmp_path):
+    reader, how = CacheReader(run / "cache"), load_recipe(str(recipe))
+    fits = {frame_id: torch.tensor([[0.1, 0.02]]).expand(6, 2) for frame_id in reader.frames.train}
+    job = refiner_job(how, reader, frozenset({"drive-00/0"}), fits, RunFolder(tmp_path), torch.device("cpu"))
+    files = refined_metres(job, lambda: False)
+    before = metres_of(files["drive-02/1"])
+    files["drive-02/1"].unlink()
+    for state in (tmp_path / "refined" / job.digest / "states").glob("*.safetensors"):
+        state.write_bytes(state.read_bytes()[:-100])
+    with pytest.warns(SurroundWarning, match=r"is damaged.*; the refiner is trained again"):
+        assert refined_metres(job, lambda: False) == files
+    assert np.array_equal(metres_of(files["drive-02/1"]), before)
+
+
+def test_where_motion_places_nothing_it_is_said(recipe, run, tmp_path):
+    reader, how = CacheReader(run / "cache"), load_recipe(str(recipe))
+    fits = {frame_id: torch.zeros(6, 2) for frame_id in reader.frames.train}
+    job = refiner_job(how, reader, frozenset({"drive-00/0"}), fits, RunFolder(tmp_path), torch.device("cpu"))
+    with pytest.warns(SurroundWarning, match=r"24 of 24 images without LiDAR have no metres.*are poses in metres"):
+        files = refined_metres(job, lambda: False)
+    assert not metres_of(files["drive-02/0"]).any()
 
 
 def test_all_students_of_an_ablation_share_the_metres(recipe, run):
@@ -174,8 +204,9 @@ def test_what_cannot_be_is_one_clear_error(recipe, run, override, message):
 
 
 def test_one_rig_a_step_is_too_few(recipe, run, tmp_path):
-    code, text = surround("train-student", recipe, "--run", run, *FLEET[:2], "--fresh")
-    assert code == 2
+    where = ("--set", f"teacher_cache.location='{run / 'cache'}'")
+    code, text = surround("train-student", recipe, "--run", tmp_path, *where, *FLEET[:2])
+    assert (code, (tmp_path / "motion").exists()) == (2, False)
     assert "train_student.batch_rigs: expected at least 2, one with LiDAR and one without, got 1" in text
 
 
