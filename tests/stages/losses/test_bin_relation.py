@@ -64,6 +64,16 @@ def test_views_without_a_fit_sky_and_missing_cameras_say_nothing():
     assert len({value.item() for value in found}) == 1
 
 
+def test_a_point_that_the_student_puts_behind_the_neighbour_says_nothing():
+    """The second camera stands 5 m ahead of the first, and the teacher sees a wall at 20 and 15 m.
+
+    The student's 4 m of the first camera lie behind the second; its 10 m of the second are 15 m in the first: log 15/4.
+    """
+    rigs = batch(views(smooth(2, 3, 9, 14), K_PX, torch.stack([place(), place(z_m=5.0)])))
+    loss = bin_relation_loss(flat(4.0, 10.0), flat(20.0, 15.0), FITTED, rigs)
+    torch.testing.assert_close(loss, torch.tensor(math.log(15 / 4)))
+
+
 def test_a_mirrored_rig_costs_the_same():
     ring, depth_m, teacher_m = surround(4), 4 + smooth(1, 4, 9, 22, seed=3), 4 + smooth(1, 4, 9, 22, seed=4)
     order = [0, 3, 2, 1]
