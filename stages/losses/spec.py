@@ -37,7 +37,7 @@ class LossSpec:
             `targets/bins.py`), or unchanged (literal). With lidar, images without a usable fit are treated as student.
         without_lidar: where the metres of training frames outside `data.lidar_drives` come from: the teacher's depth,
             fitted to what other cameras and moments see, is taken in place of LiDAR (motion, `targets/motion_fit.py`);
-            the same, corrected by a network that has learnt from the frames with LiDAR to do so, where returns would fall
+            the same where returns would fall, corrected by a network that has learnt to from the frames with LiDAR
             (refined, `training/refined_metres.py`); or from nowhere (student, as `frame`).
     """
 
