@@ -31,6 +31,7 @@ LIDAR_IN_EGO_M = (1.5, 0.0, 1.9)
 HALF_BEAM_DEG = 0.25
 BEAMS_DEG = {1: (-2.0,), 4: (-8.0, -4.0, -2.0, 0.5), 16: tuple(np.linspace(-15, 5, 16))}
 TERMS = ROWS["KL + VRKD + completion + photometric"]
+WITH_BIN_RELATION = ROWS["KL + VRKD + completion + photometric + bin relation"]
 NO_LOSS = ("losses.relation=1e-9", "losses.without_lidar='student'")
 """A control: images without LiDAR are seen, which moves the batch statistics, and nothing is learnt from them."""
 RATE = ("train_student.learning_rate=16e-3",)
@@ -139,7 +140,7 @@ def ablated(
 
 def proven(root: Path, setting: Setting, run: Path, seeds: Sequence[int], overrides: Sequence[str]) -> list[dict]:
     """The rows of a setting, with what it is."""
-    rows = {BASELINE: (), "default terms": TERMS}
+    rows = {BASELINE: (), "default terms": TERMS, "default terms, bin relation": WITH_BIN_RELATION}
     if setting.lidar_frames:
         rows["no loss without LiDAR"] = NO_LOSS
     own = [f"data.lidar_drives={json.dumps(setting.lidar_frames)}", f"ablate.seeds={json.dumps(list(seeds))}"]
