@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -116,21 +117,22 @@ def test_a_worker_killed_in_the_middle_of_a_shard_has_it_done_again_by_another(d
 def test_a_worker_of_a_foreign_scheduler_killed_in_the_middle_of_a_shard_has_it_done_again(
     drive, recipe, straight, address, tmp_path
 ):
-    others = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    others.remove(os.getpid())
+    def others() -> list[int]:
+        found = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+        return [pid for pid in found if pid != os.getpid()]
 
     def kill_the_reader() -> None:
         held.wait_for_reader()
-        wait_until(lambda: held.readers(others) != [], "the worker that reads")
+        wait_until(lambda: held.readers(others()) != [], "the worker that reads")
+        victims = held.readers(others())
         held.restore()
-        for victim in held.readers(others):
+        for victim in victims:
             os.kill(victim, signal.SIGKILL)
 
-    with HeldFrame(sweep(drive, 3)) as held:
-        killer = threading.Thread(target=kill_the_reader)
-        killer.start()
+    with HeldFrame(sweep(drive, 3)) as held, ThreadPoolExecutor(1) as pool:
+        killing = pool.submit(kill_the_reader)
         code, text = surround("teacher-cache", recipe, "--data", drive, "--run", tmp_path, "--scheduler", address)
-        killer.join()
+        killing.result()  # a kill that did not happen is no pass
     assert (code, "6 of 6 shards" in text, "Traceback" in text) == (0, True, False), text
     assert contents(tmp_path / "cache") == straight
 
