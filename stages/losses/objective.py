@@ -1,6 +1,7 @@
 """The objective of stage two: the student's forward pass and every loss term that has a weight."""
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from jaxtyping import Bool, Float
@@ -70,14 +71,18 @@ def loss_terms(
     with autocast(image.device, precision):
         out = student(image, rigs.focal_px, view_valid)
 
+    @cache
+    def teacher_fit() -> LidarFit:
+        return fit_to_lidar(teacher_prob, lidar_depth_m, binning)
+
     def term(weight: float, value: Callable[[], Float[Tensor, ""]]) -> Float[Tensor, ""] | None:
         return value() if weight else None
 
     if spec.kl or spec.cross:
-        target = _framed(teacher_prob, binning, out, lidar_depth_m, spec.frame)
+        target = _framed(teacher_prob, binning, out, teacher_fit, spec.frame)
 
     def teacher_fitted_m() -> tuple[Float[Tensor, "B V H W"], Bool[Tensor, "B V"]]:
-        fit = fit_to_lidar(teacher_prob, lidar_depth_m, binning)
+        fit = teacher_fit()
         disparity = teacher_disparity(teacher_prob, lidar_depth_m, binning)
         return fit.depth_m(disparity).clamp(min=depth_range_m[0]), fit.fitted
 
@@ -120,7 +125,7 @@ def _framed(
     teacher_prob: Float[Tensor, "B V K h w"],
     binning: Binning,
     out: StudentOutput,
-    lidar_depth_m: Float[Tensor, "B V H W"],
+    teacher_fit: Callable[[], LidarFit],
     frame: str,
 ) -> Float[Tensor, "B V K h w"]:
     """The teacher's probabilities moved to the student's bins, in the frame that LossSpec.frame names."""
@@ -128,6 +133,6 @@ def _framed(
         return teacher_prob
     position = student_frame(teacher_prob, out.logit.softmax(2))
     if frame == "lidar":
-        fit = fit_to_lidar(teacher_prob, lidar_depth_m, binning)
+        fit = teacher_fit()
         position = torch.where(fit.fitted[..., None], lidar_frame(fit, out.centers_m, binning), position)
     return move_bins(teacher_prob, position)
