@@ -6,7 +6,10 @@ import os
 import secrets
 import shutil
 import stat
+import struct
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
@@ -16,6 +19,9 @@ from data_cache.errors import FrameError, SurroundError
 
 PARTIAL = ".partial"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# RuntimeError: encrypted, or (NotImplementedError) a zip feature that numpy never writes.
+NPZ_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError, struct.error, OverflowError)
+"""What Python and numpy raise for a damaged npz file."""
 
 
 class WriteError(SurroundError):

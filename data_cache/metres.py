@@ -1,7 +1,5 @@
 """Files of metres: depth maps of the views of a frame that stand for its LiDAR, written and read by stage two."""
 
-import zipfile
-import zlib
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from data_cache.errors import SurroundError
-from data_cache.files import replace_atomically
+from data_cache.files import NPZ_ERRORS, replace_atomically
 
 
 class DamagedMetresError(SurroundError):
@@ -41,7 +39,7 @@ def read_metres(path: Path, shape: tuple[int, ...], frame_id: str) -> Float32[np
     try:
         with np.load(path, allow_pickle=False) as file:
             depth_m = np.asarray(file["depth_m"])
-    except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except (*NPZ_ERRORS, KeyError, TypeError) as error:
         raise DamagedMetresError(f"cannot be read: {error} {remedy}") from error
     if depth_m.shape != shape or depth_m.dtype != np.float16:
         raise DamagedMetresError(

@@ -5,7 +5,6 @@ import math
 import re
 import struct
 import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from data_cache.errors import FrameError
-from data_cache.files import open_regular
+from data_cache.files import NPZ_ERRORS, open_regular
 from data_cache.sources.parsing.npy import NpyError, read_data, read_header
 
 # A merged sweep of several sensors has a million points; 512 MiB hold ten million in float64 with six columns.
@@ -99,9 +98,7 @@ def _read_npz(array: str, stream: _Stream, byte_count: int) -> Shaped[np.ndarray
                     f" with compression {info.compress_type}"
                 )
             data = archive.read(info)
-    # RuntimeError: encrypted; NotImplementedError: a zip feature that numpy never writes.
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError, NotImplementedError,
-            struct.error, OverflowError) as error:  # fmt: skip
+    except NPZ_ERRORS as error:
         raise _Malformed(f"expected an npz file, found {error}") from error
     return _read_npy(io.BytesIO(data), len(data))
 
