@@ -8,7 +8,7 @@ stereo, Collins 1996, with a teacher's map in place of the plane; patches by nor
 from collections.abc import Iterator, Sequence
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate, pad, unfold
 
@@ -32,6 +32,8 @@ NEARER = tuple(i / 8 for i in range(-4, 12))
 USUAL_WITHIN = 0.25
 SHIFTS = (-0.01, -0.005, 0.0, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.055, 0.07, 0.085, 0.1, 0.12, 0.15)
 """Inverse metres at the teacher's least disparity: the sky or a wall 7 m away, beyond infinity for a rough fit."""
+AT_ONCE = 4096
+"""Pixels whose patches are compared at once: as many as the CPU's cache holds."""
 PRIOR_WEIGHT = 0.003
 """What a nearest surface that is USUAL_WITHIN nearer or farther than usual costs, in correlation: half of this, and
 four times as much at twice that distance."""
@@ -138,7 +140,7 @@ def _alike(
 ) -> Float[Tensor, " N"] | None:
     """Mean correlation of the pixels with what other views see at each of N depths; None if no view sees enough."""
     height, width = own.shape[-2:]
-    own = own[:, ::stride, ::stride]
+    own = own[:, ::stride, ::stride].flatten(1)
     v, u = torch.meshgrid(torch.arange(0, height, stride) + 0.5, torch.arange(0, width, stride) + 0.5, indexing="ij")
     rays = torch.stack([u, v, torch.ones_like(u)], -1) @ torch.linalg.inv(intrinsics).T
     total, count = torch.zeros(len(depth_m)), torch.zeros(len(depth_m))
@@ -150,9 +152,19 @@ def _alike(
         inside = inside.all(-1) & (z > 0.5)
         if inside.float().mean() < MIN_SEEN:
             continue
-        where = pixel / torch.tensor([width, height]) * 2 - 1
-        found = grid_sample(theirs.expand(len(where), -1, -1, -1), where, align_corners=False)
-        correlation = torch.stack((found * own).chunk(len(DILATIONS), 1)).sum(2).clamp(min=0).sum(0)
-        total += (correlation * inside).sum((-2, -1))
+        where = pixel[inside] / torch.tensor([width, height]) * 2 - 1
+        hypothesis, place = inside.flatten(1).nonzero().unbind(1)
+        correlation = torch.cat(
+            [_correlation(theirs, *part, own) for part in zip(where.split(AT_ONCE), place.split(AT_ONCE), strict=True)]
+        )
+        total.index_add_(0, hypothesis, correlation)
         count += inside.sum((-2, -1))
     return total / count.clamp(min=1) if count.any() else None
+
+
+def _correlation(
+    theirs: Float[Tensor, "C H W"], where: Float[Tensor, "N 2"], place: Int64[Tensor, " N"], own: Float[Tensor, "C P"]
+) -> Float[Tensor, " N"]:
+    """Of the patches at N places of another view with those of pixels of this one, summed over DILATIONS."""
+    found = grid_sample(theirs[None], where[None, None], align_corners=False)[0, :, 0]
+    return torch.stack((found * own[:, place]).chunk(len(DILATIONS))).sum(1).clamp(min=0).sum(0)
