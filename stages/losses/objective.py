@@ -19,8 +19,8 @@ from stages.losses.terms import LossTerms
 from stages.student.model import Student, StudentOutput
 from stages.targets.binning import Binning
 from stages.targets.bins import decode, expected_position, move_bins, student_frame
-from stages.targets.lidar_fit import LidarFit
-from stages.targets.lidar_frame import fit_to_lidar, lidar_frame, teacher_disparity
+from stages.targets.lidar_fit import LidarFit, fit_disparity
+from stages.targets.lidar_frame import lidar_frame, teacher_disparity
 from stages.targets.relations import all_relations, neighbours_valid, pairs_valid, ring_relations
 
 
@@ -62,10 +62,15 @@ def loss_terms(
     of_teacher = (spec.kl, spec.cross, spec.logit, spec.output, spec.completion, spec.bin_relation)
     if rigs.teacher_fit is not None or any(of_teacher):
         teacher_prob = decode(rigs.bins, student.bins)
+
+    @cache
+    def disparity() -> Float[Tensor, "B V H W"]:
+        return teacher_disparity(teacher_prob, rigs.lidar_depth_m, binning)
+
     if rigs.teacher_fit is not None:
         scale, shift = rigs.teacher_fit.unbind(-1)
         fit = LidarFit(scale, shift, scale > 0)
-        depth_m = fit.depth_m(teacher_disparity(teacher_prob, lidar_depth_m, binning))
+        depth_m = fit.depth_m(disparity())
         taken = fit.fitted[..., None, None] & (depth_m > depth_range_m[0]) & (depth_m < depth_range_m[1])
         lidar_depth_m = torch.where(taken, depth_m, lidar_depth_m)
     with autocast(image.device, precision):
@@ -73,7 +78,7 @@ def loss_terms(
 
     @cache
     def teacher_fit() -> LidarFit:
-        return fit_to_lidar(teacher_prob, lidar_depth_m, binning)
+        return fit_disparity(disparity(), lidar_depth_m)
 
     def term(weight: float, value: Callable[[], Float[Tensor, ""]]) -> Float[Tensor, ""] | None:
         return value() if weight else None
@@ -83,8 +88,7 @@ def loss_terms(
 
     def teacher_fitted_m() -> tuple[Float[Tensor, "B V H W"], Bool[Tensor, "B V"]]:
         fit = teacher_fit()
-        disparity = teacher_disparity(teacher_prob, lidar_depth_m, binning)
-        return fit.depth_m(disparity).clamp(min=depth_range_m[0]), fit.fitted
+        return fit.depth_m(disparity()).clamp(min=depth_range_m[0]), fit.fitted
 
     def output() -> Float[Tensor, ""]:
         teacher_m, fitted = teacher_fitted_m()

@@ -7,27 +7,19 @@ from torch.nn.functional import interpolate
 
 from stages.targets.binning import Binning
 from stages.targets.bins import expected_position, positions
-from stages.targets.lidar_fit import LidarFit, fit_disparity
-
-
-def fit_to_lidar(
-    teacher_prob: Float[Tensor, "B V K h w"], lidar_depth_m: Float[Tensor, "B V H W"], binning: Binning
-) -> LidarFit:
-    """Fit the disparity of cached bins to LiDAR, see `fit_disparity`; without gradient.
-
-    Args:
-        teacher_prob: bin probabilities, whose expected position is the teacher's u.
-        lidar_depth_m: metres, 0 = no return.
-        binning: how u was made.
-    """
-    with torch.no_grad():
-        return fit_disparity(teacher_disparity(teacher_prob, lidar_depth_m, binning), lidar_depth_m)
+from stages.targets.lidar_fit import LidarFit
 
 
 def teacher_disparity(
     teacher_prob: Float[Tensor, "B V K h w"], like: Float[Tensor, "B V H W"], binning: Binning
 ) -> Float[Tensor, "B V H W"]:
-    """The teacher's relative disparity at the size of `like`."""
+    """The teacher's relative disparity at the size of `like`, for `fit_disparity` and `LidarFit.depth_m`.
+
+    Args:
+        teacher_prob: bin probabilities, whose expected position is the teacher's u.
+        like: gives the size.
+        binning: how u was made.
+    """
     size = (int(like.shape[-2]), int(like.shape[-1]))
     return interpolate(
         binning.disparity(expected_position(teacher_prob)), size=size, mode="bilinear", align_corners=False

@@ -17,8 +17,8 @@ from stages.compute.preemption import Preempted
 from stages.compute.progress import progress_bar
 from stages.targets.binning import Binning, stored_binning
 from stages.targets.bins import decode
-from stages.targets.lidar_fit import LidarFit
-from stages.targets.lidar_frame import fit_to_lidar, teacher_disparity
+from stages.targets.lidar_fit import LidarFit, fit_disparity
+from stages.targets.lidar_frame import teacher_disparity
 from stages.targets.motion_fit import fit_to_motion, usual_nearest
 from stages.targets.spec import BinSpec
 
@@ -97,8 +97,8 @@ def fitted_to_lidar(
     near_m, far_m = depth_range_m
     in_range = (rigs.lidar_depth_m > near_m) & (rigs.lidar_depth_m < far_m)
     lidar_depth_m = torch.where(in_range, rigs.lidar_depth_m, 0.0)
-    prob = decode(rigs.bins, bins)
-    return teacher_disparity(prob, lidar_depth_m, binning), lidar_depth_m, fit_to_lidar(prob, lidar_depth_m, binning)
+    disparity = teacher_disparity(decode(rigs.bins, bins), lidar_depth_m, binning)
+    return disparity, lidar_depth_m, fit_disparity(disparity, lidar_depth_m)
 
 
 def _kept(path: Path) -> dict[str, Tensor]:

@@ -18,7 +18,8 @@ from stages.evaluation.consistency import overlap_consistency, pooled_overlap
 from stages.student.checkpoint import load_student
 from stages.targets.binning import stored_binning
 from stages.targets.bins import decode
-from stages.targets.lidar_frame import fit_to_lidar, teacher_disparity
+from stages.targets.lidar_fit import fit_disparity
+from stages.targets.lidar_frame import teacher_disparity
 
 pytestmark = pytest.mark.bench
 FRAMES = 24
@@ -39,8 +40,9 @@ def test_bench_fitted_teacher(capsys):
     def fitted(i: int) -> np.ndarray:
         prob = decode(map_arrays(lambda x: x[None], rigs[i].bins), recipe.bins)
         lidar_m = rigs[i].lidar_depth_m[None]
-        fit = fit_to_lidar(prob, torch.where((lidar_m > near_m) & (lidar_m < far_m), lidar_m, 0.0), binning)
-        return fit.depth_m(teacher_disparity(prob, lidar_m, binning))[0].clamp(near_m, far_m).numpy()
+        disparity = teacher_disparity(prob, lidar_m, binning)
+        fit = fit_disparity(disparity, torch.where((lidar_m > near_m) & (lidar_m < far_m), lidar_m, 0.0))
+        return fit.depth_m(disparity)[0].clamp(near_m, far_m).numpy()
 
     def line(name: str, depths_m: list[np.ndarray]) -> str:
         errors, overlaps = [], []

@@ -14,7 +14,8 @@ from stages.losses.terms import LossTerms, bin_kl, output_level
 from stages.student.model import Student
 from stages.targets.binning import AffineBinning
 from stages.targets.bins import decode, expected_position, move_bins, student_frame
-from stages.targets.lidar_frame import fit_to_lidar, lidar_frame, teacher_disparity
+from stages.targets.lidar_fit import fit_disparity
+from stages.targets.lidar_frame import lidar_frame, teacher_disparity
 from stages.targets.spec import BinSpec
 from stages.training.augment import thin_lidar
 
@@ -82,7 +83,7 @@ def test_the_frame_says_how_the_teachers_bins_are_read():
         literal = bin_kl(teacher, out.logit, batch.view_valid)
         aligned = move_bins(teacher, student_frame(teacher, out.logit.softmax(2)))
         own = bin_kl(aligned, out.logit, batch.view_valid)
-        fit = fit_to_lidar(teacher, batch.lidar_depth_m, AffineBinning())
+        fit = fit_disparity(teacher_disparity(teacher, batch.lidar_depth_m, AffineBinning()), batch.lidar_depth_m)
         assert fit.fitted[:, :2].tolist() == [[True, False]] * 2
         moved = move_bins(teacher, lidar_frame(fit, out.centers_m, AffineBinning()))
         moved[:, 1] = aligned[:, 1]
@@ -98,7 +99,7 @@ def test_the_output_baseline_takes_the_teacher_no_farther_than_the_range():
     x = teacher_disparity(decode(batch.bins, BINS), batch.lidar_depth_m, AffineBinning())
     near = (x > 0.5) & batch.view_valid[..., None, None]
     batch = replace(batch, lidar_depth_m=torch.where(near, 1 / (0.2 * x - 0.05), 0.0))
-    fit = fit_to_lidar(decode(batch.bins, BINS), batch.lidar_depth_m, AffineBinning())
+    fit = fit_disparity(x, batch.lidar_depth_m)
     assert torch.equal(fit.fitted, batch.view_valid)
     assert fit.depth_m(x)[batch.view_valid].max() > 900
     with torch.no_grad():

@@ -5,12 +5,16 @@ import torch
 
 from stages.targets.binning import AffineBinning, FittedBinning, MetricBinning
 from stages.targets.bins import closed_form_prob, expected_position, map_disparity, move_bins, positions
-from stages.targets.lidar_fit import LidarFit
-from stages.targets.lidar_frame import fit_to_lidar, lidar_frame, position_among, teacher_disparity
+from stages.targets.lidar_fit import LidarFit, fit_disparity
+from stages.targets.lidar_frame import lidar_frame, position_among, teacher_disparity
 from stages.targets.spec import BinSpec
 
 FINE = BinSpec(count=256, sigma=0.5)
 AFFINE = AffineBinning()
+
+
+def fitted(prob: torch.Tensor, lidar_depth_m: torch.Tensor) -> LidarFit:
+    return fit_disparity(teacher_disparity(prob, lidar_depth_m, AFFINE), lidar_depth_m)
 
 
 def log_map(x: torch.Tensor) -> torch.Tensor:
@@ -24,7 +28,7 @@ def test_the_teacher_is_fitted_to_lidar_by_hand():
     lidar = expected.clone()
     lidar[..., 1] = 0
     prob = closed_form_prob(log_map(x), FINE)
-    fit = fit_to_lidar(prob, lidar, AFFINE)
+    fit = fitted(prob, lidar)
     assert fit.fitted.tolist() == [[True]]
     assert fit.scale.item() == pytest.approx(0.18, rel=0.02)
     assert fit.shift.item() == pytest.approx(0.02, rel=0.05)
@@ -36,11 +40,11 @@ def test_the_teacher_is_fitted_to_lidar_by_hand():
 def test_a_teacher_against_the_lidar_or_with_nine_points_is_not_fitted():
     prob = closed_form_prob(torch.linspace(0.1, 0.9, 4).repeat(1, 1, 5, 1), BinSpec())
     grows = torch.tensor([2.0, 4.0, 8.0, 16.0]).repeat(1, 1, 5, 1)  # far where the teacher says near
-    assert fit_to_lidar(prob, grows, AFFINE).fitted.tolist() == [[False]]
+    assert fitted(prob, grows).fitted.tolist() == [[False]]
     right = grows.flip(-1)
-    assert fit_to_lidar(prob, right, AFFINE).fitted.tolist() == [[True]]
+    assert fitted(prob, right).fitted.tolist() == [[True]]
     nine = torch.where(torch.arange(20).view(1, 1, 5, 4) < 9, right, 0.0)
-    fit = fit_to_lidar(prob, nine, AFFINE)
+    fit = fitted(prob, nine)
     assert fit.fitted.tolist() == [[False]]
     assert fit.depth_m(teacher_disparity(prob, nine, AFFINE)).isfinite().all()
 
@@ -81,16 +85,14 @@ def test_the_lidar_frame_does_not_depend_on_scale_and_shift_of_the_teacher():
     moved = []
     for scale, shift in ((2.0, 0.1), (1.2, 0.4)):
         prob = closed_form_prob(log_map(scale / lidar + shift).clamp(0, 1), FINE)
-        moved.append(
-            expected_position(move_bins(prob, lidar_frame(fit_to_lidar(prob, lidar, AFFINE), centers_m, AFFINE)))
-        )
+        moved.append(expected_position(move_bins(prob, lidar_frame(fitted(prob, lidar), centers_m, AFFINE))))
     torch.testing.assert_close(moved[0], moved[1], rtol=0, atol=0.01)
 
 
 def test_no_gradient_flows_into_centres_or_teacher():
     centers_m = torch.logspace(2, 0, 64).view(1, 1, -1).requires_grad_()
     prob = closed_form_prob(torch.rand(1, 1, 6, 10, generator=torch.Generator().manual_seed(0)), BinSpec())
-    fit = fit_to_lidar(prob, torch.full((1, 1, 6, 10), 5.0), AFFINE)
+    fit = fitted(prob, torch.full((1, 1, 6, 10), 5.0))
     assert not lidar_frame(fit, centers_m, AFFINE).requires_grad
 
 
@@ -100,7 +102,7 @@ def test_no_gradient_flows_into_centres_or_teacher():
 def test_a_perfect_teacher_is_fitted_perfectly_however_its_bins_were_cut(binning):
     depth_m = torch.logspace(math.log10(2), math.log10(80), 240).view(1, 12, 20)
     prob = closed_form_prob(binning(1 / depth_m, (12, 20)), FINE)[None]
-    fit = fit_to_lidar(prob, depth_m[None], binning)
+    fit = fit_disparity(teacher_disparity(prob, depth_m[None], binning), depth_m[None])
     found_m = fit.depth_m(teacher_disparity(prob, depth_m[None], binning))[0]
     inner = (depth_m > 2.5) & (depth_m < 60)  # the closed form clips one pixel in a hundred at both ends
     torch.testing.assert_close(found_m[inner], depth_m[inner], rtol=0.04, atol=0)
