@@ -26,7 +26,7 @@ from data_cache.metres import write_metres
 from data_cache.shards.reader import CacheReader
 from data_cache.storage.claims import Claims
 from stages.compute.devices import autocast, place, resolve_precision
-from stages.compute.parallel import process_count
+from stages.compute.parallel import leads, process_count
 from stages.compute.preemption import Preempted
 from stages.compute.progress import progress_bar
 from stages.student.checkpoint import (
@@ -151,16 +151,23 @@ def refined_metres(job: RefinerJob, should_stop: Callable[[], bool]) -> Mapping[
         claims = Claims(folder / "refiner.lock")
     except OSError as error:
         raise write_error(error, folder) from error
-    while any(not file.exists() for file in files.values()):
-        if claims.take(0):
-            try:
-                _write_metres(job, folder, files, should_stop)
-            finally:
-                claims.release(0)
-        elif should_stop():
-            raise Preempted(f"stopped while another process trained the refiner in {folder}")
-        else:
+    with ExitStack() as stack:
+        waiting = None
+        while missing := [file for file in files.values() if not file.exists()]:
+            if claims.take(0):
+                try:
+                    _write_metres(job, folder, files, should_stop)
+                finally:
+                    claims.release(0)
+                continue
+            if should_stop():
+                raise Preempted(f"stopped while another process trained the refiner in {folder}")
+            done = len(files) - len(missing)
+            waiting = waiting or stack.enter_context(
+                progress_bar(len(files), done, "refine elsewhere", "frame", quiet=not leads())
+            )
             time.sleep(1)
+            waiting.update(done - waiting.n)
     return files
 
 

@@ -12,6 +12,7 @@ from data_cache.dataset import CachedFrames
 from data_cache.errors import SurroundWarning
 from data_cache.metres import read_metres
 from data_cache.shards.reader import CacheReader
+from data_cache.storage.claims import Claims
 from pipeline.ablation.student import plan_students
 from pipeline.recipe.config import load_recipe
 from pipeline.recipe.run_folder import RunFolder
@@ -165,6 +166,29 @@ def test_a_refiner_whose_states_are_damaged_is_trained_again(recipe, run, tmp_pa
     with pytest.warns(SurroundWarning, match=r"is damaged.*; the refiner is trained again"):
         assert refined_metres(job, lambda: False) == files
     assert np.array_equal(metres_of(files["drive-02/1"]), before)
+
+
+def test_while_another_process_refines_this_one_waits(recipe, run, tmp_path, monkeypatch):
+    reader, how = CacheReader(run / "cache"), load_recipe(str(recipe))
+    fits = {frame_id: torch.tensor([[0.1, 0.02]]).expand(6, 2) for frame_id in reader.frames.train}
+    job = refiner_job(how, reader, frozenset({"drive-00/0"}), fits, RunFolder(tmp_path), torch.device("cpu"))
+    folder = tmp_path / "refined" / job.digest
+    folder.mkdir(parents=True)
+    other = Claims(folder / "refiner.lock")
+    assert other.take(0)
+    with pytest.raises(Preempted, match="another process trained the refiner"):
+        refined_metres(job, lambda: True)
+    waits = []
+
+    def wait(seconds: float) -> None:
+        waits.append(sorted(path.name for path in folder.glob("*.npz")))
+        if len(waits) == 2:
+            other.release(0)
+
+    monkeypatch.setattr("stages.training.refined_metres.time.sleep", wait)
+    files = refined_metres(job, lambda: False)
+    assert waits == [[], []]
+    assert all(path.exists() for path in files.values())
 
 
 def test_where_motion_places_nothing_it_is_said(recipe, run, tmp_path):
