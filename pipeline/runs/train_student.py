@@ -62,9 +62,23 @@ def train_recipe(
 
 
 def _teaching_without_lidar(recipe: Recipe, job: TrainingJob) -> frozenset[str] | None:
-    """The frames with LiDAR, if the others need metres."""
-    needed = recipe.losses.without_lidar != "student" and not recipe.losses.lidar_alone
-    return job.lidar_ids if needed else None
+    """The frames with LiDAR, if there are others and these need metres.
+
+    Raises:
+        RecipeError: if a refiner would learn from bins that LiDAR has corrected.
+    """
+    losses = recipe.losses
+    if job.lidar_ids is None or losses.without_lidar == "student" or losses.lidar_alone:
+        return None
+    if job.lidar_ids.issuperset(job.train_ids):
+        return None
+    if losses.without_lidar == "refined" and recipe.bins.strategy == "local":
+        raise RecipeError(
+            "losses.without_lidar = refined: a refiner learns from the frames with LiDAR how far off the teacher's bins"
+            " are, but with bins.strategy = local that LiDAR has corrected them already; set losses.without_lidar ="
+            " 'motion', or take another strategy"
+        )
+    return job.lidar_ids
 
 
 def _with_metres(

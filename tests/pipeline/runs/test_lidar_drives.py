@@ -210,6 +210,8 @@ def test_all_students_of_an_ablation_share_the_metres(recipe, run):
 def test_without_metres_from_motion_nothing_is_fitted(recipe, run, tmp_path):
     where = ("--run", tmp_path, "--set", f"teacher_cache.location='{run / 'cache'}'")
     assert surround("train-student", recipe, *where, *FLEET, "--set", "losses.without_lidar='student'")[0] == 0
+    every = ("--set", 'data.lidar_drives=["drive-00", "drive-02"]')
+    assert surround("train-student", recipe, *where, *every, "--fresh")[0] == 0
     assert not (tmp_path / "motion").exists()
 
 

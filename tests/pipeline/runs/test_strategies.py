@@ -217,6 +217,11 @@ def test_lidar_corrects_the_bins_of_the_frames_that_may_use_it(recipe, tmp_path)
     assert (code, recomputes_what_it_stored(text)) == (0, True), text
     code, text = surround("teacher-cache", recipe, "--run", tmp_path, *LOCAL[:2])
     assert (code, "bin_lidar: cache has" in text) == (1, True), text
+    # A refiner would learn from bins that LiDAR has corrected.
+    code, text = surround("train-student", recipe, "--run", tmp_path, *LOCAL, "--dry-run")
+    assert (code, "set losses.without_lidar = 'motion'" in text) == (2, True), text
+    motion = ("--set", "losses.without_lidar='motion'", "--set", "train_student.batch_rigs=2")
+    assert surround("train-student", recipe, "--run", tmp_path, *LOCAL, *motion)[0] == 0
 
 
 def lidar_error(u: torch.Tensor, lidar_m: torch.Tensor) -> float:
