@@ -26,6 +26,8 @@ from data_cache.stop_signals import deaf_children
 
 MIN_MOVED_M, MAX_MOVED_M = 0.2, 15.0
 """Limits on the motion between neighbours in time: below there is no parallax; above, the scene or drive changes."""
+AT_MOST_APART = 8
+"""So many frames before and after are looked at: cameras of 30 Hz see 0.2 m in 8 frames from 0.75 m/s on."""
 
 
 class LoaderError(SurroundError):
@@ -153,7 +155,7 @@ class CachedFrames(Dataset[CachedRigs]):
         return [_views(record, image, world_from_rig), *self._moved(position, record, world_from_rig)]
 
     def _neighbour(self, position: int, record: FrameRecord, world_from_rig: Float64[np.ndarray, "4 4"]) -> CachedViews:
-        """The frame before, or else the one after: most of what a rig sees ahead was visible from further back, too."""
+        """One before, or else one after: most of what a rig sees ahead was visible from further back, too."""
         for views in self._moved(position, record, world_from_rig):
             return views
         nothing = _views(record, record.image, world_from_rig)
@@ -162,12 +164,16 @@ class CachedFrames(Dataset[CachedRigs]):
     def _moved(
         self, position: int, cameras: FrameCameras, world_from_rig: Float64[np.ndarray, "4 4"]
     ) -> Iterator[CachedViews]:
-        """The frame before and the one after, where they belong to the same drive and the rig has moved."""
-        for other in (position - 1, position + 1):
-            if 0 <= other < len(self) and same_drive(self.frame_ids[position], self.frame_ids[other]):
+        """The nearest frame before, and the nearest after, from which the rig has moved, in the same drive."""
+        for direction in (-1, 1):
+            for other in range(position + direction, position + (AT_MOST_APART + 1) * direction, direction):
+                if not (0 <= other < len(self) and same_drive(self.frame_ids[position], self.frame_ids[other])):
+                    break
                 there = self.reader.read_cameras(self.frame_ids[other])
-                if MIN_MOVED_M < moved_m(cameras, there) < MAX_MOVED_M:
-                    yield _views(there, self.reader.read_image(self.frame_ids[other]), world_from_rig)
+                if (moved := moved_m(cameras, there)) > MIN_MOVED_M:
+                    if moved < MAX_MOVED_M:
+                        yield _views(there, self.reader.read_image(self.frame_ids[other]), world_from_rig)
+                    break
 
     def _depth_m(self, position: int, record: FrameRecord) -> Float32[np.ndarray, "V H W"]:
         """LiDAR of a frame, or what stands for it."""

@@ -32,7 +32,7 @@ from stages.student.checkpoint import (
     saved_states,
 )
 from stages.training.log import TrainingLog, predicted_depth_m, training_picture
-from stages.training.preflight import STATES, TrainingJob, frame_groups, open_job
+from stages.training.preflight import STATES, TrainingJob, check_job, frame_groups, open_training
 from stages.training.schedule import learning_rate, sample_order, split
 from stages.training.step import Training, TrainingError, mean_over_processes, on_device, term_values
 
@@ -82,13 +82,13 @@ def train_student(
 
     Raises:
         Preempted: after saving, if `should_stop` returns True in any process.
-        SettingError, TrainingError, CheckpointError, DamagedCacheError: as `open_job`; also if a loss is not finite
+        SettingError, TrainingError, CheckpointError, DamagedCacheError: as `check_job`; also if a loss is not finite
             (term, step and frames named), another process trains in this folder, or a state cannot be written.
     """
-    opened = open_job(job)
-    training, spec, device = opened.training, job.spec, job.device
+    checked, training = check_job(job), open_training(job)
+    spec, device = job.spec, job.device
     begin, best, measured = 0, math.inf, True
-    if (state := opened.state) is not None:
+    if (state := checked.state) is not None:
         training.restore(state.tensors)
         begin, best, measured = state.step, state.best, state.measured
     if len(set(begins := everybody(begin))) > 1:
@@ -96,9 +96,9 @@ def train_student(
             f"{job.folder}: expected one state for all processes, found states of different steps {begins}; give --run"
             " a path on a disk that all processes share"
         )
-    order = sample_order(spec.seed, frame_groups(opened.frames), spec.batch_rigs, range(begin, spec.steps))
+    order = sample_order(spec.seed, frame_groups(checked.frames), spec.batch_rigs, range(begin, spec.steps))
     passes = [part for batch in order for part in split(batch, rank(), process_count(), spec.accumulate)]
-    files = _Files(job, training, opened.run)
+    files = _Files(job, training, checked.run)
     with ExitStack() as stack:
         log = None
         if leads():
@@ -106,7 +106,7 @@ def train_student(
             on_accepted()
             files.tidy(begin)
             log = stack.enter_context(TrainingLog(job.folder, begin))
-        frames, selection = opened.frames, opened.selection
+        frames, selection = checked.frames, checked.selection
         if passes or not measured:
             reader = staged(job.reader)
             frames, selection = frames.read_from(reader), selection.read_from(reader)

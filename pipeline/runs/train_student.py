@@ -24,7 +24,7 @@ from stages.student.model import Student
 from stages.train_student import TrainStudentReport, train_student
 from stages.training.motion_fits import motion_fits
 from stages.training.plan import TrainingPlan, plan_training
-from stages.training.preflight import TrainingJob, require_tokens, training_frames
+from stages.training.preflight import TrainingJob, check_job
 from stages.training.refined_metres import RefinerJob, refined_metres
 from stages.training.spec import TrainStudentSpec
 
@@ -62,23 +62,11 @@ def train_recipe(
 
 
 def _teaching_without_lidar(recipe: Recipe, job: TrainingJob) -> frozenset[str] | None:
-    """The frames with LiDAR, if there are others and these need metres.
-
-    Raises:
-        RecipeError: if a refiner would learn from bins that LiDAR has corrected.
-    """
+    """The frames with LiDAR, if there are others and these need metres."""
     losses = recipe.losses
     if job.lidar_ids is None or losses.without_lidar == "student" or losses.lidar_alone:
         return None
-    if job.lidar_ids.issuperset(job.train_ids):
-        return None
-    if losses.without_lidar == "refined" and recipe.bins.strategy == "local":
-        raise RecipeError(
-            "losses.without_lidar = refined: a refiner learns from the frames with LiDAR how far off the teacher's bins"
-            " are, but with bins.strategy = local that LiDAR has corrected them already; set losses.without_lidar ="
-            " 'motion', or take another strategy"
-        )
-    return job.lidar_ids
+    return None if job.lidar_ids.issuperset(job.train_ids) else job.lidar_ids
 
 
 def _with_metres(
@@ -89,15 +77,17 @@ def _with_metres(
     should_stop: Callable[[], bool],
 ) -> TrainingJob:
     """The job with metres for the frames without LiDAR, made before the first step where they are missing."""
-    require_tokens(job.reader, job.losses)
-    training_frames(job)  # what cannot be trained is refused before hours of fits
-    refined = recipe.losses.without_lidar == "refined"
-    range_m = recipe.data.depth_range_m
+    refined, range_m = recipe.losses.without_lidar == "refined", recipe.data.depth_range_m
+    if refined:
+        job = replace(job, metres_id=refiner_job(recipe, job.reader, lidar_ids, {}, shared, job.device).digest)
+    state = check_job(job).state  # what will be refused is refused before hours of fits
+    if state is not None and state.step >= job.spec.steps:
+        return job
     fits = motion_fits(job.reader, recipe.bins, range_m, lidar_ids, shared.motion, should_stop, everywhere=refined)
     if not refined:
         return replace(job, teacher_fits=fits)
     refiner = refiner_job(recipe, job.reader, lidar_ids, fits, shared, job.device)
-    return replace(job, metres=refined_metres(refiner, should_stop), metres_id=refiner.digest)
+    return replace(job, metres=refined_metres(refiner, should_stop))
 
 
 def refiner_job(

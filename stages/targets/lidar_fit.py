@@ -25,10 +25,12 @@ class LidarFit:
     fitted: Bool[Tensor, "*batch"]
 
     def depth_m(self, disparity: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Depth in metres of a relative disparity (batch, then any axes), at most FARTHEST_M."""
+        """Depth in metres of a relative disparity (batch, then any axes); FARTHEST_M for all beyond."""
         last = [1] * (disparity.dim() - self.scale.dim())
         scale, shift = (value.view(*value.shape, *last) for value in (self.scale, self.shift))
-        return 1 / (shift + scale * disparity).clamp(min=1 / FARTHEST_M)
+        inverse = shift + scale * disparity
+        beyond = inverse <= 1 / FARTHEST_M
+        return torch.where(beyond, FARTHEST_M, 1 / torch.where(beyond, 1.0, inverse))
 
 
 def fit_disparity(x: Float[Tensor, "*batch H W"], lidar_depth_m: Float[Tensor, "*batch H W"]) -> LidarFit:

@@ -15,6 +15,8 @@ from torch.nn.functional import grid_sample, interpolate, pad, unfold
 from data_cache.dataset import CachedViews
 from stages.targets.lidar_fit import FARTHEST_M, LidarFit
 
+DEFINITION = "correlation of patches before and after, and in ring neighbours; nearest surface and shift searched twice"
+"""Part of what tells fits apart: a change to the numbers or the search below must change this text."""
 ROWS = 96
 """Images are shrunk to about as many rows: two numbers per image need no more, and patches then reach as far."""
 STRIDES = (4, 2)

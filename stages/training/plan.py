@@ -9,7 +9,7 @@ import torch
 from data_cache.dataset import collate
 from stages.compute.devices import synchronize
 from stages.compute.parallel import process_count, rank
-from stages.training.preflight import TrainingJob, frame_groups, open_job
+from stages.training.preflight import TrainingJob, check_job, frame_groups, open_training
 from stages.training.schedule import sample_order, split
 from stages.training.step import on_device
 
@@ -67,8 +67,8 @@ def plan_training(job: TrainingJob) -> TrainingPlan:
     Raises:
         SettingError, TrainingError, CheckpointError, DamagedCacheError: as `train_student`.
     """
-    opened = open_job(job)
-    frames, training, state = opened.frames, opened.training, opened.state
+    checked = check_job(job)
+    training, frames, state = open_training(job), checked.frames, checked.state
     spec, student, device = job.spec, job.student, job.device
     order = sample_order(spec.seed, frame_groups(frames), spec.batch_rigs, range(1 + TIMED_STEPS))
     reading, stepping = [], []
@@ -88,7 +88,7 @@ def plan_training(job: TrainingJob) -> TrainingPlan:
     return TrainingPlan(
         frames=len(frames),
         quarantined=len(job.train_ids) - len(job.reader.usable(tuple(job.train_ids))),
-        selection_frames=len(opened.selection),
+        selection_frames=len(checked.selection),
         steps=spec.steps,
         steps_done=state.step if state is not None else 0,
         batch_rigs=spec.batch_rigs,

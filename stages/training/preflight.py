@@ -60,25 +60,23 @@ class TrainingJob:
 
 
 @dataclass(frozen=True, eq=False)
-class OpenTraining:
+class CheckedJob:
     """A job that passed all checks.
 
     Attributes:
         frames, selection: the usable frames of both splits.
-        training: the training before its first step; `state` is not restored yet.
         run: settings that must be equal for two runs to be the same run.
         state: the state to continue from, None to start at the beginning.
     """
 
     frames: CachedFrames
     selection: CachedFrames
-    training: Training
     run: Mapping[str, Any]
     state: TrainingState | None
 
 
-def open_job(job: TrainingJob) -> OpenTraining:
-    """Check everything that a job needs, cheap checks first. Nothing is written.
+def check_job(job: TrainingJob) -> CheckedJob:
+    """Check everything that a job needs, cheap checks first. Nothing is written; metres need not be there yet.
 
     Raises:
         SettingError: if the frames of a step cannot be divided evenly, or are too few.
@@ -94,18 +92,21 @@ def open_job(job: TrainingJob) -> OpenTraining:
     selection = CachedFrames(reader, reader.usable(tuple(job.selection_ids)))
     if len(selection) and not _any_lidar(selection, job.depth_range_m):
         raise TrainingError("the selection split has no LiDAR point in range; choose other frames for data.selection")
-    precision = resolve_precision(spec.precision, job.device)
+    run = _identity(job, frames.frame_ids, resolve_precision(spec.precision, job.device))
+    return CheckedJob(frames, selection, run, None if job.fresh else load_state(job.folder / STATES, run))
+
+
+def open_training(job: TrainingJob) -> Training:
+    """The training of a job before its first step; no state is restored yet."""
+    reader, losses = job.reader, job.losses
     setting = Setting(
         stored_binning(job.student.bins, reader.identity.bin_knots),
         losses,
         job.depth_range_m,
-        precision,
+        resolve_precision(job.spec.precision, job.device),
     )
-    run = _identity(job, frames.frame_ids, precision)
-    state = None if job.fresh else load_state(job.folder / STATES, run)
     token_channels = reader.identity.token_channels if losses.feature else 0
-    training = Training(job.student, token_channels, setting, spec, job.device)
-    return OpenTraining(frames, selection, training, run, state)
+    return Training(job.student, token_channels, setting, job.spec, job.device)
 
 
 def training_frames(job: TrainingJob) -> CachedFrames:

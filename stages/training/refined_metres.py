@@ -31,6 +31,7 @@ from stages.compute.preemption import Preempted
 from stages.compute.progress import progress_bar
 from stages.student.checkpoint import (
     CheckpointError,
+    DamagedCheckpointError,
     TrainingState,
     clear_partials,
     load_state,
@@ -43,6 +44,7 @@ from stages.targets.binning import Binning, stored_binning
 from stages.targets.bins import decode
 from stages.targets.lidar_fit import LidarFit
 from stages.targets.lidar_frame import teacher_disparity
+from stages.targets.motion_fit import DEFINITION as MOTION
 from stages.targets.spec import BinSpec
 from stages.training.preflight import STATES
 from stages.training.schedule import draws, learning_rate, sample_order, split
@@ -58,7 +60,8 @@ NETWORK_SETTINGS = ("encoder", "pretrained", "input_size", "decoder_channels")
 TRAINING_SETTINGS = ("seed", "steps", "batch_rigs", "accumulate", "learning_rate", "warmup_steps", "weight_decay",
                      "clip_norm", "flip", "jitter", "lidar_share")  # fmt: skip
 """What decides a refiner of the sections `student` and `train_student`."""
-FEW_PLACED = 0.5
+SAVING_S = 30.0
+"""A process that waits stays so long after a signal: where one ends, a launcher may kill those that still save."""
 LOWER_RATE = "lower train_student.learning_rate or look at these frames; the last saved state is kept"
 
 
@@ -105,7 +108,7 @@ class RefinerJob:
             "network": {name: getattr(self.student, name) for name in NETWORK_SETTINGS},
             "bins": asdict(self.bins),
             "training": {name: getattr(self.spec, name) for name in TRAINING_SETTINGS} | {"precision": self.precision},
-            "passes": self.passes,
+            "motion": MOTION,
             "depth_range_m": list(self.depth_range_m),
         }
 
@@ -116,7 +119,11 @@ class RefinerJob:
 
     @property
     def passes(self) -> int:
-        """Passes of a step: this process alone does what all processes of the student's training would share."""
+        """Passes of a step: this process alone does what all processes of the student's training would share.
+
+        How many there are decides no more than what the batch norms see at once, so it is not part of `run`: a training
+        goes on with another number of processes.
+        """
         return self.spec.accumulate * process_count()
 
     @property
@@ -152,7 +159,7 @@ def refined_metres(job: RefinerJob, should_stop: Callable[[], bool]) -> Mapping[
     except OSError as error:
         raise write_error(error, folder) from error
     with ExitStack() as stack:
-        waiting = None
+        waiting, saved_by = None, 0.0
         while missing := [file for file in files.values() if not file.exists()]:
             if claims.take(0):
                 try:
@@ -160,7 +167,7 @@ def refined_metres(job: RefinerJob, should_stop: Callable[[], bool]) -> Mapping[
                 finally:
                     claims.release(0)
                 continue
-            if should_stop():
+            if should_stop() and (saved_by := saved_by or time.monotonic() + SAVING_S) < time.monotonic():
                 raise Preempted(f"stopped while another process trained the refiner in {folder}")
             done = len(files) - len(missing)
             waiting = waiting or stack.enter_context(
@@ -181,7 +188,6 @@ def _write_metres(job: RefinerJob, folder: Path, files: Mapping[str, Path], shou
     frames = CachedFrames(job.reader, tuple(files), lidar_ids=frozenset(), teacher_fits=job.fits)
     labelled, paths = CachedFrames(job.reader, job.labelled), list(files.values())
     near_m, far_m = job.depth_range_m
-    views = placed_views = 0
     with progress_bar(len(missing), 0, "refine", "frame") as bar:
         for i in missing:
             if should_stop():
@@ -195,16 +201,7 @@ def _write_metres(job: RefinerJob, folder: Path, files: Mapping[str, Path], shou
                 raise TrainingError(f"the refiner's depth of frame {frames.frame_ids[i]} is not finite; {LOWER_RATE}")
             metres = torch.where(falls, log_m[0].exp().clamp(near_m, far_m), 0.0)
             write_metres(paths[i], metres.cpu().numpy())
-            views, placed_views = views + int(rigs.view_valid.sum()), placed_views + int(placed.sum())
             bar.update()
-    if placed_views < FEW_PLACED * views:
-        warnings.warn(
-            f"{views - placed_views} of {views} images without LiDAR have no metres: motion places the teacher where"
-            " frames before and after, or ring neighbours, see the same; are poses in metres, and frames 0.2 to 15 m"
-            " apart?",
-            SurroundWarning,
-            stacklevel=2,
-        )
 
 
 def _trained(job: RefinerJob, binning: Binning, folder: Path, should_stop: Callable[[], bool]) -> Refiner:
@@ -265,6 +262,8 @@ def _newest_state(job: RefinerJob, folder: Path) -> TrainingState | None:
     try:
         return load_state(folder / STATES, job.run)
     except CheckpointError as error:
+        if not isinstance(error.__cause__, DamagedCheckpointError):
+            raise
         warnings.warn(f"{error.args[0].partition(';')[0]}; the refiner is trained again", SurroundWarning, stacklevel=2)
         for path in saved_states(folder / STATES):
             path.unlink()

@@ -24,7 +24,7 @@ from pipeline.runs.stage_one import open_stage_one
 from pipeline.weights.fetch import fetch_weights
 from stages.compute.waiting import BRIEFLY, DECIDED_BY
 from stages.student.model import Student
-from stages.training.preflight import TrainingJob, open_job
+from stages.training.preflight import TrainingJob, open_training
 from stages.training.step import on_device
 
 pytestmark = pytest.mark.bench
@@ -61,7 +61,7 @@ def training_steps(recipe: Recipe, scratch: Path, ready: "Meeting") -> float:
     ids, spec, device = reader.frames.train, recipe.train_student, torch.device("cpu")
     student = Student(recipe.student, recipe.bins)
     job = TrainingJob(reader, student, ids, (), scratch, spec, recipe.losses, recipe.data.depth_range_m, device)
-    training = open_job(job).training
+    training = open_training(job)
     student.train()
     frames = CachedFrames(reader, ids, neighbours=recipe.losses.photometric > 0)
     rigs = on_device(device, collate([frames[i] for i in range(spec.batch_rigs)]))

@@ -24,7 +24,7 @@ from pipeline.runs.stage_one import open_stage_one
 from stages.compute.devices import dtype_of, resolve_device, resolve_precision
 from stages.student.model import Student
 from stages.train_student import train_student
-from stages.training.preflight import TrainingJob, open_job
+from stages.training.preflight import TrainingJob, open_training
 from stages.training.step import on_device
 
 pytestmark = pytest.mark.bench
@@ -168,7 +168,7 @@ def test_bench_training_account(tmp_path, capsys):
     reader, spec, device = CacheReader(writer.store.location), recipe.train_student, torch.device("cpu")
     student = Student(replace(recipe.student, pretrained=False), recipe.bins)
     ids, range_m = reader.frames.train, recipe.data.depth_range_m
-    training = open_job(TrainingJob(reader, student, ids, (), tmp_path, spec, recipe.losses, range_m, device)).training
+    training = open_training(TrainingJob(reader, student, ids, (), tmp_path, spec, recipe.losses, range_m, device))
     student.train()
     frames = CachedFrames(reader, ids, neighbours=recipe.losses.photometric > 0)
     rigs = on_device(device, collate([frames[i] for i in range(spec.batch_rigs)]))

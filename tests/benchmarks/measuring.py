@@ -18,7 +18,7 @@ from data_cache.frames.views import RigViews
 from pipeline.runs.stage_one import StageOne
 from stages.caching.teacher_input import prepare_frame
 from stages.compute.devices import dtype_of, synchronize
-from stages.training.preflight import TrainingJob, open_job
+from stages.training.preflight import TrainingJob, check_job, open_training
 from stages.training.step import on_device
 
 
@@ -165,8 +165,7 @@ def step_cost(job: TrainingJob, stage: StageOne, rounds: int, product_side: int)
     The large product is one of two square matrices of `product_side`.
     """
     device = job.device
-    opened = open_job(job)
-    training, frames = opened.training, opened.frames
+    training, frames = open_training(job), check_job(job).frames
     job.student.train()
     rigs = on_device(device, collate([frames[i % len(frames)] for i in range(job.spec.batch_rigs)]))
     images = torch.zeros(6 * job.spec.batch_rigs, *stage.teacher.input_size, 3, dtype=torch.uint8).random_(0, 256)

@@ -128,6 +128,16 @@ def test_frames_that_stand_still_or_lie_far_apart_are_no_neighbours(tmp_path, ap
         assert rig.neighbour.view_valid.tolist() == [there] * 3
 
 
+def test_who_hardly_moves_is_compared_with_the_first_frame_far_enough_away(tmp_path):
+    """0, 0.1, 0.19 and 0.25 m on: only the first and the last are more than 0.2 m apart."""
+    ids = ("a/0", "a/1", "a/2", "a/3")
+    rigs = served(tmp_path, ids, [drive_record(i, x_m) for i, x_m in enumerate((0, 0.1, 0.19, 0.25))], neighbours=True)
+    for rig, other in zip(rigs, (3, None, None, 0), strict=True):
+        assert rig.neighbour is not None
+        assert rig.neighbour.view_valid.all() == (other is not None)
+        assert other is None or torch.equal(rig.neighbour.image, rigs[other].image)
+
+
 def test_only_what_was_asked_for_is_read(tmp_path, monkeypatch):
     """Of other frames the cameras, and the images of that one which is the neighbour."""
     ids = ("a/0", "a/1", "a/2")

@@ -23,7 +23,7 @@ from stages.targets.binning import AffineBinning
 from stages.targets.spec import BinSpec
 from stages.teacher.transformers_depth import TransformersTeacher
 from stages.train_student import train_student
-from stages.training.preflight import STATES, TrainingJob, open_job
+from stages.training.preflight import STATES, TrainingJob, check_job, open_training
 from stages.training.spec import TrainStudentSpec
 from stages.training.step import Setting, Training, on_device, term_values
 
@@ -170,15 +170,15 @@ def test_a_stopped_training_goes_on_from_what_it_saved(cache, tmp_path, precisio
     answers = iter([False] * 3 + [True])
     with pytest.raises(Preempted, match="step 3 of 6"):
         train_student(job(cache, tmp_path, precision=precision), should_stop=lambda: next(answers))
-    opened = open_job(job(cache, tmp_path, precision=precision))
-    saved = load_state(tmp_path / STATES, opened.run)
+    again = job(cache, tmp_path, precision=precision)
+    training, saved = open_training(again), load_state(tmp_path / STATES, check_job(again).run)
     assert saved is not None
     assert saved.step == 3
-    opened.training.restore(saved.tensors)
-    restored = opened.training.tensors()
+    training.restore(saved.tensors)
+    restored = training.tensors()
     assert restored.keys() == saved.tensors.keys()
     assert all(torch.equal(restored[name].cpu(), saved.tensors[name].cpu()) for name in restored)
-    assert {p.device.type for p in opened.training.learner.parameters()} == {DEVICE.type}
+    assert {p.device.type for p in training.learner.parameters()} == {DEVICE.type}
     report = train_student(job(cache, tmp_path, precision=precision))
     assert (report.steps_skipped, report.steps_done) == (3, 3)
 

@@ -9,7 +9,7 @@ from support.rings import K_PX, batch, place, smooth, surround, views, without
 
 from data_cache.dataset import CachedRigs, collate, single
 from stages.losses.bin_relation import SURE_WITHIN, bin_relation_loss
-from stages.targets.lidar_fit import FARTHEST_M
+from stages.targets.lidar_fit import FARTHEST_M, LidarFit
 from stages.training.augment import mirror
 
 FITTED = torch.ones(1, 2, dtype=torch.bool)
@@ -52,7 +52,9 @@ def test_gross_disagreement_is_pulled_together():
 def test_views_without_a_fit_sky_and_missing_cameras_say_nothing():
     rigs, depth_m, teacher_m = two_cameras(), flat(4.0, 12.0), flat(5.0, 5.0)
     assert bin_relation_loss(depth_m, teacher_m, torch.tensor([[True, False]]), rigs).item() == 0
-    assert bin_relation_loss(depth_m, flat(FARTHEST_M, FARTHEST_M), FITTED, rigs).item() == 0
+    beyond = LidarFit(torch.ones(1, 2), torch.tensor([[-0.01, 0.0]]), FITTED).depth_m(torch.zeros_like(depth_m))
+    assert beyond.unique().tolist() == [FARTHEST_M]
+    assert bin_relation_loss(depth_m, beyond, FITTED, rigs).item() == 0
     gone = replace(rigs, view_valid=torch.tensor([[True, False]]))
     assert bin_relation_loss(depth_m, teacher_m, FITTED, gone).item() == 0
     ring = surround(4)
