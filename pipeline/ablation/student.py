@@ -182,6 +182,11 @@ def train_and_measure(student: PlannedStudent, here: Mapping[str, object], shoul
         student: which one.
         here: provenance, kept with the result.
         should_stop: asked between steps and frames.
+
+    Raises:
+        Preempted: if `should_stop` returns True, after saving.
+        WriteError: if its folder or a file cannot be written.
+        TrainingError, CheckpointError, EvaluationError, DamagedCacheError: if it cannot be trained or measured.
     """
     try:
         student.folder.root.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,13 @@ from stages.training.spec import TrainStudentSpec
 
 
 def run_train_student(recipe: Recipe, folder: RunFolder, *, fresh: bool = False) -> TrainStudentReport:
-    """Stage two: train RUN/student from RUN/cache; continues a saved state unless `fresh`."""
+    """Stage two: train RUN/student from RUN/cache; continues a saved state unless `fresh`.
+
+    Raises:
+        Preempted: on SIGTERM or SIGUSR1, after saving.
+        RecipeError, SettingError, StaleCacheError, IncompleteCacheError, DamagedCacheError, TrainingError,
+            CheckpointError: see `stages.train_student.train_student`; found before anything is made or trained.
+    """
     # A process that still waits for the others ends at once on a signal: nothing has begun.
     with joined(recipe.train_student.device) as device, preemption() as should_stop:
         return train_recipe(recipe, folder, device, fresh=fresh, should_stop=should_stop)
@@ -47,7 +53,16 @@ def train_recipe(
 ) -> TrainStudentReport:
     """Do as `run_train_student`, for a caller that handles signals and devices itself.
 
-    `shared` is the run folder whose metres of frames without LiDAR are read and added to, its own where None.
+    Args:
+        recipe, folder: what to train, and where.
+        device: of this process.
+        fresh: begin again although there is a saved state.
+        shared: the run folder whose metres of frames without LiDAR are read and added to; its own where None.
+        should_stop: asked between frames and steps.
+
+    Raises:
+        Preempted: if `should_stop` returns True, after saving.
+        SurroundError: as `run_train_student`.
     """
     stage_to = _stage_to(recipe.train_student)
     job = _training_job(recipe, folder, device, fresh=fresh)
@@ -98,7 +113,16 @@ def refiner_job(
     shared: RunFolder,
     device: torch.device,
 ) -> RefinerJob:
-    """What the refiner of a recipe learns from."""
+    """What the refiner of a recipe learns from.
+
+    Args:
+        recipe: its sections `student`, `bins`, `train_student` and `data`.
+        reader: the cache.
+        lidar_ids: training frames whose LiDAR teaches.
+        fits: the teacher placed by motion, see `motion_fits`; not needed for `RefinerJob.digest`.
+        shared: run folder that keeps the metres.
+        device: of the training.
+    """
     return RefinerJob(
         reader=reader,
         student=recipe.student,

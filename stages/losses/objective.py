@@ -48,7 +48,8 @@ def loss_terms(
     Args:
         learner: the student, and its adapter if the feature term has a weight.
         binning: how the teacher's bins in the cache were cut.
-        rigs: cached rigs with LiDAR and the teacher's targets.
+        rigs: cached rigs with LiDAR and the teacher's targets. Where `teacher_fit` has a scale above 0, the teacher's
+            depth by that fit, within `depth_range_m`, stands for LiDAR.
         image: RGB in [0, 1], augmented, on the device of learner and rigs.
         spec: weights.
         depth_range_m: LiDAR depths outside are ignored.

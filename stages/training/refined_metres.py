@@ -143,7 +143,9 @@ def refined_metres(job: RefinerJob, should_stop: Callable[[], bool]) -> Mapping[
     Raises:
         Preempted: if `should_stop` returns True; the steps and the frames that are done are kept.
         TrainingError: if a loss, a gradient or a depth is not finite, or all frames with LiDAR are quarantined.
-        WriteError, CheckpointError: if a file cannot be written.
+        WriteError: if a file cannot be written.
+        CheckpointError: if a state is not a refiner's or cannot be written.
+        DamagedCacheError, LoaderError: if frames cannot be read.
     """
     if not job.labelled:
         raise TrainingError(
