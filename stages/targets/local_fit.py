@@ -1,5 +1,6 @@
 """The binning strategy `local`: the teacher's map is corrected by LiDAR, place by place, before its bins are cut."""
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -115,9 +116,9 @@ def spread(
     """
     left, total = value, torch.zeros(len(where))
     for columns in GRID_COLUMNS:
-        cells = torch.tensor([max(1, round(aspect * columns)), columns, GRID_POSITIONS])
+        cells = (max(1, round(aspect * columns)), columns, GRID_POSITIONS)
         known, wanted = _corners(at, cells), _corners(where, cells)
-        size = int((cells + 1).prod())
+        size = math.prod(count + 1 for count in cells)
         weight = torch.zeros(size).index_add_(0, known.index.flatten(), known.share.flatten())
         summed = torch.zeros(size).index_add_(0, known.index.flatten(), (known.share * left).flatten())
         left = left - known.read(summed) / (known.read(weight) + SUPPORT)
@@ -133,16 +134,19 @@ class _Corners:
     share: Tensor
 
     def read(self, node: Float[Tensor, " G"]) -> Float[Tensor, " N"]:
-        return (self.share * node[self.index]).sum(0)
+        return (self.share * node.take(self.index)).sum(0)
 
 
-def _corners(at: Float[Tensor, "N 3"], cells: Tensor) -> _Corners:
-    position = at * cells
-    low = torch.minimum(position.floor().long(), cells - 1)
-    offset = torch.tensor([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)])[:, None]
-    node = low + offset
-    share = torch.where(offset == 1, position - low, 1 - position + low).prod(-1)
-    return _Corners((node[..., 0] * (cells[1] + 1) + node[..., 1]) * (cells[2] + 1) + node[..., 2], share)
+def _corners(at: Float[Tensor, "N 3"], cells: tuple[int, int, int]) -> _Corners:
+    position = at * torch.tensor(cells)
+    low = torch.minimum(position.floor(), torch.tensor(cells) - 1.0)
+    rows, columns, positions = torch.stack([1 - position + low, position - low]).unbind(-1)  # each (2, N)
+    share = rows[:, None, None] * columns[:, None] * positions
+    row, column, depth = low.long().unbind(-1)
+    _, across, deep = (count + 1 for count in cells)
+    first = (row * across + column) * deep + depth
+    corner = torch.tensor([(i * across + j) * deep + k for i in (0, 1) for j in (0, 1) for k in (0, 1)])
+    return _Corners(corner[:, None] + first, share.flatten(0, 2))
 
 
 def places(u: Float[Tensor, "H W"]) -> Float[Tensor, "H W 3"]:
