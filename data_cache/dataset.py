@@ -112,6 +112,7 @@ class CachedFrames(Dataset[CachedRigs]):
         """
         self.reader, self.frame_ids, self.neighbours = reader, tuple(frame_ids), neighbours
         self.lidar_ids, self.teacher_fits, self.metres = lidar_ids, teacher_fits, metres or {}
+        self._cameras: dict[int, FrameCameras] = {}  # of frames around those served: a rig that stands has many
 
     def read_from(self, reader: CacheReader) -> "CachedFrames":
         """The same frames, read from a copy of the cache."""
@@ -169,7 +170,8 @@ class CachedFrames(Dataset[CachedRigs]):
             for other in range(position + direction, position + (AT_MOST_APART + 1) * direction, direction):
                 if not (0 <= other < len(self) and same_drive(self.frame_ids[position], self.frame_ids[other])):
                     break
-                there = self.reader.read_cameras(self.frame_ids[other])
+                if (there := self._cameras.get(other)) is None:
+                    there = self._cameras[other] = self.reader.read_cameras(self.frame_ids[other])
                 if (moved := moved_m(cameras, there)) > MIN_MOVED_M:
                     if moved < MAX_MOVED_M:
                         yield _views(there, self.reader.read_image(self.frame_ids[other]), world_from_rig)

@@ -31,7 +31,9 @@ from stages.evaluation.protocols import PROTOCOLS, measured_frames
 from stages.evaluation.results import EvaluateReport, against_lidar
 from stages.losses.spec import supervised_alone
 from stages.student.checkpoint import load_student
+from stages.training.motion_fits import DEFINITION as MOTION
 from stages.training.preflight import require_tokens
+from stages.training.refined_metres import DEFINITION as REFINED
 
 KEPT_FRAMES = 32
 """At most this many test or selection frames stay in memory between students; synthetic ones take seconds to render."""
@@ -163,6 +165,8 @@ def _plan_student(
     }.items():
         for name in names:
             del decisive[section][name]
+    if own.data.lidar_drives and own.losses.without_lidar != "student" and not own.losses.lidar_alone:
+        decisive["metres"] = [MOTION, REFINED]
     # Results of before these settings stay what they are.
     if not own.data.lidar_drives:
         del decisive["data"]["lidar_drives"], decisive["losses"]["without_lidar"]

@@ -190,13 +190,6 @@ def parse_recipe(text: str, where: str, overrides: Sequence[str] = (), name: str
             f"{Path(where).name}[train_student]: lidar_share is {recipe.train_student.lidar_share:g}, but with"
             ' bins.strategy = "local" all returns have corrected the bins; set it to 1, or take another strategy'
         )
-    refined = recipe.losses.without_lidar == "refined" and not recipe.losses.lidar_alone
-    if recipe.bins.strategy == "local" and recipe.data.lidar_drives and refined:
-        raise RecipeError(
-            f"{Path(where).name}[losses]: without_lidar is refined, but a refiner learns how far off the teacher's bins"
-            " are where there is LiDAR, which with bins.strategy = local has corrected them already; set without_lidar"
-            " = 'motion', or take another strategy"
-        )
     return recipe
 
 

@@ -22,7 +22,7 @@ from stages.compute.progress import progress_bar
 from stages.student.encoder import ENCODERS
 from stages.student.model import Student
 from stages.train_student import TrainStudentReport, train_student
-from stages.training.motion_fits import motion_fits
+from stages.training.motion_fits import DEFINITION, motion_fits
 from stages.training.plan import TrainingPlan, plan_training
 from stages.training.preflight import TrainingJob, check_job
 from stages.training.refined_metres import RefinerJob, refined_metres
@@ -34,8 +34,9 @@ def run_train_student(recipe: Recipe, folder: RunFolder, *, fresh: bool = False)
 
     Raises:
         Preempted: on SIGTERM or SIGUSR1, after saving.
-        RecipeError, SettingError, StaleCacheError, IncompleteCacheError, DamagedCacheError, TrainingError,
-            CheckpointError: see `stages.train_student.train_student`; found before anything is made or trained.
+        RecipeError, SettingError, StaleCacheError, IncompleteCacheError: found before anything is made or trained.
+        DamagedCacheError, TrainingError, CheckpointError, LoaderError, WriteError: see
+            `stages.train_student.train_student`, `stages.training.refined_metres.refined_metres`.
     """
     # A process that still waits for the others ends at once on a signal: nothing has begun.
     with joined(recipe.train_student.device) as device, preemption() as should_stop:
@@ -77,11 +78,23 @@ def train_recipe(
 
 
 def _teaching_without_lidar(recipe: Recipe, job: TrainingJob) -> frozenset[str] | None:
-    """The frames with LiDAR, if there are others and these need metres."""
+    """The frames with LiDAR, if there are others and these need metres.
+
+    Raises:
+        RecipeError: if a refiner would learn from bins that LiDAR has corrected.
+    """
     losses = recipe.losses
     if job.lidar_ids is None or losses.without_lidar == "student" or losses.lidar_alone:
         return None
-    return None if job.lidar_ids.issuperset(job.train_ids) else job.lidar_ids
+    if job.lidar_ids.issuperset(job.reader.usable(tuple(job.train_ids))):
+        return None
+    if losses.without_lidar == "refined" and recipe.bins.strategy == "local":
+        raise RecipeError(
+            "losses.without_lidar = refined: a refiner learns how far off the teacher's bins are where there is LiDAR,"
+            " but with bins.strategy = local that LiDAR has corrected them already; set losses.without_lidar ="
+            " 'motion', or take another strategy"
+        )
+    return job.lidar_ids
 
 
 def _with_metres(
@@ -93,9 +106,8 @@ def _with_metres(
 ) -> TrainingJob:
     """The job with metres for the frames without LiDAR, made before the first step where they are missing."""
     refined, range_m = recipe.losses.without_lidar == "refined", recipe.data.depth_range_m
-    if refined:
-        job = replace(job, metres_id=refiner_job(recipe, job.reader, lidar_ids, {}, shared, job.device).digest)
-    state = check_job(job).state  # what will be refused is refused before hours of fits
+    job = _identified(recipe, job, lidar_ids, shared)
+    state = check_job(job).state  # what recipe, cache or state rule out is refused before hours of fits
     if state is not None and state.step >= job.spec.steps:
         return job
     fits = motion_fits(job.reader, recipe.bins, range_m, lidar_ids, shared.motion, should_stop, everywhere=refined)
@@ -103,6 +115,13 @@ def _with_metres(
         return replace(job, teacher_fits=fits)
     refiner = refiner_job(recipe, job.reader, lidar_ids, fits, shared, job.device)
     return replace(job, metres=refined_metres(refiner, should_stop))
+
+
+def _identified(recipe: Recipe, job: TrainingJob, lidar_ids: frozenset[str], shared: RunFolder) -> TrainingJob:
+    """The job with what tells its metres from others, which need not be there yet."""
+    if recipe.losses.without_lidar == "motion":
+        return replace(job, metres_id=DEFINITION)
+    return replace(job, metres_id=refiner_job(recipe, job.reader, lidar_ids, {}, shared, job.device).digest)
 
 
 def refiner_job(
@@ -143,8 +162,8 @@ def run_plan_training(recipe: Recipe, folder: RunFolder, *, fresh: bool = False)
     with joined(recipe.train_student.device) as device:
         job = _training_job(recipe, folder, device, fresh=fresh)
         lidar_ids = _teaching_without_lidar(recipe, job)
-        if lidar_ids is not None and recipe.losses.without_lidar == "refined":
-            job = replace(job, metres_id=refiner_job(recipe, job.reader, lidar_ids, {}, folder, device).digest)
+        if lidar_ids is not None:
+            job = _identified(recipe, job, lidar_ids, folder)
         return plan_training(job)
 
 

@@ -12,22 +12,27 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from data_cache.dataset import CachedFrames, collate
+from data_cache.dataset import AT_MOST_APART, MAX_MOVED_M, MIN_MOVED_M, CachedFrames, collate
 from data_cache.errors import SurroundWarning
 from data_cache.files import write_error
 from data_cache.shards.reader import CacheReader
+from stages.compute.parallel import leads
 from stages.compute.preemption import Preempted
 from stages.compute.progress import progress_bar
+from stages.targets import motion_fit
 from stages.targets.binning import Binning, stored_binning
 from stages.targets.bins import decode
 from stages.targets.lidar_fit import LidarFit, fit_disparity
 from stages.targets.lidar_frame import teacher_disparity
-from stages.targets.motion_fit import DEFINITION, fit_to_motion, usual_nearest
+from stages.targets.motion_fit import fit_to_motion, usual_nearest
 from stages.targets.spec import BinSpec
 
+DEFINITION = f"{motion_fit.DEFINITION}; {MIN_MOVED_M:g} to {MAX_MOVED_M:g} m apart, within {AT_MOST_APART} frames"
+"""Part of what tells fits apart."""
 PRIOR_FRAMES = 48
 """At most so many frames with LiDAR say how near the nearest surface usually is."""
 FEW_PLACED = 0.5
+"""A camera of which a smaller share of images is placed is warned of."""
 
 
 def motion_fits(
@@ -87,7 +92,8 @@ def motion_fits(
             _add(path, missing, fit, should_stop, look=look)
             found, look = _kept(path), False  # what is still missing stands in lines that got mixed up
     fits = {frame_id: found[frame_id] for frame_id in asked if frame_id in found}
-    _warn_of_few(reader, {frame_id: fit for frame_id, fit in fits.items() if frame_id not in lidar_ids})
+    if leads():
+        _warn_of_few(reader, {frame_id: fit for frame_id, fit in fits.items() if frame_id not in lidar_ids})
     return fits
 
 
@@ -130,8 +136,8 @@ def _warn_of_few(reader: CacheReader, fits: Mapping[str, Tensor]) -> None:
     if few:
         warnings.warn(
             f"frames without LiDAR have metres in few images of {', '.join(few)}: motion places the teacher where a"
-            " camera's frames before and after, or its ring neighbours, see the same, and some frame has its LiDAR; are"
-            " poses in metres, and frames at most 15 m apart?",
+            " camera's frames before and after, or its ring neighbours, see the same, and where LiDAR of some other"
+            " frame falls into that camera; are poses in metres, and frames at most 15 m apart?",
             SurroundWarning,
             stacklevel=3,
         )

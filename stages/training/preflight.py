@@ -163,11 +163,11 @@ def require_tokens(reader: CacheReader, losses: LossSpec) -> None:
 
 
 def _any_lidar(frames: CachedFrames, depth_range_m: tuple[float, float]) -> bool:
-    """Whether any frame has a return in range; usually only the first frame is read."""
+    """Whether any frame has a return in range; usually one frame with LiDAR is read."""
     near_m, far_m = depth_range_m
     return any(
         bool(((rig.lidar_depth_m > near_m) & (rig.lidar_depth_m < far_m)).any())
-        for rig in (frames[i] for i in range(len(frames)))
+        for rig in (frames[i] for i in range(len(frames)) if frames.has_lidar(i))
     )
 
 

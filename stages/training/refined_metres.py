@@ -44,8 +44,8 @@ from stages.targets.binning import Binning, stored_binning
 from stages.targets.bins import decode
 from stages.targets.lidar_fit import LidarFit
 from stages.targets.lidar_frame import teacher_disparity
-from stages.targets.motion_fit import DEFINITION as MOTION
 from stages.targets.spec import BinSpec
+from stages.training.motion_fits import DEFINITION as MOTION
 from stages.training.preflight import STATES
 from stages.training.schedule import draws, learning_rate, sample_order, split
 from stages.training.spec import TrainStudentSpec
@@ -60,7 +60,7 @@ NETWORK_SETTINGS = ("encoder", "pretrained", "input_size", "decoder_channels")
 TRAINING_SETTINGS = ("seed", "steps", "batch_rigs", "accumulate", "learning_rate", "warmup_steps", "weight_decay",
                      "clip_norm", "flip", "jitter", "lidar_share")  # fmt: skip
 """What decides a refiner of the sections `student` and `train_student`."""
-SAVING_S = 30.0
+SAVING_S = 20.0
 """A process that waits stays so long after a signal: where one ends, a launcher may kill those that still save."""
 LOWER_RATE = "lower train_student.learning_rate or look at these frames; the last saved state is kept"
 
@@ -165,6 +165,8 @@ def refined_metres(job: RefinerJob, should_stop: Callable[[], bool]) -> Mapping[
         while missing := [file for file in files.values() if not file.exists()]:
             if claims.take(0):
                 try:
+                    if should_stop():
+                        raise Preempted(f"stopped before the refiner in {folder} was trained; what it has is kept")
                     _write_metres(job, folder, files, should_stop)
                 finally:
                     claims.release(0)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from pipeline.recipe.run_folder import RunFolder
 from pipeline.runs.train_student import refiner_job
 from stages.compute.preemption import Preempted
 from stages.training import motion_fits as module
+from stages.training import refined_metres as refining
 from stages.training.motion_fits import motion_fits
 from stages.training.refined_metres import RefinerJob, refined_metres
 
@@ -183,20 +185,32 @@ def test_while_another_process_refines_this_one_waits(recipe, run, tmp_path, mon
     folder.mkdir(parents=True)
     other = Claims(folder / "refiner.lock")
     assert other.take(0)
-    monkeypatch.setattr("stages.training.refined_metres.SAVING_S", 0.0)
+    waits = []
+    clock = count(0, 5)
+    monkeypatch.setattr(refining.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(refining.time, "sleep", waits.append)
     with pytest.raises(Preempted, match="another process trained the refiner"):
         refined_metres(job, lambda: True)
-    waits = []
+    assert 1 <= len(waits) <= 4  # 20 s, at 5 s a look: who works may still save
+    monkeypatch.undo()
+    waits.clear()
 
     def wait(seconds: float) -> None:
         waits.append(sorted(path.name for path in folder.glob("*.npz")))
         if len(waits) == 2:
             other.release(0)
 
-    monkeypatch.setattr("stages.training.refined_metres.time.sleep", wait)
+    monkeypatch.setattr(refining.time, "sleep", wait)
     files = refined_metres(job, lambda: False)
     assert waits == [[], []]
     assert all(path.exists() for path in files.values())
+    # A signal before its turn comes: nothing is begun. And how many processes there are tells no metres apart.
+    files["drive-02/1"].unlink()
+    with pytest.raises(Preempted, match="before the refiner"):
+        refined_metres(job, lambda: True)
+    digest = job.digest
+    monkeypatch.setattr(refining, "process_count", lambda: 4)
+    assert (job.passes, job.digest) == (4, digest)
 
 
 def test_a_camera_that_motion_hardly_ever_places_is_named(recipe, run, tmp_path, monkeypatch):
