@@ -165,11 +165,13 @@ def _plan_student(
     }.items():
         for name in names:
             del decisive[section][name]
-    if own.data.lidar_drives and own.losses.without_lidar != "student" and not own.losses.lidar_alone:
+    if not own.data.lidar_drives or own.losses.lidar_alone:
+        del decisive["losses"]["without_lidar"]
+    elif own.losses.without_lidar != "student":
         decisive["metres"] = [MOTION, REFINED]
     # Results of before these settings stay what they are.
     if not own.data.lidar_drives:
-        del decisive["data"]["lidar_drives"], decisive["losses"]["without_lidar"]
+        del decisive["data"]["lidar_drives"]
     if not own.losses.bin_relation:
         del decisive["losses"]["bin_relation"]
     for name in ("name", "ablate", "eval", "cluster"):

@@ -239,6 +239,10 @@ def test_all_students_of_an_ablation_share_the_metres(recipe, run):
     students = plan_students(load_recipe(str(recipe), asked), RunFolder(run))
     assert {s.shared.root for s in students} == {run}
     assert len({s.folder.root for s in students}) == 4
+    # Where the metres come from is part of a student that needs them, and of no other.
+    other = plan_students(load_recipe(str(recipe), [*asked, "losses.without_lidar='motion'"]), RunFolder(run))
+    same = {s.row: s.folder.root == o.folder.root for s, o in zip(students, other, strict=True)}
+    assert same == {"supervised": True, "KL": False}
 
 
 def test_without_metres_from_motion_nothing_is_fitted(recipe, run, tmp_path):
