@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from data_cache.files import count_text
 from pipeline.recipe.ablate import BASELINE
 from pipeline.report.markdown import Table, markdown_table
 
@@ -108,7 +109,11 @@ def ablation_table(rows: Sequence[Mapping[str, object]], columns: Mapping[str, s
     for row in rows:
         seeds, share, drives = row["seeds"], row["lidar_share"], row.get("lidar_drives")
         assert isinstance(seeds, list)
-        lidar = f"{share:.0%}" if drives is None else f"{drives} drives" + (f", {share:.0%}" if share != 1 else "")
+        lidar = (
+            f"{share:.0%}"
+            if not isinstance(drives, int)
+            else count_text(drives, "drive") + (f", {share:.0%}" if share != 1 else "")
+        )
         cells.append((str(row["name"]), lidar, str(len(seeds)), *(_cell_text(row, metric) for metric in shown)))
     return markdown_table(Table("Ablation", "", ("row", "LiDAR", "seeds", *shown.values()), tuple(cells)))
 
