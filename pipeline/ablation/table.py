@@ -109,11 +109,9 @@ def ablation_table(rows: Sequence[Mapping[str, object]], columns: Mapping[str, s
     for row in rows:
         seeds, share, drives = row["seeds"], row["lidar_share"], row.get("lidar_drives")
         assert isinstance(seeds, list)
-        lidar = (
-            f"{share:.0%}"
-            if not isinstance(drives, int)
-            else count_text(drives, "drive") + (f", {share:.0%}" if share != 1 else "")
-        )
+        lidar = f"{share:.0%}"
+        if isinstance(drives, int):
+            lidar = count_text(drives, "drive") + (f", {lidar}" if share != 1 else "")
         cells.append((str(row["name"]), lidar, str(len(seeds)), *(_cell_text(row, metric) for metric in shown)))
     return markdown_table(Table("Ablation", "", ("row", "LiDAR", "seeds", *shown.values()), tuple(cells)))
 

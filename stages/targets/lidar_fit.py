@@ -29,8 +29,7 @@ class LidarFit:
         last = [1] * (disparity.dim() - self.scale.dim())
         scale, shift = (value.view(*value.shape, *last) for value in (self.scale, self.shift))
         inverse = shift + scale * disparity
-        beyond = inverse <= 1 / FARTHEST_M
-        return torch.where(beyond, FARTHEST_M, 1 / torch.where(beyond, 1.0, inverse))
+        return torch.where(inverse <= 1 / FARTHEST_M, FARTHEST_M, 1 / inverse.clamp(min=1 / FARTHEST_M))
 
 
 def fit_disparity(x: Float[Tensor, "*batch H W"], lidar_depth_m: Float[Tensor, "*batch H W"]) -> LidarFit:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate, pad, unfold
 
 from data_cache.dataset import CachedViews
-from stages.targets.lidar_fit import FARTHEST_M, LidarFit
+from stages.targets.lidar_fit import LidarFit
 
 DEFINITION = "correlation of patches before and after, and in ring neighbours; nearest surface and shift searched twice"
 """Part of what tells fits apart: a change to the numbers or the search below must change this text."""
@@ -35,7 +35,7 @@ USUAL_WITHIN = 0.25
 SHIFTS = (-0.01, -0.005, 0.0, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.055, 0.07, 0.085, 0.1, 0.12, 0.15)
 """Inverse metres at the teacher's least disparity: the sky or a wall 7 m away, beyond infinity for a rough fit."""
 AT_ONCE = 4096
-"""Pixels whose patches are compared at once: as many as the CPU's cache holds."""
+"""Pixels whose patches are compared at once: 0.8 MB of them, so that they stay in the CPU's cache."""
 PRIOR_WEIGHT = 0.003
 """What a nearest surface that is USUAL_WITHIN nearer or farther than usual costs, in correlation: half of this, and
 four times as much at twice that distance."""
@@ -77,8 +77,7 @@ def fit_to_motion(
         for stride in STRIDES:  # the second search lies between the neighbours of the best of the first
             grid_near, grid_shift = (values.flatten() for values in torch.meshgrid(near, shift, indexing="ij"))
             scale = grid_near.exp() - grid_shift
-            inverse = grid_shift[:, None, None] + scale[:, None, None] * x[view, 0, ::stride, ::stride]
-            depth_m = 1 / inverse.clamp(min=1 / FARTHEST_M)
+            depth_m = LidarFit(scale, grid_shift, scale > 0).depth_m(x[view, :, ::stride, ::stride])
             alike = _alike(patches[0][view], frame.intrinsics[view], depth_m, seen_by, stride)
             if alike is None:
                 break

@@ -79,7 +79,6 @@ def motion_fits(
         frames, binning = CachedFrames(reader, usable), stored_binning(bins, reader.identity.bin_knots)
         chosen = labelled[:: -(-len(labelled) // PRIOR_FRAMES)]
         nearest = usual_nearest([fitted_to_lidar(frames, i, bins, binning, depth_range_m)[2] for i in chosen])
-
         positions = {frame_id: i for i, frame_id in enumerate(usable)}
 
         def fit(frame_id: str) -> Float[Tensor, "V 2"]:

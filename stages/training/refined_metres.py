@@ -161,7 +161,7 @@ def refined_metres(job: RefinerJob, should_stop: Callable[[], bool]) -> Mapping[
     except OSError as error:
         raise write_error(error, folder) from error
     with ExitStack() as stack:
-        waiting, saved_by = None, 0.0
+        waiting = leave_at = None
         while missing := [file for file in files.values() if not file.exists()]:
             if claims.take(0):
                 try:
@@ -171,8 +171,10 @@ def refined_metres(job: RefinerJob, should_stop: Callable[[], bool]) -> Mapping[
                 finally:
                     claims.release(0)
                 continue
-            if should_stop() and (saved_by := saved_by or time.monotonic() + SAVING_S) < time.monotonic():
-                raise Preempted(f"stopped while another process trained the refiner in {folder}")
+            if should_stop():
+                leave_at = leave_at or time.monotonic() + SAVING_S
+                if time.monotonic() >= leave_at:
+                    raise Preempted(f"stopped while another process trained the refiner in {folder}")
             done = len(files) - len(missing)
             waiting = waiting or stack.enter_context(
                 progress_bar(len(files), done, "refine elsewhere", "frame", quiet=not leads())
@@ -262,7 +264,7 @@ def _trained(job: RefinerJob, binning: Binning, folder: Path, should_stop: Calla
 
 
 def _newest_state(job: RefinerJob, folder: Path) -> TrainingState | None:
-    """The state to go on from; without a readable one the refiner is trained again, which costs little."""
+    """The state to go on from; without a readable one the refiner is trained again."""
     try:
         return load_state(folder / STATES, job.run)
     except CheckpointError as error:
