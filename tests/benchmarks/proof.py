@@ -2,7 +2,7 @@
 
 `python tests/benchmarks/proof.py RUN/ablate/table.json --out tests/benchmarks/results/proof_fleet.json`. Errors are
 AbsRel at LiDAR returns by the recipe's protocol; gains, in percent, are against the supervised student of the same
-LiDAR and seed.
+LiDAR and seed. `lidar_abs_rel` and `gains_pct` have one value for each of `seeds`.
 """
 
 import argparse
@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.recipe.ablate import BASELINE
+
 AXES = ("lidar_drives", "lidar_share")
 NAMES = {"lidar_protocol": "lidar_abs_rel", "abs_rel": "dense_abs_rel", "overlap": "overlap_abs_rel"}
 
@@ -20,7 +22,12 @@ def proof(table: Mapping[str, Any], command: str) -> dict[str, Any]:
     """The rows of an ablation's table under the names of a proof, the metric of the field first."""
     rows = []
     for row in table["rows"]:
-        entry = {"name": row["name"], **{axis: row[axis] for axis in AXES if axis in row}, "seeds": row["seeds"]}
+        axes = {axis: row[axis] for axis in AXES if axis in row}
+        own, theirs = (_by_seed(table, {"row": name, **axes}) for name in (row["name"], BASELINE))
+        entry = {"name": row["name"], **axes, "seeds": row["seeds"]}
+        entry |= {"lidar_abs_rel": [own[seed] for seed in row["seeds"]], "gains_pct": None}
+        if row["name"] != BASELINE:
+            entry["gains_pct"] = [100 * (1 - own[seed] / theirs[seed]) for seed in row["seeds"] if seed in theirs]
         for metric, name in NAMES.items():
             prefix = "" if metric == "lidar_protocol" else f"{name}_"
             entry |= {f"{name}_mean": row.get(f"{metric}_mean"), f"{name}_std": row.get(f"{metric}_std")}
@@ -38,6 +45,12 @@ def proof(table: Mapping[str, Any], command: str) -> dict[str, Any]:
         "machine": where["machine"],
         "date": where["date"],
     }
+
+
+def _by_seed(table: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[int, float]:
+    """AbsRel at LiDAR returns of the students of a row."""
+    students = (one for one in table["students"] if all(one[key] == value for key, value in asked.items()))
+    return {one["seed"]: one["metrics"]["lidar_protocol"] for one in students}
 
 
 if __name__ == "__main__":

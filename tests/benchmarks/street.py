@@ -32,6 +32,8 @@ HALF_BEAM_DEG = 0.25
 BEAMS_DEG = {1: (-2.0,), 4: (-8.0, -4.0, -2.0, 0.5), 16: tuple(np.linspace(-15, 5, 16))}
 TERMS = ROWS["KL + VRKD + completion + photometric"]
 WITH_BIN_RELATION = ROWS["KL + VRKD + completion + photometric + bin relation"]
+LOCAL = "default terms, bin relation, local bins"
+"""A row with a cache of its own: the same as the row before it, of a teacher that LiDAR corrects place by place."""
 NO_LOSS = ("losses.relation=1e-9", "losses.without_lidar='student'")
 """A control: images without LiDAR are seen, which moves the batch statistics, and nothing is learnt from them."""
 RATE = ("train_student.learning_rate=16e-3",)
@@ -77,6 +79,7 @@ SETTINGS = (
     Setting("1 beam", beams=1),
     Setting("forward sensor", lidar="forward"),
     Setting("16 beams", beams=16),
+    Setting("all LiDAR"),
     Setting("frames 0 to 4", lidar_frames=("002[0:5]",)),
     Setting("frames 2, 8, 14", lidar_frames=("002[2:15:6]",)),
 )
@@ -122,6 +125,11 @@ class CheaperCar:
         return replace(sweep, points_m=sweep.points_m[kept])
 
 
+def local_bins(run: Path) -> tuple[str, str]:
+    """The settings of `local` bins and of their cache."""
+    return "bins.strategy='local'", f"teacher_cache.location={json.dumps(str(run / 'cache-local'))}"
+
+
 def ablated(
     root: Path, setting: Setting, run: Path, rows: Mapping[str, Sequence[str]], overrides: Sequence[str]
 ) -> dict:
@@ -131,23 +139,27 @@ def ablated(
         export_rig(source, source.drives[DRIVE], run / "rig")
     written = ", ".join(f'"{name}" = {json.dumps(list(terms))}' for name, terms in rows.items())
     settings = ["data.source='rig_folder'", f"ablate.rows={{{written}}}", *overrides]
-    words = [word for one in settings for word in ("--set", one)]
-    for verb in ("teacher-cache", "ablate"):
+    caches: list[Sequence[str]] = [(), *([local_bins(run)] if LOCAL in rows else [])]
+    for verb, more in [*(("teacher-cache", cache) for cache in caches), ("ablate", ())]:
+        words = [word for one in (*settings, *more) for word in ("--set", one)]
         command = ["surround", verb, "evidence_pandaset", "--data", str(run / "rig"), "--run", str(run), *words]
         subprocess.run(command, check=True)
     return json.loads((run / "ablate" / "table.json").read_text())
 
 
 def proven(root: Path, setting: Setting, run: Path, seeds: Sequence[int], overrides: Sequence[str]) -> list[dict]:
-    """The rows of a setting, with what it is."""
+    """The rows of a setting, with what it is; a street has no dense truth."""
     rows = {BASELINE: (), "default terms": TERMS, "default terms, bin relation": WITH_BIN_RELATION}
     if setting.lidar_frames:
         rows["no loss without LiDAR"] = NO_LOSS
+    else:  # bins that LiDAR corrects need LiDAR in every frame
+        rows[LOCAL] = (*WITH_BIN_RELATION, *local_bins((run / setting.folder).absolute()))
     own = [f"data.lidar_drives={json.dumps(setting.lidar_frames)}", f"ablate.seeds={json.dumps(list(seeds))}"]
     table = ablated(root, setting, run / setting.folder, rows, [*own, *overrides])
     frames = {"lidar_frames": list(setting.lidar_frames)} if setting.lidar_frames else {}
     axis = {"setting": setting.name, "beams": setting.beams or "all", "lidar": setting.lidar, **frames}
-    return [{"name": row["name"], **axis, **row} for row in proof(table, "")["rows"]]
+    found = [{"name": row["name"], **axis, **row} for row in proof(table, "")["rows"]]
+    return [{key: value for key, value in row.items() if not key.startswith("dense_")} for row in found]
 
 
 def tuned(root: Path, run: Path) -> list[dict]:

@@ -1,7 +1,12 @@
-"""A sensor of few beams keeps the points that lie on them, as the sensor itself sees them."""
+"""A sensor of few beams keeps the points that lie on them, as the sensor itself sees them; pages quote the table."""
+
+import json
+import re
 
 import numpy as np
-from benchmarks.street import on_beams
+import pytest
+from benchmarks.street import RESULTS, on_beams
+from support.repository import REPOSITORY
 
 
 def test_points_on_a_beam_are_seen_from_the_sensor_by_hand():
@@ -13,3 +18,20 @@ def test_points_on_a_beam_are_seen_from_the_sensor_by_hand():
     assert on_beams(points_m, lidar_from_ground, [-2.0]).tolist() == [True, True, False, False, False]
     assert on_beams(points_m, lidar_from_ground, [-2.0, 0.5]).tolist() == [True, True, False, False, True]
     assert not on_beams(points_m, np.eye(4), [-2.0]).any()
+
+
+@pytest.mark.parametrize("page", ["docs/results/street.md", "docs/RESULTS.md"])
+def test_the_pages_quote_what_was_measured(page):
+    """Every row of the long table, and those of the default losses in RESULTS."""
+    text = (REPOSITORY / page).read_text()
+    rows = json.loads((RESULTS / "proof_street.json").read_text())["rows"]
+    for row in rows:
+        if page.endswith("street.md") or row["name"] in ("supervised", "default terms, bin relation"):
+            error = " ± ".join(f"{row[f'lidar_abs_rel_{key}']:.4f}".lstrip("0") for key in ("mean", "std"))
+            gain = "" if row["gain_pct"] is None else f"{row['gain_pct']:+.1f} ± {row['gain_std']:.1f} %"
+            assert re.search(re.escape(error) + r"[^|]*" + re.escape(gain), text), (
+                row["setting"],
+                row["name"],
+                error,
+                gain,
+            )
