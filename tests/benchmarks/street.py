@@ -47,6 +47,11 @@ TUNING = {
     "default": TERMS,
     **{f"default {rate}": (*TERMS, f"train_student.learning_rate={rate}") for rate in RATES[1:5]},
 }
+FEW_FRAMES = {
+    BASELINE: (),
+    **{rate: (f"train_student.learning_rate={rate}",) for rate in RATES[2:]},
+    **{f"default {rate}": (*WITH_BIN_RELATION, f"train_student.learning_rate={rate}") for rate in RATES[3:5]},
+}
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -83,7 +88,12 @@ SETTINGS = (
     Setting("frames 0 to 4", lidar_frames=("002[0:5]",)),
     Setting("frames 2, 8, 14", lidar_frames=("002[2:15:6]",)),
 )
-TUNING_CAR = Setting("tuning", beams=4, train_frames=14)
+TUNED = (
+    (Setting("4 beams", beams=4, train_frames=14), TUNING),
+    (Setting("frames 0 to 4", lidar_frames=("002[0:5]",), train_frames=14), FEW_FRAMES),
+    (Setting("frames 2, 8", lidar_frames=("002[2:9:6]",), train_frames=14), FEW_FRAMES),
+)
+"""What settings are chosen on, and between which: frames 14 to 16 are measured."""
 
 
 def on_beams(
@@ -148,7 +158,7 @@ def ablated(
 
 
 def proven(root: Path, setting: Setting, run: Path, seeds: Sequence[int], overrides: Sequence[str]) -> list[dict]:
-    """The rows of a setting, with what it is; a street has no dense truth."""
+    """The rows of a setting, with what it is."""
     rows = {BASELINE: (), "default terms": TERMS, "default terms, bin relation": WITH_BIN_RELATION}
     if setting.lidar_frames:
         rows["no loss without LiDAR"] = NO_LOSS
@@ -158,15 +168,21 @@ def proven(root: Path, setting: Setting, run: Path, seeds: Sequence[int], overri
     table = ablated(root, setting, run / setting.folder, rows, [*own, *overrides])
     frames = {"lidar_frames": list(setting.lidar_frames)} if setting.lidar_frames else {}
     axis = {"setting": setting.name, "beams": setting.beams or "all", "lidar": setting.lidar, **frames}
-    found = [{"name": row["name"], **axis, **row} for row in proof(table, "")["rows"]]
-    return [{key: value for key, value in row.items() if not key.startswith("dense_")} for row in found]
+    return [without_dense_truth({"name": row["name"], **axis, **row}) for row in proof(table, "")["rows"]]
 
 
-def tuned(root: Path, run: Path) -> list[dict]:
+def tuned(root: Path, setting: Setting, run: Path, rows: Mapping[str, Sequence[str]]) -> list[dict]:
     """AbsRel of settings on the last three of the frames to train on, with all their returns: the others teach."""
     split = ['data.train=["002[:14]"]', 'data.test=["002[14:17]"]', "ablate.seeds=[0]"]
-    table = ablated(root, TUNING_CAR, run / "tuning", TUNING, split)
-    return [{"name": row["name"], "overrides": TUNING[row["name"]], **row} for row in proof(table, "")["rows"]]
+    lidar = f"data.lidar_drives={json.dumps(setting.lidar_frames)}"
+    table = ablated(root, setting, run / f"tuning-{setting.folder}", rows, [*split, lidar])
+    found = [row | {"setting": setting.name, "overrides": rows[row["name"]]} for row in proof(table, "")["rows"]]
+    return [without_dense_truth(row) for row in found]
+
+
+def without_dense_truth(row: Mapping[str, object]) -> dict[str, object]:
+    """A street has none; an ablation then calls AbsRel at LiDAR returns by both names."""
+    return {key: value for key, value in row.items() if not key.startswith("dense_")}
 
 
 def main() -> None:
@@ -177,7 +193,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", default=[one.name for one in SETTINGS], help="names of settings")
     asked = parser.parse_args()
-    rows = tuned(asked.pandaset, asked.run) if asked.tune else []
+    rows: list[dict] = []
+    for setting, choices in TUNED if asked.tune else ():
+        rows += tuned(asked.pandaset, setting, asked.run, choices)
     for setting in (one for one in SETTINGS if one.name in asked.only and not asked.tune):
         rows += proven(asked.pandaset, setting, asked.run, asked.seeds, RATE)
     here, every = surroundings(), len(asked.only) == len(SETTINGS)

@@ -1,5 +1,6 @@
-"""The figure shows what the rows say, however many there are."""
+"""The figures show what the rows say, however many there are."""
 
+from benchmarks import draw_street
 from benchmarks.draw_proof import Point, draw, lines
 
 
@@ -26,3 +27,18 @@ def test_one_row_and_many_rows_make_a_picture(tmp_path):
     for count in (1, 3, len(ROWS)):
         draw(ROWS[:count], tmp_path / f"{count}.png")
         assert (tmp_path / f"{count}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_street_shows_settings_in_the_order_of_their_error_and_none_that_lacks_a_row(tmp_path):
+    both = ("supervised", "default terms, bin relation")
+    errors = {"16 beams": (0.24, 0.21), "1 beam": (0.74, 0.47), "4 beams": (0.35,)}
+    rows = [
+        {"setting": setting, "name": name, "lidar_abs_rel_mean": error, "lidar_abs_rel_std": None}
+        for setting, found in errors.items()
+        for name, error in zip(both, found, strict=False)
+    ]
+    shown = draw_street.pairs([*rows, rows[0] | {"name": "default terms"}])
+    assert list(shown) == ["1 beam", "16 beams"]
+    assert shown["1 beam"] == {both[0]: (0.74, 0.0), both[1]: (0.47, 0.0)}
+    draw_street.draw(rows, tmp_path / "street.png")
+    assert (tmp_path / "street.png").read_bytes()[:4] == b"\x89PNG"
