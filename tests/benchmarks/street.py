@@ -36,8 +36,6 @@ LOCAL = "default terms, bin relation, local bins"
 """A row with a cache of its own: the same as the row before it, of a teacher that LiDAR corrects place by place."""
 NO_LOSS = ("losses.relation=1e-9", "losses.without_lidar='student'")
 """A control: images without LiDAR are seen, which moves the batch statistics, and nothing is learnt from them."""
-RATE = ("train_student.learning_rate=16e-3",)
-"""Of all rows: what TUNING found."""
 RATES = ("5e-4", "2e-3", "4e-3", "8e-3", "16e-3", "32e-3")
 TUNING = {
     BASELINE: (),  # 1e-3
@@ -65,6 +63,7 @@ class Setting:
         lidar: sensor, one of LIDARS.
         lidar_frames: selectors of the training frames that have LiDAR; empty for all.
         train_frames: the first frames of the drive, which have the LiDAR of this setting.
+        rate: learning rate of all rows: the supervised student's best in what is nearest among TUNED.
     """
 
     name: str
@@ -72,6 +71,7 @@ class Setting:
     lidar: str = MECHANICAL
     lidar_frames: tuple[str, ...] = ()
     train_frames: int = 17
+    rate: str = "16e-3"
 
     @property
     def folder(self) -> str:
@@ -86,7 +86,7 @@ SETTINGS = (
     Setting("16 beams", beams=16),
     Setting("all LiDAR"),
     Setting("frames 0 to 4", lidar_frames=("002[0:5]",)),
-    Setting("frames 2, 8, 14", lidar_frames=("002[2:15:6]",)),
+    Setting("frames 2, 8, 14", lidar_frames=("002[2:15:6]",), rate="8e-3"),
 )
 TUNED = (
     (Setting("4 beams", beams=4, train_frames=14), TUNING),
@@ -157,7 +157,7 @@ def ablated(
     return json.loads((run / "ablate" / "table.json").read_text())
 
 
-def proven(root: Path, setting: Setting, run: Path, seeds: Sequence[int], overrides: Sequence[str]) -> list[dict]:
+def proven(root: Path, setting: Setting, run: Path, seeds: Sequence[int]) -> list[dict]:
     """The rows of a setting, with what it is."""
     rows = {BASELINE: (), "default terms": TERMS, "default terms, bin relation": WITH_BIN_RELATION}
     if setting.lidar_frames:
@@ -165,9 +165,15 @@ def proven(root: Path, setting: Setting, run: Path, seeds: Sequence[int], overri
     else:  # bins that LiDAR corrects need LiDAR in every frame
         rows[LOCAL] = (*WITH_BIN_RELATION, *local_bins((run / setting.folder).absolute()))
     own = [f"data.lidar_drives={json.dumps(setting.lidar_frames)}", f"ablate.seeds={json.dumps(list(seeds))}"]
-    table = ablated(root, setting, run / setting.folder, rows, [*own, *overrides])
+    table = ablated(root, setting, run / setting.folder, rows, [*own, f"train_student.learning_rate={setting.rate}"])
     frames = {"lidar_frames": list(setting.lidar_frames)} if setting.lidar_frames else {}
-    axis = {"setting": setting.name, "beams": setting.beams or "all", "lidar": setting.lidar, **frames}
+    axis = {
+        "setting": setting.name,
+        "beams": setting.beams or "all",
+        "lidar": setting.lidar,
+        "rate": setting.rate,
+        **frames,
+    }
     return [without_dense_truth({"name": row["name"], **axis, **row}) for row in proof(table, "")["rows"]]
 
 
@@ -197,7 +203,7 @@ def main() -> None:
     for setting, choices in TUNED if asked.tune else ():
         rows += tuned(asked.pandaset, setting, asked.run, choices)
     for setting in (one for one in SETTINGS if one.name in asked.only and not asked.tune):
-        rows += proven(asked.pandaset, setting, asked.run, asked.seeds, RATE)
+        rows += proven(asked.pandaset, setting, asked.run, asked.seeds)
     here, every = surroundings(), len(asked.only) == len(SETTINGS)
     only = [] if every else ["--only", *(f"'{name}'" for name in asked.only)]
     content = {
