@@ -63,6 +63,7 @@ class Setting:
         lidar: sensor, one of LIDARS.
         lidar_frames: selectors of the training frames that have LiDAR; empty for all.
         train_frames: the first frames of the drive, which have the LiDAR of this setting.
+        local_bins: also measure LOCAL, which needs LiDAR in every frame and a cache of its own.
         rate: learning rate of all rows: the supervised student's best in what is nearest among TUNED.
     """
 
@@ -71,6 +72,7 @@ class Setting:
     lidar: str = MECHANICAL
     lidar_frames: tuple[str, ...] = ()
     train_frames: int = 17
+    local_bins: bool = False
     rate: str = "16e-3"
 
     @property
@@ -80,11 +82,11 @@ class Setting:
 
 
 SETTINGS = (
-    Setting("4 beams", beams=4),
+    Setting("4 beams", beams=4, local_bins=True),
     Setting("1 beam", beams=1),
-    Setting("forward sensor", lidar="forward"),
+    Setting("forward sensor", lidar="forward", local_bins=True),
     Setting("16 beams", beams=16),
-    Setting("all LiDAR"),
+    Setting("all LiDAR", local_bins=True),
     Setting("frames 0 to 4", lidar_frames=("002[0:5]",)),
     Setting("frames 2, 8, 14", lidar_frames=("002[2:15:6]",), rate="8e-3"),
 )
@@ -162,7 +164,7 @@ def proven(root: Path, setting: Setting, run: Path, seeds: Sequence[int]) -> lis
     rows = {BASELINE: (), "default terms": TERMS, "default terms, bin relation": WITH_BIN_RELATION}
     if setting.lidar_frames:
         rows["no loss without LiDAR"] = NO_LOSS
-    else:  # bins that LiDAR corrects need LiDAR in every frame
+    if setting.local_bins:
         rows[LOCAL] = (*WITH_BIN_RELATION, *local_bins((run / setting.folder).absolute()))
     own = [f"data.lidar_drives={json.dumps(setting.lidar_frames)}", f"ablate.seeds={json.dumps(list(seeds))}"]
     table = ablated(root, setting, run / setting.folder, rows, [*own, f"train_student.learning_rate={setting.rate}"])
