@@ -1,8 +1,8 @@
-"""Metres of frames without LiDAR: how far off at the LiDAR that was kept from them, and what a frame costs.
+"""Metres of frames without LiDAR: how far off at the LiDAR that was kept from them.
 
-The teacher's scale and shift by motion, refined, and by what costs nothing: those of the last frame with LiDAR, the
-usual ones of each camera, and a road as far below as the camera is high. All are measured where the refined ones lie
-and the frame's own LiDAR has a return.
+The teacher's scale and shift by motion, refined, and by what costs nothing: those of the last frame of a drive with
+LiDAR, the usual ones of each camera, and a road as far below as the camera is high. All are measured where the refined
+ones lie and the frame's own LiDAR has a return.
 
 `SURROUND_RUN=runs/evidence make bench ARGS="-k bench_metres"`, after `surround teacher-cache evidence`.
 """
@@ -36,7 +36,7 @@ ROAD_ROWS = 0.3
 """Share of an image, from below, that is taken for road."""
 ROAD_WITHIN_M = (1.0, 20.0)
 OFF_ROAD = 0.15
-"""Relative error of the inverse depth from which a pixel is no road, looked at three times."""
+"""Relative error of depth from which a pixel is no road, looked at twice."""
 METRES = (
     "by the last fit of its camera",
     "by the usual fit of its camera",
@@ -57,6 +57,12 @@ def _median(fits: Sequence[LidarFit]) -> LidarFit:
     return LidarFit(scale, shift, scale > 0)
 
 
+def _or(fit: LidarFit, other: LidarFit) -> LidarFit:
+    """The fit, and the other one where nothing was fitted."""
+    scale, shift = (torch.where(fit.fitted, a, b) for a, b in ((fit.scale, other.scale), (fit.shift, other.shift)))
+    return LidarFit(scale, shift, scale > 0)
+
+
 def fit_to_road(
     disparity: Float[Tensor, "1 V H W"],
     K_px: Float[Tensor, "V 3 3"],
@@ -70,11 +76,10 @@ def fit_to_road(
     down = -torch.einsum("vj,vhwj->vhw", ego_from_cam[:, 2, :3], rays)
     road_m = ego_from_cam[:, 2, 3, None, None] / down.clamp(min=1e-3)
     road = (down > 0) & (road_m > ROAD_WITHIN_M[0]) & (road_m < ROAD_WITHIN_M[1]) & (v > (1 - ROAD_ROWS) * height)
-    for _ in range(3):
+    for _ in range(2):
         fit = fit_disparity(disparity, torch.where(road, road_m, 0.0)[None])
         road = road & ((road_m / fit.depth_m(disparity)[0] - 1).abs() < OFF_ROAD)
-    scale, shift = (torch.where(fit.fitted, a, b) for a, b in ((fit.scale, usual.scale), (fit.shift, usual.shift)))
-    return LidarFit(scale, shift, scale > 0)
+    return _or(fit_disparity(disparity, torch.where(road, road_m, 0.0)[None]), usual)
 
 
 def test_bench_metres(capsys):
@@ -108,7 +113,7 @@ def test_bench_metres(capsys):
         if frame_id in lidar_ids:
             continue
         disparity, lidar_m, by_lidar = fitted_to_lidar(frames, i, recipe.bins, binning, range_m)
-        last = known[max((j for j in labelled if j < i), default=labelled[-1])]
+        last = _or(known[max(j for j in labelled if j < i)], usual)
         road = fit_to_road(disparity, frames[i].intrinsics, ego_from_cam, usual)
         scale, shift = fits[frame_id][None].unbind(-1)
         by_motion = LidarFit(scale, shift, scale > 0)

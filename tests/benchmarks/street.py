@@ -1,6 +1,7 @@
 """What distillation gains on a real street where LiDAR is scarce: writes results/proof_street.json.
 
-`python tests/benchmarks/street.py PANDASET --run runs/street`, after the same with `--tune`. Each setting is a rig
+`PYTHONPATH=tests python tests/benchmarks/street.py PANDASET --run runs/street`, after the same with `--tune`; with
+`--only` the rows go to RUN/proof_street.json. Each setting is a rig
 folder of PandaSet sequence 002 in which the first 17 frames have what a cheaper car would record: few beams, or the
 forward sensor alone, or LiDAR in few frames. The last 6 frames keep all returns of the 360-degree sensor and are what
 is measured. A setting that is finished is not run again.
@@ -36,6 +37,7 @@ LOCAL = "default terms, bin relation, local bins"
 """A row with a cache of its own: the same as the row before it, of a teacher that LiDAR corrects place by place."""
 NO_LOSS = ("losses.relation=1e-9", "losses.without_lidar='student'")
 """A control: images without LiDAR are seen, which moves the batch statistics, and nothing is learnt from them."""
+SEEDS = (0, 1, 2)
 RATES = ("5e-4", "2e-3", "4e-3", "8e-3", "16e-3", "32e-3")
 TUNING = {
     BASELINE: (),  # 1e-3
@@ -45,11 +47,13 @@ TUNING = {
     "default": TERMS,
     **{f"default {rate}": (*TERMS, f"train_student.learning_rate={rate}") for rate in RATES[1:5]},
 }
+"""The four losses; what they are called is what they were then."""
 FEW_FRAMES = {
     BASELINE: (),
     **{rate: (f"train_student.learning_rate={rate}",) for rate in RATES[2:]},
     **{f"default {rate}": (*WITH_BIN_RELATION, f"train_student.learning_rate={rate}") for rate in RATES[3:5]},
 }
+"""The five losses."""
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -159,14 +163,14 @@ def ablated(
     return json.loads((run / "ablate" / "table.json").read_text())
 
 
-def proven(root: Path, setting: Setting, run: Path, seeds: Sequence[int]) -> list[dict]:
+def proven(root: Path, setting: Setting, run: Path) -> list[dict]:
     """The rows of a setting, with what it is."""
     rows = {BASELINE: (), "default terms": TERMS, "default terms, bin relation": WITH_BIN_RELATION}
     if setting.lidar_frames:
         rows["no loss without LiDAR"] = NO_LOSS
     if setting.local_bins:
         rows[LOCAL] = (*WITH_BIN_RELATION, *local_bins((run / setting.folder).absolute()))
-    own = [f"data.lidar_drives={json.dumps(setting.lidar_frames)}", f"ablate.seeds={json.dumps(list(seeds))}"]
+    own = [f"data.lidar_drives={json.dumps(setting.lidar_frames)}", f"ablate.seeds={list(SEEDS)}"]
     table = ablated(root, setting, run / setting.folder, rows, [*own, f"train_student.learning_rate={setting.rate}"])
     frames = {"lidar_frames": list(setting.lidar_frames)} if setting.lidar_frames else {}
     axis = {
@@ -198,15 +202,15 @@ def main() -> None:
     parser.add_argument("pandaset", type=Path, help="folder that holds the sequences")
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--tune", action="store_true", help="choose a learning rate: writes results/street_tuning.json")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", nargs="+", default=[one.name for one in SETTINGS], help="names of settings")
+    names = [one.name for one in SETTINGS]
+    parser.add_argument("--only", nargs="+", choices=names, default=names, help="settings")
     asked = parser.parse_args()
     rows: list[dict] = []
     for setting, choices in TUNED if asked.tune else ():
         rows += tuned(asked.pandaset, setting, asked.run, choices)
     for setting in (one for one in SETTINGS if one.name in asked.only and not asked.tune):
-        rows += proven(asked.pandaset, setting, asked.run, asked.seeds)
-    here, every = surroundings(), len(asked.only) == len(SETTINGS)
+        rows += proven(asked.pandaset, setting, asked.run)
+    here, every = surroundings(), set(asked.only) == set(names)
     only = [] if every else ["--only", *(f"'{name}'" for name in asked.only)]
     content = {
         "rows": rows,
@@ -214,13 +218,16 @@ def main() -> None:
         if asked.tune
         else "the last 6 of 23 frames, all returns of the 360-degree sensor",
         "command": " ".join(
-            ["python tests/benchmarks/street.py PANDASET --run RUN", *(["--tune"] if asked.tune else only)]
+            [
+                "PYTHONPATH=tests python tests/benchmarks/street.py PANDASET --run RUN",
+                *(["--tune"] if asked.tune else only),
+            ]
         ),
         "commit": here["git_commit"],
         "machine": here["machine"],
         "date": here["date"],
     }
-    path = RESULTS / ("street_tuning.json" if asked.tune else "proof_street.json")
+    path = (RESULTS if every else asked.run) / ("street_tuning.json" if asked.tune else "proof_street.json")
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -1,9 +1,12 @@
 """A proof holds the gains at LiDAR returns, not those on dense truth."""
 
+import json
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 from benchmarks.proof import proof
+from support.repository import REPOSITORY
 
 from pipeline.ablation.table import Outcome, table_rows
 
@@ -27,3 +30,13 @@ def test_a_proof_by_hand():
     assert (row["lidar_abs_rel_mean"], row["gain_pct"]) == (pytest.approx(0.085), pytest.approx(22.5))
     assert row["gain_std"] == pytest.approx(12.5**0.5)
     assert (row["dense_abs_rel_mean"], row["dense_abs_rel_gain_pct"]) == (0.06, pytest.approx(50))
+
+
+@pytest.mark.parametrize("page", ["docs/results/fleet.md", "docs/RESULTS.md"])
+def test_the_pages_quote_the_fleet_as_measured(page):
+    text = (REPOSITORY / page).read_text().replace(" ± ", " ±")
+    rows = json.loads((Path(__file__).parent / "results/proof_fleet.json").read_text())["rows"]
+    for row in rows:
+        error = f"{row['lidar_abs_rel_mean']:.4f} ±{row['lidar_abs_rel_std']:.4f}"
+        assert error in text or error.replace("0.", ".") in text, row
+        assert row["gain_pct"] is None or f"{row['gain_pct']:+.1f} ±{row['gain_std']:.1f} %" in text, row
