@@ -3,7 +3,8 @@
 `python tests/benchmarks/proof.py RUN/ablate/table.json --out tests/benchmarks/results/proof_fleet.json`. Errors are
 AbsRel at LiDAR returns by the recipe's protocol; gains, in percent, are against the supervised student of the same
 LiDAR and seed. `lidar_abs_rel` has one value for each of `seeds`, and so has
-`gains_pct`, without those of which no supervised student is there.
+`gains_pct`, without those of which no supervised student is there; `commits` are those
+of the code that trained them.
 """
 
 import argparse
@@ -31,9 +32,12 @@ def proof(table: Mapping[str, Any], command: str) -> dict[str, Any]:
         axes = {axis: row[axis] for axis in AXES if axis in row}
         own, theirs = (_by_seed(table, {"row": name, **axes}) for name in (row["name"], BASELINE))
         entry = {"name": row["name"], **axes, "seeds": row["seeds"]}
-        entry |= {"lidar_abs_rel": [own[seed] for seed in row["seeds"]], "gains_pct": None}
+        error = {seed: one["metrics"]["lidar_protocol"] for seed, one in own.items()}
+        entry |= {"lidar_abs_rel": [error[seed] for seed in row["seeds"]], "gains_pct": None}
         if row["name"] != BASELINE:
-            entry["gains_pct"] = [100 * (1 - own[seed] / theirs[seed]) for seed in row["seeds"] if seed in theirs]
+            base = {seed: one["metrics"]["lidar_protocol"] for seed, one in theirs.items()}
+            entry["gains_pct"] = [100 * (1 - error[seed] / base[seed]) for seed in row["seeds"] if seed in base]
+        entry["commits"] = sorted({one["provenance"]["git_commit"] for one in own.values()})
         for metric, name in NAMES.items():
             prefix = "" if metric == "lidar_protocol" else f"{name}_"
             entry |= {f"{name}_mean": row.get(f"{metric}_mean"), f"{name}_std": row.get(f"{metric}_std")}
@@ -53,10 +57,10 @@ def proof(table: Mapping[str, Any], command: str) -> dict[str, Any]:
     }
 
 
-def _by_seed(table: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[int, float]:
-    """AbsRel at LiDAR returns of the students of a row."""
+def _by_seed(table: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
+    """The students of a row."""
     students = (one for one in table["students"] if all(one[key] == value for key, value in asked.items()))
-    return {one["seed"]: one["metrics"]["lidar_protocol"] for one in students}
+    return {one["seed"]: one for one in students}
 
 
 if __name__ == "__main__":

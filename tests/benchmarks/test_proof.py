@@ -20,12 +20,13 @@ def test_a_proof_by_hand():
         Outcome("motion", 1.0, 0, {"lidar_protocol": 0.08, "abs_rel": 0.06, "overlap": 0.04}, 3),
     ]
     where = {"command": "surround ablate evidence", "git_commit": "abc", "machine": "m", "date": "d"}
-    table = {"rows": table_rows(outcomes), "students": [asdict(one) for one in outcomes]}
+    table = {"rows": table_rows(outcomes), "students": [asdict(one) | {"provenance": where} for one in outcomes]}
     found = proof(table | {"measured_on": {}, "provenance": where}, "proof")
     assert found["command"] == "surround ablate evidence; proof"
     base, row = found["rows"]
     assert (base["gain_pct"], row["name"], row["lidar_drives"], row["seeds"]) == (None, "motion", 3, [1, 0])
     assert (base["gains_pct"], base["lidar_abs_rel"], row["lidar_abs_rel"]) == (None, [0.10, 0.12], [0.09, 0.08])
+    assert row["commits"] == ["abc"]
     assert row["gains_pct"] == pytest.approx([25, 20])
     assert (row["lidar_abs_rel_mean"], row["gain_pct"]) == (pytest.approx(0.085), pytest.approx(22.5))
     assert row["gain_std"] == pytest.approx(12.5**0.5)
