@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from support.road import fit_or, fit_to_road
 
 from data_cache.dataset import CachedFrames
 from data_cache.metres import read_metres
@@ -26,17 +25,13 @@ from pipeline.recipe.run_folder import RunFolder
 from pipeline.runs.splits import open_data
 from pipeline.runs.train_student import refiner_job
 from stages.targets.binning import stored_binning
-from stages.targets.lidar_fit import LidarFit, fit_disparity
+from stages.targets.lidar_fit import LidarFit
 from stages.training.motion_fits import fitted_to_lidar, motion_fits
 from stages.training.refined_metres import refined_metres
 
 pytestmark = pytest.mark.bench
 LIDAR_DRIVES = 3
-ROAD_ROWS = 0.3
-"""Share of an image, from below, that is taken for road."""
-ROAD_WITHIN_M = (1.0, 20.0)
-OFF_ROAD = 0.15
-"""Relative error of depth from which a pixel is no road, looked at twice."""
+
 METRES = (
     "by the last fit of its camera",
     "by the usual fit of its camera",
@@ -55,31 +50,6 @@ def _median(fits: Sequence[LidarFit]) -> LidarFit:
     ]
     scale, shift = (values.nanmedian(0, keepdim=True).values for values in found)
     return LidarFit(scale, shift, scale > 0)
-
-
-def _or(fit: LidarFit, other: LidarFit) -> LidarFit:
-    """The fit, and the other one where nothing was fitted."""
-    scale, shift = (torch.where(fit.fitted, a, b) for a, b in ((fit.scale, other.scale), (fit.shift, other.shift)))
-    return LidarFit(scale, shift, scale > 0)
-
-
-def fit_to_road(
-    disparity: Float[Tensor, "1 V H W"],
-    K_px: Float[Tensor, "V 3 3"],
-    ego_from_cam: Float[Tensor, "V 4 4"],
-    usual: LidarFit,
-) -> LidarFit:
-    """The fit in which the lowest rows of an image show a flat road, z = 0 in the frame of the vehicle, or `usual`."""
-    height, width = disparity.shape[-2:]
-    v, u = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
-    rays = torch.einsum("vij,hwj->vhwi", torch.linalg.inv(K_px), torch.stack([u, v, torch.ones_like(u)], -1))
-    down = -torch.einsum("vj,vhwj->vhw", ego_from_cam[:, 2, :3], rays)
-    road_m = ego_from_cam[:, 2, 3, None, None] / down.clamp(min=1e-3)
-    road = (down > 0) & (road_m > ROAD_WITHIN_M[0]) & (road_m < ROAD_WITHIN_M[1]) & (v > (1 - ROAD_ROWS) * height)
-    for _ in range(2):
-        fit = fit_disparity(disparity, torch.where(road, road_m, 0.0)[None])
-        road = road & ((road_m / fit.depth_m(disparity)[0] - 1).abs() < OFF_ROAD)
-    return _or(fit_disparity(disparity, torch.where(road, road_m, 0.0)[None]), usual)
 
 
 def test_bench_metres(capsys):
@@ -113,7 +83,7 @@ def test_bench_metres(capsys):
         if frame_id in lidar_ids:
             continue
         disparity, lidar_m, by_lidar = fitted_to_lidar(frames, i, recipe.bins, binning, range_m)
-        last = _or(known[max(j for j in labelled if j < i)], usual)
+        last = fit_or(known[max(j for j in labelled if j < i)], usual)
         road = fit_to_road(disparity, frames[i].intrinsics, ego_from_cam, usual)
         scale, shift = fits[frame_id][None].unbind(-1)
         by_motion = LidarFit(scale, shift, scale > 0)

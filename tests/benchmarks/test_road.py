@@ -1,7 +1,7 @@
 """Scale and shift by the road below a camera."""
 
 import torch
-from benchmarks.bench_metres import fit_to_road
+from support.road import fit_to_road
 
 from stages.targets.lidar_fit import LidarFit
 
