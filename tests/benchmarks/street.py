@@ -10,6 +10,7 @@ is measured. A setting that is finished is not run again.
 import argparse
 import json
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 from benchmarks.proof import proof
 from jaxtyping import Bool, Float
 
+from data_cache.errors import SourceError
 from data_cache.frames.rig import Frame, Rig, Sweep
 from data_cache.sources.base import MECHANICAL, Source
 from data_cache.sources.registry import open_source
@@ -39,11 +41,15 @@ NO_LOSS = ("losses.relation=1e-9", "losses.without_lidar='student'")
 """A control: images without LiDAR are seen, which moves the batch statistics, and nothing is learnt from them."""
 SEEDS = (0, 1, 2)
 RATES = ("5e-4", "2e-3", "4e-3", "8e-3", "16e-3", "32e-3")
+BEST = ("train_student.learning_rate=16e-3",)
 TUNING = {
     BASELINE: (),  # 1e-3
     **{rate: (f"train_student.learning_rate={rate}",) for rate in RATES},
     "decay 0.1": ("train_student.weight_decay=0.1",),
     "no jitter": ("train_student.jitter=false",),
+    "16e-3, decay 0.1": (*BEST, "train_student.weight_decay=0.1"),
+    "16e-3, no jitter": (*BEST, "train_student.jitter=false"),
+    "16e-3, 480 steps": (*BEST, "train_student.steps=480"),
     "default": TERMS,
     **{f"default {rate}": (*TERMS, f"train_student.learning_rate={rate}") for rate in RATES[1:5]},
 }
@@ -55,6 +61,7 @@ FEW_FRAMES = {
 }
 """The five losses."""
 RESULTS = Path(__file__).parent / "results"
+SURROUND = Path(sys.executable).with_name("surround")
 
 
 @dataclass(frozen=True)
@@ -158,7 +165,7 @@ def ablated(
     caches: list[Sequence[str]] = [(), *([local_bins(run)] if LOCAL in rows else [])]
     for verb, more in [*(("teacher-cache", cache) for cache in caches), ("ablate", ())]:
         words = [word for one in (*settings, *more) for word in ("--set", one)]
-        command = ["surround", verb, "evidence_pandaset", "--data", str(run / "rig"), "--run", str(run), *words]
+        command = [str(SURROUND), verb, "evidence_pandaset", "--data", str(run / "rig"), "--run", str(run), *words]
         subprocess.run(command, check=True)
     return json.loads((run / "ablate" / "table.json").read_text())
 
@@ -203,8 +210,14 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--tune", action="store_true", help="choose a learning rate: writes results/street_tuning.json")
     names = [one.name for one in SETTINGS]
-    parser.add_argument("--only", nargs="+", choices=names, default=names, help="settings")
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="SETTING", help=f"of {names}")
     asked = parser.parse_args()
+    if asked.tune and asked.only != names:
+        parser.error("--tune chooses for all settings, so it takes no --only")
+    try:
+        open_source("pandaset", asked.pandaset)
+    except SourceError as error:
+        parser.error(str(error))
     rows: list[dict] = []
     for setting, choices in TUNED if asked.tune else ():
         rows += tuned(asked.pandaset, setting, asked.run, choices)
