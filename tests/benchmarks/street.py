@@ -1,6 +1,6 @@
 """What distillation gains on a real street where LiDAR is scarce: writes results/proof_street.json.
 
-`PYTHONPATH=tests python tests/benchmarks/street.py PANDASET --run runs/street`, after the same with `--tune`; with
+`PYTHONPATH=.:tests python tests/benchmarks/street.py PANDASET --run runs/street`, after the same with `--tune`; with
 `--only` the rows go to RUN/proof_street.json. Each setting is a rig
 folder of PandaSet sequence 002 in which the first 17 frames have what a cheaper car would record: few beams, or the
 forward sensor alone, or LiDAR in few frames. The last 6 frames keep all returns of the 360-degree sensor and are what
@@ -232,7 +232,7 @@ def main() -> None:
         else "the last 6 of 23 frames, all returns of the 360-degree sensor",
         "command": " ".join(
             [
-                "PYTHONPATH=tests python tests/benchmarks/street.py PANDASET --run RUN",
+                "PYTHONPATH=.:tests python tests/benchmarks/street.py PANDASET --run RUN",
                 *(["--tune"] if asked.tune else only),
             ]
         ),
