@@ -49,7 +49,6 @@ TUNING = {
     "no jitter": ("train_student.jitter=false",),
     "16e-3, decay 0.1": (*BEST, "train_student.weight_decay=0.1"),
     "16e-3, no jitter": (*BEST, "train_student.jitter=false"),
-    "16e-3, 480 steps": (*BEST, "train_student.steps=480"),
     "default": TERMS,
     **{f"default {rate}": (*TERMS, f"train_student.learning_rate={rate}") for rate in RATES[1:5]},
 }
